@@ -1,0 +1,171 @@
+"""Every error that Phosphene raises on purpose; knows nothing of what raises it.
+
+A message says what is wrong, the value, the limit and the remedy. The edges (command line, gRPC) print it as it is;
+anything that is not a `PhospheneError` is a defect and is reported without its text.
+
+    PhospheneError
+    ├── InputError                  what a caller or a user handed in
+    │   ├── ImageError
+    │   │   ├── ImageFormatUnsupported
+    │   │   ├── ImageTooLarge
+    │   │   └── ImageUnreadable
+    │   ├── CorpusError             a set of images that cannot be listed or read
+    │   ├── SettingError            a configuration value out of bounds
+    │   ├── SiteError               a block or token selection that the encoder does not have
+    │   └── NotFound                an unknown neuron, image, bundle or corpus
+    ├── ArtefactError               what lies on disk
+    │   ├── ArtefactMissing
+    │   ├── ArtefactDamaged         a digest, size or shape differs from the manifest
+    │   ├── ArtefactMismatch        an artefact made for another one (code_id differs)
+    │   ├── ArtefactRefused         a pickle, or a file that no manifest names
+    │   └── SchemaUnknown           written by another version
+    ├── EncoderError
+    │   ├── EncoderMissing          neither a local folder nor reachable on the hub
+    │   └── EncoderUnsupported      a model family that Phosphene does not read
+    ├── ReadoutMissing              scores asked of an encoder that has none
+    ├── NumericError                NaN or infinity where numbers are due
+    └── ServiceError
+        ├── Overloaded              a bounded queue is full; carries the delay after which to try again
+        ├── DeadlineExpired         the caller's deadline passed before the work began
+        └── ServiceUnreachable      the client found no server
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtefactDamaged",
+    "ArtefactError",
+    "ArtefactMismatch",
+    "ArtefactMissing",
+    "ArtefactRefused",
+    "CorpusError",
+    "DeadlineExpired",
+    "EncoderError",
+    "EncoderMissing",
+    "EncoderUnsupported",
+    "ImageError",
+    "ImageFormatUnsupported",
+    "ImageTooLarge",
+    "ImageUnreadable",
+    "InputError",
+    "NotFound",
+    "NumericError",
+    "Overloaded",
+    "PhospheneError",
+    "ReadoutMissing",
+    "SchemaUnknown",
+    "ServiceError",
+    "ServiceUnreachable",
+    "SettingError",
+    "SiteError",
+]
+
+
+class PhospheneError(Exception):
+    """Root of the tree; its text may be shown to whoever asked."""
+
+
+class InputError(PhospheneError):
+    """Something handed in is wrong; doing it again unchanged fails again."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """Keep the message and, where one is at fault, the dotted name of the request field."""
+        super().__init__(message)
+        self.field = field
+
+
+class ImageError(InputError):
+    """An image cannot be used."""
+
+
+class ImageFormatUnsupported(ImageError):
+    """The bytes are not JPEG, PNG or WebP."""
+
+
+class ImageTooLarge(ImageError):
+    """The image exceeds a limit on bytes, pixels or scans."""
+
+
+class ImageUnreadable(ImageError):
+    """The bytes claim a supported format and do not decode."""
+
+
+class CorpusError(InputError):
+    """A corpus cannot be listed or read, or is empty."""
+
+
+class SettingError(InputError):
+    """A configuration value is out of its bounds or contradicts another."""
+
+
+class SiteError(InputError):
+    """The encoder has no such site."""
+
+
+class NotFound(InputError):
+    """A named thing does not exist here."""
+
+
+class ArtefactError(PhospheneError):
+    """An artefact on disk cannot be used."""
+
+
+class ArtefactMissing(ArtefactError):
+    """The artefact, or one of the files that its manifest names, is not there."""
+
+
+class ArtefactDamaged(ArtefactError):
+    """A file differs from the manifest that names it."""
+
+
+class ArtefactMismatch(ArtefactError):
+    """Two artefacts do not belong together."""
+
+
+class ArtefactRefused(ArtefactError):
+    """A file of a kind that is never read (pickle), or that no manifest names."""
+
+
+class SchemaUnknown(ArtefactError):
+    """A manifest with a schema number, kind or key that this version does not know."""
+
+
+class EncoderError(PhospheneError):
+    """The encoder cannot be loaded."""
+
+
+class EncoderMissing(EncoderError):
+    """No such local folder, and the hub cannot give it."""
+
+
+class EncoderUnsupported(EncoderError):
+    """A model family, or a configuration of one, that Phosphene does not read."""
+
+
+class ReadoutMissing(PhospheneError):
+    """Scores or text vectors were asked of an encoder that has no readout for them."""
+
+
+class NumericError(PhospheneError):
+    """NaN or infinity in residuals, weights or codes."""
+
+
+class ServiceError(PhospheneError):
+    """The service cannot answer now; doing it again later may succeed."""
+
+
+class Overloaded(ServiceError):
+    """A bounded queue is full."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """Keep the message and the seconds after which to try again."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExpired(ServiceError):
+    """The caller's deadline passed before its work was done."""
+
+
+class ServiceUnreachable(ServiceError):
+    """No server answers at the address."""
