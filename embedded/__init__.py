@@ -1,0 +1,1 @@
+"""The default that works offline: rendered scenes with known concepts and a tiny CLIP trained on them."""

@@ -1,0 +1,1 @@
+"""Builds and reads what is precomputed over a corpus for one bundle."""

@@ -1,0 +1,1 @@
+"""Answers phosphene.v1 over gRPC."""

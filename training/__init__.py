@@ -1,0 +1,1 @@
+"""Makes sparse autoencoders and publishes them as bundles."""
