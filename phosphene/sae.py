@@ -1,0 +1,253 @@
+"""SparseAutoencoder: residuals <-> codes, and its folder in the SAELens layout.
+
+One module for every architecture: how an SAE was trained does not show here, only its selection does. Knows nothing of
+encoders or images. Layout: SAELens 6 (`cfg.json`, `sae_weights.safetensors`), so that the field's tools read it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from phosphene.codes import TokenCodes
+from phosphene.errors import ArtefactDamaged, ArtefactMissing, ArtefactRefused, NumericError
+from phosphene.selection import JumpReLU, Selection, TopK, select
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "SparseAutoencoder", "load_sae", "sae_config", "save_sae"]
+
+CONFIG_NAME = "cfg.json"
+WEIGHTS_NAME = "sae_weights.safetensors"
+
+_DENSE_LIMIT_VALUES = 1 << 25  # 128 MiB of float32 pre-activations at a time
+
+
+class SparseAutoencoder(nn.Module):
+    """An inference-time sparse autoencoder: f = select((x - b_dec) W_enc + b_enc), x^ = f W_dec + b_dec."""
+
+    def __init__(
+        self,
+        *,
+        encoder_weight: Float[Tensor, "width neurons"],
+        encoder_bias: Float[Tensor, " neurons"],
+        directions: Float[Tensor, "neurons width"],
+        decoder_bias: Float[Tensor, " width"],
+        selection: Selection,
+        subtract_decoder_bias: bool = True,
+    ) -> None:
+        """Take the weights as they are.
+
+        Args:
+            encoder_weight: W_enc [width, neurons].
+            encoder_bias: b_enc [neurons].
+            directions: W_dec [neurons, width]; a neuron's row is what one unit of its activation adds to a residual.
+            decoder_bias: b_dec [width].
+            selection: the inference rule.
+            subtract_decoder_bias: whether the encoder reads x - b_dec (SAELens: `apply_b_dec_to_input`).
+
+        Raises:
+            NumericError: a weight is NaN or infinite.
+        """
+        super().__init__()
+        self.encoder_weight = nn.Parameter(encoder_weight.detach(), requires_grad=False)
+        self.encoder_bias = nn.Parameter(encoder_bias.detach(), requires_grad=False)
+        self.directions = nn.Parameter(directions.detach(), requires_grad=False)
+        self.decoder_bias = nn.Parameter(decoder_bias.detach(), requires_grad=False)
+        self.subtract_decoder_bias = subtract_decoder_bias
+        self.threshold: Tensor | None
+        match selection:
+            case TopK(k=k):
+                self._k = k
+                self.register_buffer("threshold", None)
+            case JumpReLU(threshold=threshold):
+                self._k = 0
+                self.register_buffer("threshold", threshold.detach())
+            case _:
+                assert_never(selection)
+        for name, value in self.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise NumericError(f"SAE weight {name!r} holds NaN or infinity; train or export the SAE again")
+
+    @property
+    def width(self) -> int:
+        """Width of the residuals that the SAE reads."""
+        return self.encoder_weight.shape[0]
+
+    @property
+    def neuron_count(self) -> int:
+        """Number of neurons."""
+        return self.encoder_weight.shape[1]
+
+    @property
+    def selection(self) -> Selection:
+        """The inference rule, its tensors on this module's device."""
+        return TopK(self._k) if self.threshold is None else JumpReLU(self.threshold)
+
+    def pre_activations(self, residuals: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens neurons"]:
+        """Return the dense pre-activations of a small block of tokens."""
+        centred = residuals - self.decoder_bias if self.subtract_decoder_bias else residuals
+        return torch.addmm(self.encoder_bias, centred, self.encoder_weight)
+
+    def encode(self, residuals: Float[Tensor, "*tokens width"], *, limit: int) -> TokenCodes:
+        """Return the code of every token.
+
+        Args:
+            residuals: [*tokens, width].
+            limit: `token_code_limit`.
+
+        Returns:
+            Codes with leading shape [*tokens]. Dense values exist only for a block of tokens at a time.
+        """
+        flat = residuals.reshape(-1, self.width)
+        block = max(1, _DENSE_LIMIT_VALUES // self.neuron_count)
+        parts = [select(self.selection, self.pre_activations(part), limit=limit) for part in flat.split(block)]
+        leading = residuals.shape[:-1]
+        return TokenCodes(
+            torch.cat([part.values for part in parts]).reshape(*leading, -1),
+            torch.cat([part.neuron_ids for part in parts]).reshape(*leading, -1),
+            torch.cat([part.cut_counts for part in parts]).reshape(leading),
+        )
+
+    def decode(self, codes: TokenCodes) -> Float[Tensor, "*tokens width"]:
+        """Return the reconstruction x^ = sum of value x direction + b_dec, without a dense code."""
+        leading, slots = codes.values.shape[:-1], codes.values.shape[-1]
+        bags = nn.functional.embedding_bag(
+            codes.neuron_ids.reshape(-1, slots),
+            self.directions,
+            per_sample_weights=codes.values.reshape(-1, slots),
+            mode="sum",
+        )
+        return (bags + self.decoder_bias).reshape(*leading, self.width)
+
+
+def sae_config(sae: SparseAutoencoder) -> dict[str, Any]:
+    """Return what decides the SAE's codes beside its weights, as `cfg.json` spells it."""
+    selection = sae.selection
+    config: dict[str, Any] = {
+        "d_in": sae.width,
+        "d_sae": sae.neuron_count,
+        "dtype": "float32",
+        "apply_b_dec_to_input": sae.subtract_decoder_bias,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    match selection:
+        case TopK(k=k):
+            return config | {"architecture": "topk", "k": k, "rescale_acts_by_decoder_norm": False}
+        case JumpReLU():
+            return config | {"architecture": "jumprelu"}
+        case _:
+            assert_never(selection)
+
+
+def save_sae(folder: Path, sae: SparseAutoencoder, *, metadata: dict[str, Any]) -> None:
+    """Write `cfg.json` and `sae_weights.safetensors` into an existing folder.
+
+    Args:
+        folder: where; the caller publishes it atomically (see `phosphene.manifest`).
+        sae: what.
+        metadata: free JSON about the training; nothing that decides codes.
+    """
+    tensors = {
+        "W_enc": sae.encoder_weight,
+        "b_enc": sae.encoder_bias,
+        "W_dec": sae.directions,
+        "b_dec": sae.decoder_bias,
+    }
+    if sae.threshold is not None:
+        tensors["threshold"] = sae.threshold
+    config = sae_config(sae) | {"device": "cpu", "metadata": metadata}
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(
+        {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
+        folder / WEIGHTS_NAME,
+    )
+
+
+def load_sae(folder: Path) -> SparseAutoencoder:
+    """Read an SAE from a folder in the SAELens layout.
+
+    The caller has checked the digests where a manifest names the files.
+
+    Raises:
+        ArtefactMissing: one of the two files is not there.
+        ArtefactDamaged: a file does not parse, or a shape differs from the configuration.
+        ArtefactRefused: an architecture or option that inference cannot honour exactly.
+        NumericError: a weight is NaN or infinite.
+    """
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ArtefactMissing(
+                f"no {name} in the SAE folder {folder.name!r}; an SAELens folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+                " (a torch file comes in through `python -m training import`)"
+            )
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        weights = {name: value.float() for name, value in load_file(folder / WEIGHTS_NAME).items()}
+    except (ValueError, SafetensorError) as cause:
+        raise ArtefactDamaged(f"the SAE in {folder.name!r} does not parse: {cause}; copy it again") from cause
+    if not isinstance(config, dict):
+        raise ArtefactDamaged(f"{CONFIG_NAME} of the SAE in {folder.name!r} is not a JSON object; copy it again")
+    _check_shapes(config, weights)
+    return _assemble(config, weights)
+
+
+def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoencoder:
+    normalisation = config.get("normalize_activations", "none")
+    if normalisation not in ("none", None):
+        raise ArtefactRefused(
+            f"normalize_activations is {normalisation!r}; only 'none' is read: fold the normalisation into the weights first"
+        )
+    reshaping = config.get("reshape_activations", "none")
+    if reshaping not in ("none", None):
+        raise ArtefactRefused(f"reshape_activations is {reshaping!r}; only 'none' is read")
+    selection: Selection
+    match config.get("architecture"):
+        case "topk":
+            k = config.get("k")
+            if not isinstance(k, int) or not 1 <= k <= config["d_sae"]:
+                raise ArtefactDamaged(f"k of a topk SAE is {k!r}; it must be a whole number from 1 to {config['d_sae']}")
+            selection = TopK(k)
+        case "jumprelu":
+            selection = JumpReLU(weights["threshold"])
+        case "standard":
+            selection = JumpReLU(torch.zeros(config["d_sae"]))
+        case other:
+            raise ArtefactRefused(f"SAE architecture {other!r} is not read; read are topk, jumprelu and standard")
+    encoder_weight, encoder_bias, directions = weights["W_enc"], weights["b_enc"], weights["W_dec"]
+    if config.get("rescale_acts_by_decoder_norm", False):
+        norms = directions.norm(dim=1)
+        encoder_weight, encoder_bias, directions = encoder_weight * norms, encoder_bias * norms, directions / norms[:, None]
+    return SparseAutoencoder(
+        encoder_weight=encoder_weight,
+        encoder_bias=encoder_bias,
+        directions=directions,
+        decoder_bias=weights["b_dec"],
+        selection=selection,
+        subtract_decoder_bias=bool(config.get("apply_b_dec_to_input", True)),
+    )
+
+
+def _check_shapes(config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    width, neurons = config.get("d_in"), config.get("d_sae")
+    if not isinstance(width, int) or not isinstance(neurons, int) or width < 1 or neurons < 1:
+        raise ArtefactDamaged(f"d_in and d_sae are {width!r} and {neurons!r}; both must be whole numbers of at least 1")
+    due = {"W_enc": (width, neurons), "b_enc": (neurons,), "W_dec": (neurons, width), "b_dec": (width,)}
+    if config.get("architecture") == "jumprelu":
+        due["threshold"] = (neurons,)
+    wrong = [
+        f"{name} is {tuple(weights[name].shape) if name in weights else 'missing'}, due {shape}"
+        for name, shape in due.items()
+        if name not in weights or tuple(weights[name].shape) != shape
+    ]
+    if wrong:
+        raise ArtefactDamaged(f"SAE weights differ from {CONFIG_NAME}: {'; '.join(wrong)}; copy the SAE again")
+    unknown = sorted(set(weights) - set(due))
+    if unknown:
+        raise ArtefactRefused(f"SAE weights hold {unknown}, which the architecture {config.get('architecture')!r} does not use")
