@@ -1,0 +1,305 @@
+"""Artefacts on disk: written whole or not at all, named by digest, checked before anything is parsed.
+
+`manifest.json` is the last file written; an artefact is done when its manifest matches. Knows nothing of what the
+files mean. The rules are docs/design.md section 4; the fields are docs/artefacts.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, ArtefactRefused, SchemaUnknown
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA",
+    "FileEntry",
+    "Kind",
+    "Manifest",
+    "canonical_json",
+    "differences",
+    "digest_of",
+    "file_sha256",
+    "find_artefact",
+    "open_artefact",
+    "partial_path",
+    "publish",
+    "read_manifest",
+    "seal",
+    "sync_folder",
+    "write_durably",
+]
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA = 1
+Kind = Literal["bundle", "index", "activations"]
+
+_KEYS = {"schema", "kind", "created_by", "inputs", "config", "files", "id", "check"}
+_MANIFEST_LIMIT_BYTES = 16 << 20
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of one file."""
+
+    sha256: str
+    """Digest of its bytes, 64 hexadecimal digits."""
+    bytes: int
+    """Its length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The description of one artefact."""
+
+    kind: str
+    """Which kind of artefact this is."""
+    created_by: str
+    """Program and version that wrote it; no part of the id."""
+    inputs: dict[str, str]
+    """Ids of what it was made from, by role."""
+    config: dict[str, Any]
+    """Everything that decided its contents."""
+    files: dict[str, FileEntry]
+    """Every file beside the manifest, by POSIX path relative to it."""
+    schema: int = SCHEMA
+    """Version of the kind's layout."""
+
+    @property
+    def id(self) -> str:
+        """The artefact's name: sha256 of the canonical JSON without `created_by`."""
+        return digest_of(self._body())
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "schema": self.schema,
+            "kind": self.kind,
+            "inputs": self.inputs,
+            "config": self.config,
+            "files": {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()},
+        }
+
+    def to_bytes(self) -> bytes:
+        """Return the text of `manifest.json`; `check` covers all of it, so that no flipped bit goes unseen."""
+        body = self._body() | {"created_by": self.created_by, "id": self.id}
+        body["check"] = digest_of(body)
+        return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON text of a value: keys sorted, no spaces, UTF-8, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def partial_path(target: Path) -> Path:
+    """Return where an artefact grows before it is renamed to `target`."""
+    return target.with_name(target.name + ".partial")
+
+
+def publish(
+    target: Path, *, kind: Kind, inputs: dict[str, str], config: dict[str, Any], write: Callable[[Path], None]
+) -> Manifest:
+    """Write a whole artefact in one go.
+
+    Args:
+        target: the artefact's folder; must not exist yet.
+        kind: what it is.
+        inputs: ids of what it is made from.
+        config: everything that decided its contents.
+        write: fills the empty folder that it is given.
+
+    Returns:
+        The manifest of what now lies at `target`.
+
+    Raises:
+        ArtefactMismatch: `target` exists.
+    """
+    partial = partial_path(target)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    write(partial)
+    return seal(partial, target, kind=kind, inputs=inputs, config=config)
+
+
+def seal(partial: Path, target: Path, *, kind: Kind, inputs: dict[str, str], config: dict[str, Any]) -> Manifest:
+    """Digest the files of a filled folder, write the manifest last, and rename the folder to its name.
+
+    For jobs that fill their own `.partial` over several runs. Arguments, return value and errors as `publish`.
+    """
+    from phosphene import __version__
+
+    if target.exists():
+        raise ArtefactMismatch(f"{target.name!r} already exists; remove it or choose another name")
+    files: dict[str, FileEntry] = {}
+    for path in sorted(partial.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise ArtefactRefused(f"{path.name!r} in {partial.name!r} is not a plain file; artefacts hold nothing else")
+        if path.is_file():
+            name = path.relative_to(partial).as_posix()
+            files[name] = FileEntry(file_sha256(path), path.stat().st_size)
+            _sync(path)
+    manifest = Manifest(
+        kind=kind, created_by=f"phosphene {__version__}", inputs=inputs, config=config, files=dict(sorted(files.items()))
+    )
+    write_durably(partial / MANIFEST_NAME, manifest.to_bytes())
+    for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
+        sync_folder(folder)
+    partial.rename(target)
+    sync_folder(target.parent)
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check `manifest.json` itself, not the files it names.
+
+    Raises:
+        ArtefactMissing: no folder or no manifest.
+        ArtefactDamaged: the text is not exactly what was written.
+        SchemaUnknown: another schema number or an unknown key.
+        ArtefactRefused: it names a path outside the folder, or a pickle.
+    """
+    file = path / MANIFEST_NAME
+    if not file.is_file():
+        partial = " (an unfinished one lies beside it: run its job again)" if partial_path(path).exists() else ""
+        raise ArtefactMissing(f"no artefact at {str(path)!r}: {MANIFEST_NAME} is not there{partial}")
+    if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
+        raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} is {file.stat().st_size} B; the limit is {_MANIFEST_LIMIT_BYTES} B")
+    raw = file.read_bytes()
+    try:
+        body = json.loads(raw)
+    except ValueError as cause:
+        raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} is not JSON; {_REMEDY}") from cause
+    if not isinstance(body, dict):
+        raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} is not a JSON object; {_REMEDY}")
+    check = body.pop("check", None)
+    if check is not None and check != digest_of(body):
+        raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} differs from its own check; {_REMEDY}")
+    if body.get("schema") != SCHEMA:
+        raise SchemaUnknown(f"{path.name!r} has schema {body.get('schema')!r}; this version reads {SCHEMA}: upgrade Phosphene")
+    if set(body) | {"check"} != _KEYS or check is None:
+        raise SchemaUnknown(f"{MANIFEST_NAME} of {path.name!r} has the keys {sorted(body)}; due are {sorted(_KEYS)}")
+    try:
+        files = {name: FileEntry(**entry) for name, entry in body["files"].items()}
+    except (AttributeError, TypeError) as cause:
+        raise SchemaUnknown(f"{MANIFEST_NAME} of {path.name!r} lists its files in another form; upgrade Phosphene") from cause
+    manifest = Manifest(
+        kind=body["kind"], created_by=body["created_by"], inputs=body["inputs"], config=body["config"], files=files
+    )
+    if raw != manifest.to_bytes():
+        raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} is not as it was written; {_REMEDY}")
+    _refuse_names(path.name, files)
+    return manifest
+
+
+def open_artefact(path: Path, *, kind: Kind) -> Manifest:
+    """Check an artefact against its manifest, every byte of it, before anything is parsed.
+
+    Args:
+        path: the artefact's folder.
+        kind: what it must be.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        ArtefactMissing: no artefact, or a file of it is gone.
+        ArtefactDamaged: a file's length or digest differs; all such files in one error.
+        ArtefactMismatch: it is of another kind.
+        ArtefactRefused, SchemaUnknown: as `read_manifest`.
+    """
+    manifest = read_manifest(path)
+    if manifest.kind != kind:
+        raise ArtefactMismatch(f"{path.name!r} is of kind {manifest.kind!r}; due is {kind!r}")
+    missing = [name for name in manifest.files if not (path / name).is_file()]
+    if missing:
+        raise ArtefactMissing(f"{kind} {path.name!r} lacks {missing}; {_REMEDY}")
+    damaged = [
+        name
+        for name, entry in manifest.files.items()
+        if (path / name).stat().st_size != entry.bytes or file_sha256(path / name) != entry.sha256
+    ]
+    if damaged:
+        raise ArtefactDamaged(f"{kind} {path.name!r}: {damaged} differ from the manifest; {_REMEDY}")
+    return manifest
+
+
+def find_artefact(path: Path, *, kind: Kind) -> Manifest | None:
+    """Return the checked manifest of a finished artefact, or None where there is none.
+
+    Raises:
+        ArtefactDamaged, ArtefactMismatch, ArtefactRefused, SchemaUnknown: something lies there and is not sound.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    return open_artefact(path, kind=kind)
+
+
+def differences(due: dict[str, Any], found: dict[str, Any], prefix: str = "") -> list[str]:
+    """Name the keys at which two configurations differ, as `key: found -> due`."""
+    lines: list[str] = []
+    for key in sorted(set(due) | set(found)):
+        left, right = found.get(key), due.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            lines += differences(right, left, f"{prefix}{key}.")
+        elif left != right:
+            lines.append(f"{prefix}{key}: {left!r} -> {right!r}")
+    return lines
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent, also after a power cut."""
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_REMEDY = "copy it again from where it was made, or remove it and run its job again"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _refuse_names(artefact: str, files: dict[str, FileEntry]) -> None:
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name:
+            raise ArtefactRefused(f"{artefact!r} names {name!r}, which is not a plain path inside the artefact")
+        if path.suffix in _PICKLE_SUFFIXES:
+            raise ArtefactRefused(
+                f"{artefact!r} names {name!r}, which may be a pickle and is never read; export it as safetensors or .npy"
+            )
