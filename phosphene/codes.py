@@ -88,6 +88,4 @@ def _pool(
     values, neuron_ids = values[largest], neuron_ids[largest]
     by_value = np.lexsort((neuron_ids, -values))
     kept = by_value[:limit]
-    return ImageCode(
-        neuron_ids=neuron_ids[kept], values=values[kept], cut_count=cut_count + len(by_value) - len(kept)
-    )
+    return ImageCode(neuron_ids=neuron_ids[kept], values=values[kept], cut_count=cut_count + len(by_value) - len(kept))

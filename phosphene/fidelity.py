@@ -56,6 +56,8 @@ def fidelities(
     norm = residuals.norm(dim=-1).mean(dim=1).tolist()
     cuts = codes.cut_counts.sum(dim=1).tolist()
     return [
-        Fidelity(fvu=fvu[image], cosine=cosine[image], l0=l0[image], residual_norm=norm[image], cut_count=int(cuts[image]))
+        Fidelity(
+            fvu=fvu[image], cosine=cosine[image], l0=l0[image], residual_norm=norm[image], cut_count=int(cuts[image])
+        )
         for image in range(len(residuals))
     ]

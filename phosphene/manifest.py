@@ -159,7 +159,11 @@ def seal(partial: Path, target: Path, *, kind: Kind, inputs: dict[str, str], con
             files[name] = FileEntry(file_sha256(path), path.stat().st_size)
             _sync(path)
     manifest = Manifest(
-        kind=kind, created_by=f"phosphene {__version__}", inputs=inputs, config=config, files=dict(sorted(files.items()))
+        kind=kind,
+        created_by=f"phosphene {__version__}",
+        inputs=inputs,
+        config=config,
+        files=dict(sorted(files.items())),
     )
     write_durably(partial / MANIFEST_NAME, manifest.to_bytes())
     for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
@@ -183,7 +187,9 @@ def read_manifest(path: Path) -> Manifest:
         partial = " (an unfinished one lies beside it: run its job again)" if partial_path(path).exists() else ""
         raise ArtefactMissing(f"no artefact at {str(path)!r}: {MANIFEST_NAME} is not there{partial}")
     if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
-        raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} is {file.stat().st_size} B; the limit is {_MANIFEST_LIMIT_BYTES} B")
+        raise ArtefactDamaged(
+            f"{MANIFEST_NAME} of {path.name!r} is {file.stat().st_size} B; the limit is {_MANIFEST_LIMIT_BYTES} B"
+        )
     raw = file.read_bytes()
     try:
         body = json.loads(raw)
@@ -195,13 +201,17 @@ def read_manifest(path: Path) -> Manifest:
     if check is not None and check != digest_of(body):
         raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} differs from its own check; {_REMEDY}")
     if body.get("schema") != SCHEMA:
-        raise SchemaUnknown(f"{path.name!r} has schema {body.get('schema')!r}; this version reads {SCHEMA}: upgrade Phosphene")
+        raise SchemaUnknown(
+            f"{path.name!r} has schema {body.get('schema')!r}; this version reads {SCHEMA}: upgrade Phosphene"
+        )
     if set(body) | {"check"} != _KEYS or check is None:
         raise SchemaUnknown(f"{MANIFEST_NAME} of {path.name!r} has the keys {sorted(body)}; due are {sorted(_KEYS)}")
     try:
         files = {name: FileEntry(**entry) for name, entry in body["files"].items()}
     except (AttributeError, TypeError) as cause:
-        raise SchemaUnknown(f"{MANIFEST_NAME} of {path.name!r} lists its files in another form; upgrade Phosphene") from cause
+        raise SchemaUnknown(
+            f"{MANIFEST_NAME} of {path.name!r} lists its files in another form; upgrade Phosphene"
+        ) from cause
     manifest = Manifest(
         kind=body["kind"], created_by=body["created_by"], inputs=body["inputs"], config=body["config"], files=files
     )
@@ -301,5 +311,5 @@ def _refuse_names(artefact: str, files: dict[str, FileEntry]) -> None:
             raise ArtefactRefused(f"{artefact!r} names {name!r}, which is not a plain path inside the artefact")
         if path.suffix in _PICKLE_SUFFIXES:
             raise ArtefactRefused(
-                f"{artefact!r} names {name!r}, which may be a pickle and is never read; export it as safetensors or .npy"
+                f"{artefact!r} names {name!r}, which may be a pickle and is never read; use safetensors or .npy"
             )

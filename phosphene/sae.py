@@ -202,7 +202,7 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoe
     normalisation = config.get("normalize_activations", "none")
     if normalisation not in ("none", None):
         raise ArtefactRefused(
-            f"normalize_activations is {normalisation!r}; only 'none' is read: fold the normalisation into the weights first"
+            f"normalize_activations is {normalisation!r}; only 'none' is read: fold it into the weights first"
         )
     reshaping = config.get("reshape_activations", "none")
     if reshaping not in ("none", None):
@@ -212,7 +212,9 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoe
         case "topk":
             k = config.get("k")
             if not isinstance(k, int) or not 1 <= k <= config["d_sae"]:
-                raise ArtefactDamaged(f"k of a topk SAE is {k!r}; it must be a whole number from 1 to {config['d_sae']}")
+                raise ArtefactDamaged(
+                    f"k of a topk SAE is {k!r}; it must be a whole number from 1 to {config['d_sae']}"
+                )
             selection = TopK(k)
         case "jumprelu":
             selection = JumpReLU(weights["threshold"])
@@ -223,7 +225,11 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoe
     encoder_weight, encoder_bias, directions = weights["W_enc"], weights["b_enc"], weights["W_dec"]
     if config.get("rescale_acts_by_decoder_norm", False):
         norms = directions.norm(dim=1)
-        encoder_weight, encoder_bias, directions = encoder_weight * norms, encoder_bias * norms, directions / norms[:, None]
+        encoder_weight, encoder_bias, directions = (
+            encoder_weight * norms,
+            encoder_bias * norms,
+            directions / norms[:, None],
+        )
     return SparseAutoencoder(
         encoder_weight=encoder_weight,
         encoder_bias=encoder_bias,
@@ -250,4 +256,6 @@ def _check_shapes(config: dict[str, Any], weights: dict[str, Tensor]) -> None:
         raise ArtefactDamaged(f"SAE weights differ from {CONFIG_NAME}: {'; '.join(wrong)}; copy the SAE again")
     unknown = sorted(set(weights) - set(due))
     if unknown:
-        raise ArtefactRefused(f"SAE weights hold {unknown}, which the architecture {config.get('architecture')!r} does not use")
+        raise ArtefactRefused(
+            f"SAE weights hold {unknown}, which the architecture {config.get('architecture')!r} does not use"
+        )

@@ -63,9 +63,7 @@ def select(selection: Selection, pre_activations: Float[Tensor, "tokens neurons"
     return TokenCodes(values, torch.where(values > 0, neuron_ids, 0), cut_counts)
 
 
-def _largest(
-    rectified: Float[Tensor, "tokens neurons"], width: int
-) -> tuple[Float[Tensor, "tokens width"], Tensor]:
+def _largest(rectified: Float[Tensor, "tokens neurons"], width: int) -> tuple[Float[Tensor, "tokens width"], Tensor]:
     # torch.topk breaks ties in no stated order. One value more than asked shows whether the last place is tied.
     neuron_count = rectified.shape[-1]
     values, neuron_ids = torch.topk(rectified, min(width + 1, neuron_count), dim=-1)
