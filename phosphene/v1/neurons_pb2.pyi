@@ -58,14 +58,16 @@ class _NeuronOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NeuronOrd
     """By neuron id."""
     NEURON_ORDER_ID: _NeuronOrder.ValueType  # 1
     """By neuron id."""
-    NEURON_ORDER_DENSITY_DESCENDING: _NeuronOrder.ValueType  # 2
+    NEURON_ORDER_DENSITY: _NeuronOrder.ValueType  # 2
     """Densest first."""
-    NEURON_ORDER_DENSITY_ASCENDING: _NeuronOrder.ValueType  # 3
-    """Sparsest first; neurons that never fire come first: filter by `alive_only`."""
-    NEURON_ORDER_MAXIMUM_DESCENDING: _NeuronOrder.ValueType  # 4
+    NEURON_ORDER_MAXIMUM: _NeuronOrder.ValueType  # 3
     """Largest maximum first."""
-    NEURON_ORDER_LABEL_ENTROPY_ASCENDING: _NeuronOrder.ValueType  # 5
-    """Purest labels first."""
+    NEURON_ORDER_MEAN: _NeuronOrder.ValueType  # 4
+    """Largest mean activation first."""
+    NEURON_ORDER_LABEL_ENTROPY: _NeuronOrder.ValueType  # 5
+    """Purest labels first (smallest entropy)."""
+    NEURON_ORDER_NAME_SCORE: _NeuronOrder.ValueType  # 6
+    """Best named first."""
 
 class NeuronOrder(_NeuronOrder, metaclass=_NeuronOrderEnumTypeWrapper):
     """The order of a list of neurons. Ties, and neurons that lack the figure (which come last), are by neuron id."""
@@ -74,14 +76,16 @@ NEURON_ORDER_UNSPECIFIED: NeuronOrder.ValueType  # 0
 """By neuron id."""
 NEURON_ORDER_ID: NeuronOrder.ValueType  # 1
 """By neuron id."""
-NEURON_ORDER_DENSITY_DESCENDING: NeuronOrder.ValueType  # 2
+NEURON_ORDER_DENSITY: NeuronOrder.ValueType  # 2
 """Densest first."""
-NEURON_ORDER_DENSITY_ASCENDING: NeuronOrder.ValueType  # 3
-"""Sparsest first; neurons that never fire come first: filter by `alive_only`."""
-NEURON_ORDER_MAXIMUM_DESCENDING: NeuronOrder.ValueType  # 4
+NEURON_ORDER_MAXIMUM: NeuronOrder.ValueType  # 3
 """Largest maximum first."""
-NEURON_ORDER_LABEL_ENTROPY_ASCENDING: NeuronOrder.ValueType  # 5
-"""Purest labels first."""
+NEURON_ORDER_MEAN: NeuronOrder.ValueType  # 4
+"""Largest mean activation first."""
+NEURON_ORDER_LABEL_ENTROPY: NeuronOrder.ValueType  # 5
+"""Purest labels first (smallest entropy)."""
+NEURON_ORDER_NAME_SCORE: NeuronOrder.ValueType  # 6
+"""Best named first."""
 Global___NeuronOrder: _TypeAlias = NeuronOrder  # noqa: Y015
 
 class _NeuronMetric:

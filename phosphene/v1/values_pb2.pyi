@@ -30,11 +30,9 @@ class _NameSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NameSource
     NAME_SOURCE_UNSPECIFIED: _NameSource.ValueType  # 0
     """Never sent."""
     NAME_SOURCE_LABEL: _NameSource.ValueType  # 1
-    """A label of the corpus. The score is its lift: the label's share among the neuron's top exemplars over its share of
-    the corpus; 1 says nothing.
-    """
+    """A label of the corpus."""
     NAME_SOURCE_CAPTION: _NameSource.ValueType  # 2
-    """Words of the captions of the corpus. The score is the lift, as for labels."""
+    """A word, or two neighbouring words, of the captions of the corpus."""
 
 class NameSource(_NameSource, metaclass=_NameSourceEnumTypeWrapper):
     """Where a neuron's name comes from."""
@@ -42,11 +40,9 @@ class NameSource(_NameSource, metaclass=_NameSourceEnumTypeWrapper):
 NAME_SOURCE_UNSPECIFIED: NameSource.ValueType  # 0
 """Never sent."""
 NAME_SOURCE_LABEL: NameSource.ValueType  # 1
-"""A label of the corpus. The score is its lift: the label's share among the neuron's top exemplars over its share of
-the corpus; 1 says nothing.
-"""
+"""A label of the corpus."""
 NAME_SOURCE_CAPTION: NameSource.ValueType  # 2
-"""Words of the captions of the corpus. The score is the lift, as for labels."""
+"""A word, or two neighbouring words, of the captions of the corpus."""
 Global___NameSource: _TypeAlias = NameSource  # noqa: Y015
 
 @_typing.final
@@ -177,13 +173,11 @@ class NeuronName(_message.Message):
     name: _builtins.str
     """The word or words. Never empty."""
     score: _builtins.float
-    """How strongly the evidence favours this name, on the scale of `source`. Higher is better."""
+    """The name's share among the neuron's top exemplars, weighted by activation, less its share of the corpus; in (0, 1]."""
     margin: _builtins.float
-    """`score` less that of the next candidate of the same neuron: small means that the name is one of several. 0 for
-    every candidate but the best, and where the two are equal.
-    """
+    """`score` less that of the best competing name of the same kind: 0 means that another name fits as well."""
     source: Global___NameSource.ValueType
-    """Where the name comes from, which fixes the scale of `score`."""
+    """Where the name comes from."""
     def __init__(
         self,
         *,
@@ -209,6 +203,7 @@ class NeuronSummary(_message.Message):
     NEURON_ID_FIELD_NUMBER: _builtins.int
     DENSITY_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
     LABEL_ENTROPY_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     neuron_id: _builtins.int
@@ -217,6 +212,8 @@ class NeuronSummary(_message.Message):
     """Share of the corpus's images on which it fires, in [0, 1]. Unset: no corpus."""
     maximum: _builtins.float
     """Its largest activation over the corpus. Unset: no corpus, or it never fires."""
+    mean: _builtins.float
+    """Mean of its activation over the images of the corpus on which it fires. Unset: no corpus, or it never fires."""
     label_entropy: _builtins.float
     """Entropy of the labels of the images on which it fires, in bits, weighted by activation: 0 means one label. Unset:
     no corpus, no labels, or it never fires.
@@ -231,12 +228,13 @@ class NeuronSummary(_message.Message):
         neuron_id: _builtins.int = ...,
         density: _builtins.float | None = ...,
         maximum: _builtins.float | None = ...,
+        mean: _builtins.float | None = ...,
         label_entropy: _builtins.float | None = ...,
         name: Global___NeuronName | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "density", b"density", "label_entropy", b"label_entropy", "maximum", b"maximum", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "density", b"density", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "density", b"density", "label_entropy", b"label_entropy", "maximum", b"maximum", "name", b"name", "neuron_id", b"neuron_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "density", b"density", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "name", b"name", "neuron_id", b"neuron_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__density: _TypeAlias = _typing.Literal["density"]  # noqa: Y015
     _WhichOneofArgType__density: _TypeAlias = _typing.Literal["_density", b"_density"]  # noqa: Y015
@@ -244,12 +242,16 @@ class NeuronSummary(_message.Message):
     _WhichOneofArgType__label_entropy: _TypeAlias = _typing.Literal["_label_entropy", b"_label_entropy"]  # noqa: Y015
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
+    _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
+    _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__density) -> _WhichOneofReturnType__density | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label_entropy) -> _WhichOneofReturnType__label_entropy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
 
 Global___NeuronSummary: _TypeAlias = NeuronSummary  # noqa: Y015
 
