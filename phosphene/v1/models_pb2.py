@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from phosphene.v1 import values_pb2 as phosphene_dot_v1_dot_values__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phosphene/v1/models.proto\x12\x0cphosphene.v1\x1a\x19phosphene/v1/values.proto\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.phosphene.v1.Model\"!\n\x0fGetModelRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.phosphene.v1.Model\"\x82\x04\n\x05Model\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ode_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\t\x12-\n\x07\x65ncoder\x18\x05 \x01(\x0b\x32\x1c.phosphene.v1.EncoderSummary\x12 \n\x04site\x18\x06 \x01(\x0b\x32\x12.phosphene.v1.Site\x12\x14\n\x0cneuron_count\x18\x07 \x01(\r\x12*\n\tselection\x18\x08 \x01(\x0e\x32\x17.phosphene.v1.Selection\x12\t\n\x01k\x18\t \x01(\r\x12\x18\n\x10image_code_limit\x18\n \x01(\r\x12\x18\n\x10token_code_limit\x18\x0b \x01(\r\x12*\n\x07readout\x18\x0c \x01(\x0e\x32\x19.phosphene.v1.ReadoutKind\x12\x13\n\x0bscore_count\x18\r \x01(\r\x12%\n\x04grid\x18\x0e \x01(\x0b\x32\x17.phosphene.v1.PatchGrid\x12,\n\x07\x63orpora\x18\x0f \x03(\x0b\x32\x1b.phosphene.v1.CorpusSummary\x12)\n\x06limits\x18\x10 \x01(\x0b\x32\x19.phosphene.v1.ImageLimits\x12\x0e\n\x06\x65ngine\x18\x11 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x12 \x01(\t\"}\n\x0e\x45ncoderSummary\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x06 \x01(\r\"R\n\x04Site\x12\x12\n\x05\x62lock\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\tB\x08\n\x06_block\"\xb2\x01\n\rCorpusSummary\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x10\n\x08index_id\x18\x02 \x01(\t\x12\x0f\n\x07plan_id\x18\x03 \x01(\t\x12\x13\n\x0bimage_count\x18\x04 \x01(\r\x12\x1c\n\x14rejected_image_count\x18\x05 \x01(\r\x12\x12\n\nhas_labels\x18\x06 \x01(\x08\x12\x13\n\x0btext_search\x18\x07 \x01(\x08\x12\x12\n\ncreated_by\x18\x08 \x01(\t\"P\n\x0bImageLimits\x12\x12\n\nbyte_limit\x18\x01 \x01(\r\x12\x13\n\x0bpixel_limit\x18\x02 \x01(\r\x12\x18\n\x10webp_pixel_limit\x18\x03 \x01(\r*T\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0fSELECTION_TOP_K\x10\x01\x12\x17\n\x13SELECTION_JUMP_RELU\x10\x02*|\n\x0bReadoutKind\x12\x1c\n\x18READOUT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11READOUT_KIND_NONE\x10\x01\x12\x1b\n\x17READOUT_KIND_SIMILARITY\x10\x02\x12\x1b\n\x17READOUT_KIND_CLASSIFIER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phosphene/v1/models.proto\x12\x0cphosphene.v1\x1a\x19phosphene/v1/values.proto\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.phosphene.v1.Model\"!\n\x0fGetModelRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.phosphene.v1.Model\"\x82\x04\n\x05Model\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ode_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\t\x12-\n\x07\x65ncoder\x18\x05 \x01(\x0b\x32\x1c.phosphene.v1.EncoderSummary\x12 \n\x04site\x18\x06 \x01(\x0b\x32\x12.phosphene.v1.Site\x12\x14\n\x0cneuron_count\x18\x07 \x01(\r\x12*\n\tselection\x18\x08 \x01(\x0e\x32\x17.phosphene.v1.Selection\x12\t\n\x01k\x18\t \x01(\r\x12\x18\n\x10image_code_limit\x18\n \x01(\r\x12\x18\n\x10token_code_limit\x18\x0b \x01(\r\x12*\n\x07readout\x18\x0c \x01(\x0e\x32\x19.phosphene.v1.ReadoutKind\x12\x13\n\x0bscore_count\x18\r \x01(\r\x12%\n\x04grid\x18\x0e \x01(\x0b\x32\x17.phosphene.v1.PatchGrid\x12,\n\x07\x63orpora\x18\x0f \x03(\x0b\x32\x1b.phosphene.v1.CorpusSummary\x12)\n\x06limits\x18\x10 \x01(\x0b\x32\x19.phosphene.v1.ImageLimits\x12\x0e\n\x06\x65ngine\x18\x11 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x12 \x01(\t\"}\n\x0e\x45ncoderSummary\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x06 \x01(\r\"R\n\x04Site\x12\x12\n\x05\x62lock\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\tB\x08\n\x06_block\"\xb5\x01\n\rCorpusSummary\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x10\n\x08index_id\x18\x02 \x01(\t\x12\x0f\n\x07plan_id\x18\x03 \x01(\t\x12\x13\n\x0bimage_count\x18\x04 \x01(\r\x12\x1f\n\x17quarantined_image_count\x18\x05 \x01(\r\x12\x12\n\nhas_labels\x18\x06 \x01(\x08\x12\x13\n\x0btext_search\x18\x07 \x01(\x08\x12\x12\n\ncreated_by\x18\x08 \x01(\t\"P\n\x0bImageLimits\x12\x12\n\nbyte_limit\x18\x01 \x01(\r\x12\x13\n\x0bpixel_limit\x18\x02 \x01(\r\x12\x18\n\x10webp_pixel_limit\x18\x03 \x01(\r*T\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0fSELECTION_TOP_K\x10\x01\x12\x17\n\x13SELECTION_JUMP_RELU\x10\x02*|\n\x0bReadoutKind\x12\x1c\n\x18READOUT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11READOUT_KIND_NONE\x10\x01\x12\x1b\n\x17READOUT_KIND_SIMILARITY\x10\x02\x12\x1b\n\x17READOUT_KIND_CLASSIFIER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phosphene.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SELECTION']._serialized_start=1232
-  _globals['_SELECTION']._serialized_end=1316
-  _globals['_READOUTKIND']._serialized_start=1318
-  _globals['_READOUTKIND']._serialized_end=1442
+  _globals['_SELECTION']._serialized_start=1235
+  _globals['_SELECTION']._serialized_end=1319
+  _globals['_READOUTKIND']._serialized_start=1321
+  _globals['_READOUTKIND']._serialized_end=1445
   _globals['_LISTMODELSREQUEST']._serialized_start=70
   _globals['_LISTMODELSREQUEST']._serialized_end=89
   _globals['_LISTMODELSRESPONSE']._serialized_start=91
@@ -51,7 +51,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SITE']._serialized_start=885
   _globals['_SITE']._serialized_end=967
   _globals['_CORPUSSUMMARY']._serialized_start=970
-  _globals['_CORPUSSUMMARY']._serialized_end=1148
-  _globals['_IMAGELIMITS']._serialized_start=1150
-  _globals['_IMAGELIMITS']._serialized_end=1230
+  _globals['_CORPUSSUMMARY']._serialized_end=1151
+  _globals['_IMAGELIMITS']._serialized_start=1153
+  _globals['_IMAGELIMITS']._serialized_end=1233
 # @@protoc_insertion_point(module_scope)

@@ -347,7 +347,7 @@ class CorpusSummary(_message.Message):
     INDEX_ID_FIELD_NUMBER: _builtins.int
     PLAN_ID_FIELD_NUMBER: _builtins.int
     IMAGE_COUNT_FIELD_NUMBER: _builtins.int
-    REJECTED_IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    QUARANTINED_IMAGE_COUNT_FIELD_NUMBER: _builtins.int
     HAS_LABELS_FIELD_NUMBER: _builtins.int
     TEXT_SEARCH_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
@@ -359,7 +359,7 @@ class CorpusSummary(_message.Message):
     """Digest of the inputs and the configuration that the index was built from: 64 hexadecimal digits."""
     image_count: _builtins.int
     """Images that were indexed."""
-    rejected_image_count: _builtins.int
+    quarantined_image_count: _builtins.int
     """Images that could not be read when the index was built, and are not in it. 0: none."""
     has_labels: _builtins.bool
     """Whether its images carry labels."""
@@ -374,14 +374,14 @@ class CorpusSummary(_message.Message):
         index_id: _builtins.str = ...,
         plan_id: _builtins.str = ...,
         image_count: _builtins.int = ...,
-        rejected_image_count: _builtins.int = ...,
+        quarantined_image_count: _builtins.int = ...,
         has_labels: _builtins.bool = ...,
         text_search: _builtins.bool = ...,
         created_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus", b"corpus", "created_by", b"created_by", "has_labels", b"has_labels", "image_count", b"image_count", "index_id", b"index_id", "plan_id", b"plan_id", "rejected_image_count", b"rejected_image_count", "text_search", b"text_search"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus", b"corpus", "created_by", b"created_by", "has_labels", b"has_labels", "image_count", b"image_count", "index_id", b"index_id", "plan_id", b"plan_id", "quarantined_image_count", b"quarantined_image_count", "text_search", b"text_search"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
