@@ -23,6 +23,7 @@ anything that is not a `PhospheneError` is a defect and is reported without its 
     │   ├── EncoderMissing          neither a local folder nor reachable on the hub
     │   └── EncoderUnsupported      a model family that Phosphene does not read
     ├── ReadoutMissing              scores asked of an encoder that has none
+    ├── Unanswerable                a right question that this bundle or corpus cannot answer
     ├── NumericError                NaN or infinity where numbers are due
     └── ServiceError
         ├── Overloaded              a bounded queue is full; carries the delay after which to try again
@@ -58,6 +59,7 @@ __all__ = [
     "ServiceUnreachable",
     "SettingError",
     "SiteError",
+    "Unanswerable",
 ]
 
 
@@ -105,6 +107,11 @@ class SiteError(InputError):
 class NotFound(InputError):
     """A named thing does not exist here."""
 
+    def __init__(self, message: str, *, field: str | None = None, name: str = "") -> None:
+        """Keep the message, the request field that named the thing, and the name that was not found."""
+        super().__init__(message, field=field)
+        self.name = name
+
 
 class ArtefactError(PhospheneError):
     """An artefact on disk cannot be used."""
@@ -144,6 +151,15 @@ class EncoderUnsupported(EncoderError):
 
 class ReadoutMissing(PhospheneError):
     """Scores or text vectors were asked of an encoder that has no readout for them."""
+
+
+class Unanswerable(PhospheneError):
+    """The question is right, but this bundle or corpus lacks what its answer needs; the message says what helps."""
+
+    def __init__(self, message: str, *, subject: str) -> None:
+        """Keep the message and what lacks something, such as `corpus photos` or `parts`."""
+        super().__init__(message)
+        self.subject = subject
 
 
 class NumericError(PhospheneError):
