@@ -79,8 +79,8 @@ class TorchEngine:
         self.encoder = load_encoder(bundle.encoder_source, revision=bundle.encoder_revision, device=device)
         if self.encoder.spec.weights_sha256 != bundle.encoder_spec.weights_sha256:
             raise ArtefactMismatch(
-                f"encoder {bundle.encoder_spec.model!r} has the digest {self.encoder.spec.weights_sha256}; the bundle was"
-                f" made with {bundle.encoder_spec.weights_sha256}: load that revision, or fit a bundle on this one"
+                f"encoder {bundle.encoder_spec.model!r} has the digest {self.encoder.spec.weights_sha256}; the bundle"
+                f" was made with {bundle.encoder_spec.weights_sha256}: load that revision, or fit a bundle on this one"
             )
         self.readout = load_readout(bundle.encoder_source, self.encoder, revision=bundle.encoder_revision)
         self.sae = bundle.sae.to(self.device).eval()
@@ -116,8 +116,8 @@ class TorchEngine:
         residuals, output = self._residuals(batch, whole=want.embeddings or want.scores)
         if not bool(torch.isfinite(residuals).all()):
             raise NumericError(
-                f"encoder {self.bundle.encoder_spec.model!r} gave NaN or infinity at {self.bundle.site}; its weights or the"
-                " device are at fault, not the image"
+                f"encoder {self.bundle.encoder_spec.model!r} gave NaN or infinity at {self.bundle.site}; its weights or"
+                " the device are at fault, not the image"
             )
         token_codes = self.sae.encode(residuals, limit=self.bundle.limits.token_code_limit)
         return EngineBatch(
@@ -163,7 +163,7 @@ class TorchEngine:
                 scores = self.readout.scores(output)
             case NoReadout():
                 raise ReadoutMissing(
-                    f"encoder {self.bundle.encoder_spec.model!r} has neither a text tower nor a classifier to give scores"
+                    f"encoder {self.bundle.encoder_spec.model!r} has no text tower and no classifier to score with"
                 )
         values: Float32[np.ndarray, "images names"] = scores.float().cpu().numpy()
         return values

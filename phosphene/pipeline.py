@@ -83,7 +83,7 @@ class Pipeline:
                 return readout.text_vectors(texts)
             case _:
                 raise ReadoutMissing(
-                    f"encoder {self.bundle.encoder_spec.model!r} has no text tower, so text cannot be compared with images"
+                    f"encoder {self.bundle.encoder_spec.model!r} has no text tower to compare text with images"
                 )
 
     def _read(self, image: bytes | str | Path) -> bytes:

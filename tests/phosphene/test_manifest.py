@@ -1,0 +1,142 @@
+"""Artefacts are whole or absent, and no flipped bit goes unseen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, ArtefactRefused, SchemaUnknown
+from phosphene.manifest import (
+    FileEntry,
+    Manifest,
+    canonical_json,
+    differences,
+    digest_of,
+    find_artefact,
+    open_artefact,
+    partial_path,
+    publish,
+)
+
+
+def write(folder: Path) -> None:
+    (folder / "inner").mkdir()
+    (folder / "a.npy").write_bytes(b"some array")
+    (folder / "inner" / "b.json").write_bytes(b"{}")
+
+
+def make(path: Path, **config: object) -> Manifest:
+    return publish(path, kind="index", inputs={"bundle": "0" * 64}, config={"seed": 1, **config}, write=write)
+
+
+def forge(path: Path, body: dict[str, object]) -> None:
+    """Write a manifest whose own check holds, as another program might."""
+    body.pop("check", None)
+    body["check"] = digest_of(body)
+    (path / "manifest.json").write_text(json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def test_what_was_published_opens_and_nothing_is_left_over(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "x")
+    assert open_artefact(tmp_path / "x", kind="index") == manifest
+    assert set(manifest.files) == {"a.npy", "inner/b.json"}
+    assert not partial_path(tmp_path / "x").exists()
+
+
+def test_the_id_depends_on_contents_and_configuration_alone(tmp_path: Path) -> None:
+    assert make(tmp_path / "x").id == make(tmp_path / "other name").id
+    assert make(tmp_path / "y", seed=2).id != make(tmp_path / "z", seed=3).id
+
+
+def test_every_flipped_bit_of_every_file_is_seen(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    for file in sorted(path for path in (tmp_path / "x").rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        for position in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << (position % 8)
+            file.write_bytes(bytes(flipped))
+            with pytest.raises((ArtefactDamaged, ArtefactMissing, SchemaUnknown)):
+                open_artefact(tmp_path / "x", kind="index")
+        file.write_bytes(whole)
+    open_artefact(tmp_path / "x", kind="index")
+
+
+def test_an_interrupted_write_leaves_no_artefact_and_blocks_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        write(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path / "x", kind="index", inputs={}, config={}, write=fail)
+    assert find_artefact(tmp_path / "x", kind="index") is None
+    with pytest.raises(ArtefactMissing, match="unfinished"):
+        open_artefact(tmp_path / "x", kind="index")
+    assert make(tmp_path / "x").id == make(tmp_path / "undisturbed").id
+
+
+def test_a_finished_artefact_is_not_overwritten(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(ArtefactMismatch):
+        make(tmp_path / "x")
+
+
+def test_another_kind_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(ArtefactMismatch, match="'index'"):
+        open_artefact(tmp_path / "x", kind="bundle")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    (tmp_path / "x" / "a.npy").unlink()
+    with pytest.raises(ArtefactMissing, match=r"a\.npy"):
+        open_artefact(tmp_path / "x", kind="index")
+
+
+@pytest.mark.parametrize("change", [{"schema": 2}, {"extra": 1}, {"files": {"a.npy": {"md5": "x"}}}])
+def test_an_unknown_form_is_an_error_not_a_guess(tmp_path: Path, change: dict[str, object]) -> None:
+    make(tmp_path / "x")
+    forge(tmp_path / "x", json.loads((tmp_path / "x" / "manifest.json").read_text()) | change)
+    with pytest.raises(SchemaUnknown):
+        open_artefact(tmp_path / "x", kind="index")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a\\b", "./a", "weights.pt", "model.bin", "x.pkl"])
+def test_paths_that_leave_the_folder_and_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").mkdir()
+    manifest = Manifest(kind="index", created_by="t", inputs={}, config={}, files={name: FileEntry("0" * 64, 1)})
+    (tmp_path / "x" / "manifest.json").write_bytes(manifest.to_bytes())
+    with pytest.raises(ArtefactRefused):
+        open_artefact(tmp_path / "x", kind="index")
+
+
+def test_links_do_not_enter_an_artefact(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactRefused):
+        publish(
+            tmp_path / "x",
+            kind="index",
+            inputs={},
+            config={},
+            write=lambda folder: (folder / "link").symlink_to(tmp_path),
+        )
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_canonical_json_survives_a_round_trip(value: object) -> None:
+    assert canonical_json(json.loads(canonical_json(value))) == canonical_json(value)
+
+
+def test_differences_name_the_keys() -> None:
+    assert differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}) == ["b.c: 3 -> 2", "d: 4 -> None"]
