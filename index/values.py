@@ -1,0 +1,141 @@
+"""What the index answers with: plain frozen values, readable without the index; knows nothing of files or FAISS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = [
+    "Exemplar",
+    "ExemplarKind",
+    "ImageRow",
+    "NameSource",
+    "NeuronName",
+    "NeuronOrder",
+    "NeuronRow",
+    "SimilarImage",
+]
+
+
+class ExemplarKind(StrEnum):
+    """How a neuron's exemplars were chosen."""
+
+    TOP = "top"
+    """The images that excite the neuron most, strongest first."""
+    SPREAD = "spread"
+    """Images at evenly spaced quantiles of the neuron's activations, strongest first."""
+
+
+class NeuronOrder(StrEnum):
+    """Order of a list of neurons; ties go by ascending neuron id."""
+
+    NEURON_ID = "neuron_id"
+    """Ascending."""
+    DENSITY = "density"
+    """Most often firing first."""
+    MAXIMUM = "maximum"
+    """Largest activation first."""
+    MEAN = "mean"
+    """Largest mean activation first."""
+    LABEL_ENTROPY = "label_entropy"
+    """Most selective first; neurons without the figure last."""
+    NAME_SCORE = "name_score"
+    """Best named first; unnamed neurons last."""
+
+
+class NameSource(StrEnum):
+    """Where the words of a name come from."""
+
+    LABEL = "label"
+    """A label value of the corpus."""
+    CAPTION = "caption"
+    """A word or two neighbouring words of the captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronName:
+    """A first name for a neuron, with its evidence."""
+
+    name: str
+    """A label value, a caption word, or two neighbouring caption words."""
+    score: float
+    """Activation-weighted share of the top exemplars that bear the name, minus its share in the corpus; in (0, 1]."""
+    margin: float
+    """`score` minus that of the best competing name of the same source; 0: another fits as well; below 0: better."""
+    source: NameSource
+    """Where the words come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronRow:
+    """What the neuron table holds of one neuron; statistics are over the images on which it fires."""
+
+    neuron_id: int
+    """0-based."""
+    firing_count: int
+    """Images on which it fires."""
+    density: float
+    """`firing_count` over the readable images; in [0, 1]."""
+    mean: float
+    """Mean activation where it fires; 0 for a dead neuron. Unit: activation."""
+    std: float
+    """Standard deviation of the activation where it fires; 0 for a dead neuron. Unit: activation."""
+    maximum: float
+    """Largest activation; 0 for a dead neuron. Unit: activation."""
+    quantiles: tuple[float, ...]
+    """Activations at `index.statistics.QUANTILE_PROBABILITIES`; empty for a dead neuron. Unit: activation."""
+    label_entropy: float | None
+    """Entropy of the activation-weighted labels of its images, in bits; None without labels or for a dead neuron."""
+    names: tuple[NeuronName, ...]
+    """First names, best first; empty where nothing fits well enough."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it fires on any image of the corpus."""
+        return self.firing_count > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exemplar:
+    """An image that shows what a neuron does."""
+
+    row: int
+    """Corpus row."""
+    value: float
+    """The neuron's activation on it. Unit: activation."""
+    quantile: float
+    """Share of the neuron's firing images with a smaller activation; in [0, 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """What the image table holds of one corpus row."""
+
+    row: int
+    """Corpus row, 0-based."""
+    uri: str
+    """As the corpus names it: relative to its root, or a URL."""
+    sha256: str
+    """Digest of the image's bytes, hexadecimal; empty where the bytes could not be read."""
+    label: str | None
+    """The corpus's label."""
+    caption: str | None
+    """The corpus's caption."""
+    width: int
+    """Width in pixels after orientation; 0 for a quarantined image."""
+    height: int
+    """Height in pixels after orientation; 0 for a quarantined image."""
+    quarantine_reason: str | None = None
+    """Why the image could not be used; None for a good one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarImage:
+    """An image whose code resembles a given code."""
+
+    row: int
+    """Corpus row."""
+    similarity: float
+    """Cosine of the two sparse codes; in (0, 1]."""
+    shared_neuron_ids: tuple[int, ...]
+    """Neurons that fire on both, the largest part of the similarity first."""
