@@ -1,0 +1,30 @@
+"""What every test needs: where the repository and its shared folder are, and one thread for torch."""
+
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return _ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models and photos beside the repository; the test is skipped where it is missing."""
+    folder = _ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: real models and photos are not here")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Makes sums of floats independent of the machine's core count."""
+    import torch
+
+    torch.set_num_threads(1)
