@@ -13,8 +13,8 @@ IMAGE ?= phosphene
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
-STAMP := $(VENV)/.installed-$(DEVICE)
-PACKAGES := phosphene training index service embedded
+REQUIREMENTS_STAMP := $(VENV)/.installed-$(DEVICE)
+EDITABLE_STAMP := $(VENV)/.editable
 PROTOS := $(sort $(wildcard proto/phosphene/v1/*.proto))
 CONTRACT := proto/phosphene_v1.binpb
 
@@ -41,7 +41,7 @@ help:
 
 # -- set-up -----------------------------------------------------------------------------------------------------------
 
-setup: $(STAMP)
+setup: $(EDITABLE_STAMP)
 
 $(PY):
 	@python=$${PYTHON:-}; \
@@ -50,13 +50,16 @@ $(PY):
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make setup: $$python is $$("$$python" -V 2>&1); Phosphene needs Python 3.11 or newer: say PYTHON=/path/to/python" >&2; exit 1; }; \
 	echo "setup: $(VENV) with $$("$$python" -V)"; \
-	"$$python" -m venv $(VENV)
+	"$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(STAMP): $(wildcard requirements/*.txt) pyproject.toml | $(PY)
+$(REQUIREMENTS_STAMP): $(wildcard requirements/*.txt) | $(PY)
 	@echo "setup: installing requirements/$(DEVICE).txt and requirements/dev.txt (minutes, once)"
 	@if [ -e $(VENV)/.installed-$(OTHER_DEVICE) ]; then \
 	  $(PY) -m pip uninstall --quiet --yes $(OTHER_PACKAGES); rm -f $(VENV)/.installed-$(OTHER_DEVICE); fi
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/$(DEVICE).txt -r requirements/dev.txt
+	@touch $@
+
+$(EDITABLE_STAMP): $(REQUIREMENTS_STAMP) pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "setup: done"
