@@ -1,0 +1,107 @@
+"""What every benchmark writes: the machine, the rows, and the figures that must hold (docs/design.md section 8)."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+from rich.console import Console
+from rich.table import Table
+
+OUTPUT = Path("build/bench")
+PACKAGES = ("torch", "transformers", "numpy", "faiss-cpu", "pillow", "grpcio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Must:
+    """A figure with a bar."""
+
+    value: float
+    bar: float
+    sense: Literal[">=", "<=", ">"]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is on the right side of the bar."""
+        match self.sense:
+            case ">=":
+                return self.value >= self.bar
+            case "<=":
+                return self.value <= self.bar
+            case ">":
+                return self.value > self.bar
+            case _:
+                assert_never(self.sense)
+
+
+@dataclass(kw_only=True)
+class Record:
+    """The outcome of one run of one benchmark."""
+
+    name: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    must: dict[str, Must] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.monotonic)
+
+    def write(self) -> int:
+        """Print the tables, write `build/bench/NAME.json`, and return an exit status: 1 where a bar is missed."""
+        console = Console()
+        if self.rows:
+            console.print(_table(self.name, list(self.rows[0]), [list(row.values()) for row in self.rows]))
+        bars = [
+            [name, must.value, must.sense, must.bar, "holds" if must.holds else "MISSED"]
+            for name, must in self.must.items()
+        ]
+        console.print(_table("must", ["figure", "value", "", "bar", ""], bars))
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        body = {
+            "environment": environment(time.monotonic() - self.started_s),
+            "rows": self.rows,
+            "must": {
+                name: {"value": must.value, "bar": must.bar, "sense": must.sense, "holds": must.holds}
+                for name, must in self.must.items()
+            },
+        }
+        target = OUTPUT / f"{self.name}.json"
+        target.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        console.print(f"written to {target}")
+        return 0 if all(must.holds for must in self.must.values()) else 1
+
+
+def environment(wall_s: float) -> dict[str, Any]:
+    """Describe the machine, and how busy it was with other work: load average beside the wall time."""
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    memory_kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": len(_lines("/proc/cpuinfo", prefix="processor")),
+        "memory_gib": round(memory_kib / (1 << 20), 1),
+        "python": sys.version.split()[0],
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit,
+        "load_average": [float(value) for value in (_lines("/proc/loadavg") or ["0 0 0"])[0].split()[:3]],
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def _lines(path: str, prefix: str = "") -> list[str]:
+    file = Path(path)
+    return [line for line in file.read_text().splitlines() if line.startswith(prefix)] if file.exists() else []
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    return table

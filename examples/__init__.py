@@ -1,0 +1,1 @@
+"""Programs that show Phosphene at work; `make demo` runs the first one."""

@@ -1,0 +1,210 @@
+"""The main job, end to end: images -> SAE -> index -> service -> one image explained.
+
+    make demo                                    rendered scenes and the embedded tiny CLIP
+    make demo ONCE=1                             stop after the explanation
+    make demo ENCODER=DIR_OR_ID IMAGES=DIR_OR_CSV [TOKENS=patches] [SAE=SAELENS_FOLDER]
+
+Every step is a command that one could type; it is printed before it runs. A step that is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from phosphene.errors import PhospheneError
+from phosphene.manifest import digest_of
+
+ROOT = Path("build/demo")
+ADDRESS = ("127.0.0.1", 50051)
+METRICS_ADDRESS = ("127.0.0.1", 9464)
+
+SCENE_COUNT = 4000
+SCENE_SIZE_PX = 160
+FIRST_SCENE_SEED = 1_000_000
+QUERY_SCENE_SEED = 1_900_000
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the demo trains on what."""
+
+    name: str
+    """Name of bundle and corpus in the service."""
+    encoder: str
+    """Local folder or hub id."""
+    fit: tuple[str, ...]
+    """Options of `python -m training fit` (or `import`) beside corpus, encoder and output."""
+    sae: str | None = None
+    """A folder in the SAELens layout to serve instead of training one."""
+
+
+EMBEDDED = Recipe(
+    name="scenes",
+    encoder="embedded/tiny-clip",
+    fit=("--block", "4", "--tokens", "cls", "--neurons", "512", "--k", "12", "--variant", "batchtopk"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns a process exit status."""
+    options = _parse(arguments)
+    try:
+        return run(options)
+    except subprocess.CalledProcessError as failure:
+        console.print(f"[red]demo: this step failed with status {failure.returncode}; its message is above[/]")
+        return 1
+    except PhospheneError as error:
+        console.print(f"[red]demo: {error}[/]")
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make what is missing, serve it, explain one image, and go on serving unless told to stop."""
+    if options.images is None:
+        recipe, folder = EMBEDDED, ROOT
+        corpus, query = render_scenes(folder)
+    else:
+        recipe = own_recipe(options)
+        folder = ROOT / digest_of([recipe.encoder, options.images, *recipe.fit, recipe.sae])[:12]
+        corpus, query = hold_one_out(options.images, folder)
+    bundle, index = folder / "bundle", folder / "index"
+    make_bundle(recipe, corpus, bundle)
+    build_index(corpus, bundle, index)
+    with serving(recipe.name, bundle, index, free_ports=False) as (address, metrics):
+        explain(address, query, folder)
+        console.print(f"\nserving [bold]{address}[/], metrics on http://{metrics}/metrics")
+        if options.once:
+            return 0
+        console.print(f"try:  .venv/bin/phosphene explain {query} --server {address}        stop with Ctrl-C")
+        wait_for_interrupt()
+    return 0
+
+
+def render_scenes(folder: Path) -> tuple[str, Path]:
+    """Render the corpus, and one scene that is not part of it; returns the corpus's list and that scene."""
+    for target, seed, count in (
+        (folder / "corpus", FIRST_SCENE_SEED, SCENE_COUNT),
+        (folder / "query", QUERY_SCENE_SEED, 1),
+    ):
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            seeds = ("--first-seed", str(seed), "--count", str(count), "--size", str(SCENE_SIZE_PX))
+            step("render", "embedded.scenes", "render", str(target), *seeds)
+    return str(folder / "corpus" / "captions.csv"), next((folder / "query" / "images").iterdir())
+
+
+def make_bundle(recipe: Recipe, corpus: str, bundle: Path) -> None:
+    """Train an SAE on the corpus, or take in the one that was given."""
+    if recipe.sae is None:
+        step("train", "training", "fit", corpus, "--encoder", recipe.encoder, *recipe.fit, "--out", str(bundle))
+    else:
+        step("import", "training", "import", recipe.sae, "--encoder", recipe.encoder, *recipe.fit, "--out", str(bundle))
+
+
+def build_index(corpus: str, bundle: Path, index: Path) -> None:
+    """Index the corpus for the bundle."""
+    step("index", "index", "build", corpus, "--bundle", str(bundle), "--out", str(index))
+
+
+@contextmanager
+def serving(name: str, bundle: Path, index: Path, *, free_ports: bool) -> Iterator[tuple[str, str]]:
+    """Run the service until the block ends; gives the addresses of gRPC and of the metrics.
+
+    Raises:
+        CalledProcessError: the service ended before it was ready.
+    """
+    variables = {
+        "PHOSPHENE_BUNDLES": f"{name}={bundle}",
+        "PHOSPHENE_INDEXES": f"{name}={index}",
+        "PHOSPHENE_LISTEN": _address(ADDRESS, free=free_ports),
+        "PHOSPHENE_METRICS_LISTEN": _address(METRICS_ADDRESS, free=free_ports),
+    }
+    command = [sys.executable, "-m", "service"]
+    shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items())
+    console.print(f"\n[bold cyan]serve[/]  [dim]{shown} python -m service[/]")
+    process = subprocess.Popen(
+        ["env", *(f"{key}={value}" for key, value in variables.items()), *command], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield _wait_until_ready(process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+
+
+def explain(address: str, query: Path, folder: Path) -> None:
+    """Ask the service about one image through the real client; print, and write JSON and HTML."""
+    page, answer = folder / "explanation.html", folder / "explanation.json"
+    step("explain", "phosphene.client", "explain", str(query), "--server", address, "--html", str(page))
+    arguments = [sys.executable, "-m", "phosphene.client", "explain", str(query), "--server", address, "--json"]
+    answer.write_text(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout, encoding="utf-8")
+    console.print(f"\nwritten: {answer} and {page}")
+
+
+def step(title: str, module: str, *arguments: str) -> None:
+    """Print a command and run it; its output goes where ours goes."""
+    console.print(f"\n[bold cyan]{title}[/]  [dim]python -m {module} {shlex.join(arguments)}[/]")
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+
+
+def wait_for_interrupt() -> None:
+    """Sleep until Ctrl-C or SIGTERM."""
+    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    console.print("stopping")
+
+
+def _wait_until_ready(process: subprocess.Popen[str]) -> tuple[str, str]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event.get("event") == "serving":
+            return event["address"], event["metrics"]
+    raise subprocess.CalledProcessError(process.wait(), "python -m service")
+
+
+def _address(wanted: tuple[str, int], *, free: bool) -> str:
+    host, port = wanted
+    if not free:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(wanted)
+            except OSError:
+                console.print(f"port {port} is in use; taking a free one")
+                free = True
+    return f"{host}:{0 if free else port}"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--once", action="store_true", help="stop after the explanation (ONCE=1)")
+    parser.add_argument("--encoder", help="local folder or hub id (ENCODER=)")
+    parser.add_argument("--images", help="folder or CSV list of images (IMAGES=)")
+    parser.add_argument("--sae", help="folder in the SAELens layout (SAE=)")
+    parser.add_argument("--tokens", default="cls", help="cls, patches, all, mean or embedding (TOKENS=)")
+    options = parser.parse_args(arguments)
+    if (options.encoder is None) != (options.images is None):
+        parser.error("ENCODER and IMAGES go together: give both, or neither for the embedded default")
+    if options.sae is not None and options.encoder is None:
+        parser.error("SAE needs ENCODER and IMAGES: an SAE belongs to one encoder")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
