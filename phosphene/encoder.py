@@ -1,0 +1,411 @@
+"""Pixels -> residuals at a site of a frozen vision model, and on from a changed residual.
+
+`Encoder.hidden` stops after a block, `Encoder.resume` goes on behind it; both run the model's own modules. Knows
+nothing of SAEs or scores. Where the files lie is `encoder_source.py`'s matter, how a family names its parts that of
+`encoder_families.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from phosphene.encoder_families import EncoderOutput, Family, Head, Tower, load_tower
+from phosphene.encoder_source import (
+    EncoderSource,
+    encoder_files,
+    find_encoder,
+    read_config,
+    read_preprocessor_config,
+    weights_sha256,
+)
+from phosphene.errors import EncoderUnsupported, SchemaUnknown, SiteError
+from phosphene.preprocessing import Preprocessing
+
+__all__ = [
+    "Encoder",
+    "EncoderOutput",
+    "EncoderSpec",
+    "Family",
+    "Site",
+    "Tokens",
+    "encoder_files",
+    "load_encoder",
+]
+
+
+class Tokens(StrEnum):
+    """Which tokens of a block a site reads."""
+
+    CLS = "cls"
+    """The class token: one per image."""
+    PATCHES = "patches"
+    """The patch tokens in row order; without class, register and distillation tokens."""
+    ALL = "all"
+    """Every token, in the model's order."""
+    MEAN = "mean"
+    """The mean over the patch tokens: one per image."""
+    EMBEDDING = "embedding"
+    """The projected embedding of the whole encoder, not normalised: one per image, and of no block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where in an encoder residuals are read."""
+
+    block: int | None
+    """0-based transformer block whose output is read (`hidden_states[block + 1]`); None for the embedding alone."""
+    tokens: Tokens
+    """Which of the block's tokens."""
+    prompt: str | None = None
+    """Text that a decoder is prompted with; vision encoders take none."""
+
+    def __post_init__(self) -> None:
+        if (self.block is None) != (self.tokens is Tokens.EMBEDDING):
+            raise SiteError(
+                f"the site names block {self.block} and tokens {self.tokens}; the embedding has no block, "
+                "every other choice of tokens has one",
+                field="site.block",
+            )
+
+    def __str__(self) -> str:
+        where = self.tokens.value if self.block is None else f"block {self.block}, {self.tokens.value}"
+        return where if self.prompt is None else f"{where}, prompt {self.prompt!r}"
+
+    def to_config(self) -> dict[str, Any]:
+        """Give the site as JSON values."""
+        return {"block": self.block, "tokens": self.tokens.value, "prompt": self.prompt}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Site:
+        """Read what `to_config` wrote.
+
+        Raises:
+            SchemaUnknown: A key or a kind of tokens that this version does not know.
+        """
+        unknown = sorted(config.keys() ^ {"block", "tokens", "prompt"})
+        if unknown or config["tokens"] not in set(Tokens):
+            raise SchemaUnknown(f"the site {config} has unknown or missing {', '.join(unknown) or 'tokens'}")
+        return cls(block=config["block"], tokens=Tokens(config["tokens"]), prompt=config["prompt"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What an encoder is, in numbers; holds no path."""
+
+    family: Family
+    """How the model is built."""
+    model: str
+    """Hub id, or the name of the local folder."""
+    revision: str | None
+    """Hub commit; None for a local folder."""
+    width: int
+    """Length of a residual."""
+    block_count: int
+    """Transformer blocks."""
+    prefix_token_count: int
+    """Tokens before the patches: class, then register or distillation tokens; SigLIP has none."""
+    has_cls: bool
+    """Whether the first token is a class token."""
+    grid: tuple[int, int]
+    """Patch rows and columns."""
+    embedding_width: int | None
+    """Length of the embedding that text is compared with; None where there is none."""
+    weights_sha256: str
+    """Digest of configuration, preprocessor and weights (`encoder_source.weights_sha256`)."""
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of one image."""
+        return self.prefix_token_count + self.grid[0] * self.grid[1]
+
+    def to_config(self) -> dict[str, Any]:
+        """Give the specification as JSON values."""
+        return {**asdict(self), "family": self.family.value, "grid": list(self.grid)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> EncoderSpec:
+        """Read what `to_config` wrote.
+
+        Raises:
+            SchemaUnknown: A key or a family that this version does not know.
+        """
+        unknown = sorted(config.keys() ^ {field.name for field in fields(cls)})
+        if unknown or config["family"] not in set(Family):
+            raise SchemaUnknown(f"the encoder specification has unknown or missing {', '.join(unknown) or 'family'}")
+        rows, columns = config["grid"]
+        return cls(**{**config, "family": Family(config["family"]), "grid": (rows, columns)})
+
+
+class Encoder:
+    """A frozen vision model; made by `load_encoder`."""
+
+    def __init__(
+        self, tower: Tower, *, spec: EncoderSpec, preprocessing: Preprocessing, folder: Path, device: torch.device
+    ) -> None:
+        """Take the parts of a loaded model."""
+        self.spec = spec
+        self.preprocessing = preprocessing
+        self.folder = folder
+        self.device = device
+        self._tower = tower
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(preprocessing.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self._pixel_scale = preprocessing.rescale_factor / std
+        self._pixel_shift = mean / std
+
+    @property
+    def head(self) -> Head | None:
+        """The classifier that came with the weights."""
+        return self._tower.head
+
+    def hidden(self, pixels: UInt8[Tensor, "images 3 h w"], block: int) -> Float[Tensor, "images tokens width"]:
+        """Run embeddings and blocks 0 to `block`, and no further.
+
+        Args:
+            pixels: What `images.prepare` made with this encoder's preprocessing; on any device.
+            block: The last block to run; equals `hidden_states[block + 1]` of the Hugging Face model.
+
+        Raises:
+            SiteError: No such block.
+            ValueError: Pixels of another size.
+        """
+        self._check_block(block)
+        with torch.inference_mode():
+            hidden = self._tower.embed(self._normalise(pixels))
+            for layer in self._tower.blocks[: block + 1]:
+                hidden = layer(hidden, attention_mask=None)
+            return hidden
+
+    def resume(self, hidden: Float[Tensor, "images tokens width"], block: int) -> EncoderOutput:
+        """Run what follows `block`: the remaining blocks, final norm, pooling, projection.
+
+        Args:
+            hidden: The output of `block`, as it was or changed; where it requires gradients they flow through.
+            block: The block that `hidden` is the output of.
+
+        Raises:
+            SiteError: No such block.
+        """
+        self._check_block(block)
+        with torch.inference_mode(mode=not hidden.requires_grad):
+            for layer in self._tower.blocks[block + 1 :]:
+                hidden = layer(hidden, attention_mask=None)
+            return self._tower.finish(hidden)
+
+    def output(self, pixels: UInt8[Tensor, "images 3 h w"]) -> EncoderOutput:
+        """Run the whole encoder."""
+        last = self.spec.block_count - 1
+        return self.resume(self.hidden(pixels, last), last)
+
+    def residuals(
+        self, pixels: UInt8[Tensor, "images 3 h w"], site: Site
+    ) -> Float[Tensor, "images site_tokens site_width"]:
+        """Read the residuals at a site; runs no block behind it.
+
+        Raises:
+            SiteError: The encoder has no such site.
+        """
+        self.check_site(site)
+        if site.block is not None:
+            return self.select(self.hidden(pixels, site.block), site.tokens)
+        embedding = self.output(pixels).embedding
+        assert embedding is not None, "check_site lets no encoder without an embedding through"
+        return embedding[:, None]
+
+    def select(
+        self, hidden: Float[Tensor, "images tokens width"], tokens: Tokens
+    ) -> Float[Tensor, "images site_tokens width"]:
+        """Pick a site's tokens out of a block's output; a view where that is possible.
+
+        Raises:
+            SiteError: The family has no such tokens.
+        """
+        self._check_tokens(tokens)
+        patches = hidden[:, self.spec.prefix_token_count :]
+        match tokens:
+            case Tokens.CLS:
+                return hidden[:, :1]
+            case Tokens.PATCHES:
+                return patches
+            case Tokens.ALL:
+                return hidden
+            case Tokens.MEAN:
+                return patches.mean(dim=1, keepdim=True)
+            case Tokens.EMBEDDING:
+                raise SiteError("the embedding is no token of a block; read it from resume", field="site.tokens")
+            case _:
+                assert_never(tokens)
+
+    def replace(
+        self,
+        hidden: Float[Tensor, "images tokens width"],
+        tokens: Tokens,
+        residuals: Float[Tensor, "images site_tokens width"],
+    ) -> Float[Tensor, "images tokens width"]:
+        """Write changed residuals of a site into a copy of a block's output; the inverse of `select`.
+
+        Raises:
+            SiteError: The tokens are no tokens of a block that could be written to (mean, embedding).
+        """
+        self._check_tokens(tokens)
+        match tokens:
+            case Tokens.CLS:
+                return torch.cat([residuals, hidden[:, 1:]], dim=1)
+            case Tokens.PATCHES:
+                return torch.cat([hidden[:, : self.spec.prefix_token_count], residuals], dim=1)
+            case Tokens.ALL:
+                return residuals
+            case Tokens.MEAN | Tokens.EMBEDDING:
+                raise SiteError(
+                    f"a changed {tokens.value} cannot be written back: it is made of many tokens; "
+                    "intervene at cls, patches or all",
+                    field="site.tokens",
+                )
+            case _:
+                assert_never(tokens)
+
+    def units(self, pixels: UInt8[Tensor, "images 3 h w"], block: int) -> Float[Tensor, "images tokens units"]:
+        """Read the activations of the hidden units of a block's MLP, after their activation function (and gate).
+
+        Not for several threads at once: it listens at the block while it runs.
+
+        Raises:
+            SiteError: No such block.
+        """
+        self._check_block(block)
+        heard: list[Tensor] = []
+        listener = self._tower.unit_readers[block].register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+        try:
+            self.hidden(pixels, block)
+        finally:
+            listener.remove()
+        return heard[0]
+
+    def check_site(self, site: Site) -> None:
+        """Refuse a site that this encoder does not have.
+
+        Raises:
+            SiteError: Unknown block, tokens that the family lacks, or a prompt.
+        """
+        if site.prompt is not None:
+            raise SiteError(
+                f"the site has the prompt {site.prompt!r}; {self.spec.model} is a vision encoder and takes none",
+                field="site.prompt",
+            )
+        if site.block is not None:
+            self._check_block(site.block)
+        self._check_tokens(site.tokens)
+
+    def site_token_count(self, site: Site) -> int:
+        """Count the tokens that a site has for one image."""
+        match site.tokens:
+            case Tokens.CLS | Tokens.MEAN | Tokens.EMBEDDING:
+                return 1
+            case Tokens.PATCHES:
+                return self.spec.grid[0] * self.spec.grid[1]
+            case Tokens.ALL:
+                return self.spec.token_count
+            case _:
+                assert_never(site.tokens)
+
+    def site_width(self, site: Site) -> int:
+        """Give the length of a residual at a site.
+
+        Raises:
+            SiteError: The encoder has no such site.
+        """
+        self.check_site(site)
+        if site.tokens is Tokens.EMBEDDING and self.spec.embedding_width is not None:
+            return self.spec.embedding_width
+        return self.spec.width
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        due = (3, self.preprocessing.size.height, self.preprocessing.size.width)
+        if tuple(pixels.shape[1:]) != due:
+            raise ValueError(f"pixels have the shape {tuple(pixels.shape)}; {self.spec.model} reads [images, {due}]")
+        return pixels.to(self.device).to(torch.float32).mul_(self._pixel_scale).sub_(self._pixel_shift)
+
+    def _check_block(self, block: int) -> None:
+        if not 0 <= block < self.spec.block_count:
+            raise SiteError(
+                f"block {block} does not exist; {self.spec.model} has {self.spec.block_count} blocks, "
+                f"0 to {self.spec.block_count - 1}",
+                field="site.block",
+            )
+
+    def _check_tokens(self, tokens: Tokens) -> None:
+        absent = set()
+        if not self.spec.has_cls:
+            absent.add(Tokens.CLS)
+        if self.spec.embedding_width is None:
+            absent.add(Tokens.EMBEDDING)
+        if tokens in absent:
+            existing = ", ".join(kind.value for kind in Tokens if kind not in absent)
+            raise SiteError(
+                f"{self.spec.model} ({self.spec.family.value}) has no {tokens.value}; it has {existing}",
+                field="site.tokens",
+            )
+
+
+def load_encoder(source: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu") -> Encoder:
+    """Load a frozen vision encoder in float32.
+
+    On a CUDA device TF32 is turned off for the process: codes would otherwise differ between devices.
+
+    Args:
+        source: Folder in the Hugging Face layout, or a hub id.
+        revision: Branch, tag or commit on the hub.
+        device: Where it runs.
+
+    Raises:
+        EncoderMissing: No such folder, no weights or preprocessor in it, or the hub cannot give it.
+        EncoderUnsupported: A family, or a size of pixels, that is not read.
+        ArtefactRefused: The weights are pickles.
+        ArtefactDamaged: The files do not belong together or do not parse.
+    """
+    found = find_encoder(source, revision=revision)
+    digest = weights_sha256(found.folder)
+    model_type = str(read_config(found.folder).get("model_type"))
+    preprocessing = Preprocessing.from_config(read_preprocessor_config(found.folder), model_type=model_type)
+    target = torch.device(device)
+    if target.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    tower = load_tower(found.folder, device=target)
+    spec = _spec(found, tower, preprocessing, digest)
+    return Encoder(tower, spec=spec, preprocessing=preprocessing, folder=found.folder, device=target)
+
+
+def _spec(found: EncoderSource, tower: Tower, preprocessing: Preprocessing, digest: str) -> EncoderSpec:
+    size = (preprocessing.size.height, preprocessing.size.width)
+    due = _pair(tower.config.image_size)
+    if tower.has_fixed_size and size != due:
+        raise EncoderUnsupported(
+            f"the preprocessor of {found.model} makes pixels of {size[0]} x {size[1]}, the model reads "
+            f"{due[0]} x {due[1]}; mend the size in its preprocessor_config.json"
+        )
+    patch = _pair(tower.config.patch_size)
+    return EncoderSpec(
+        family=tower.family,
+        model=found.model,
+        revision=found.revision,
+        width=tower.config.hidden_size,
+        block_count=len(tower.blocks),
+        prefix_token_count=tower.prefix_token_count,
+        has_cls=tower.prefix_token_count > 0,
+        grid=(size[0] // patch[0], size[1] // patch[1]),
+        embedding_width=tower.embedding_width,
+        weights_sha256=digest,
+    )
+
+
+def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """Read a size that transformers gives as one number or as height and width."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
