@@ -42,6 +42,7 @@ help:
 # -- set-up -----------------------------------------------------------------------------------------------------------
 
 setup: $(EDITABLE_STAMP)
+	@:
 
 $(PY):
 	@python=$${PYTHON:-}; \
@@ -56,11 +57,11 @@ $(REQUIREMENTS_STAMP): $(wildcard requirements/*.txt) | $(PY)
 	@echo "setup: installing requirements/$(DEVICE).txt and requirements/dev.txt (minutes, once)"
 	@if [ -e $(VENV)/.installed-$(OTHER_DEVICE) ]; then \
 	  $(PY) -m pip uninstall --quiet --yes $(OTHER_PACKAGES); rm -f $(VENV)/.installed-$(OTHER_DEVICE); fi
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/$(DEVICE).txt -r requirements/dev.txt
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check -r requirements/$(DEVICE).txt -r requirements/dev.txt
 	@touch $@
 
 $(EDITABLE_STAMP): $(REQUIREMENTS_STAMP) pyproject.toml
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "setup: done"
 
