@@ -131,7 +131,7 @@ demo: setup
 	  $(if $(SAE),--sae "$(SAE)") $(if $(TOKENS),--tokens "$(TOKENS)")
 
 bench-%: setup
-	@test -e benchmarks/$*.py || { echo "make bench-$*: no benchmarks/$*.py; there are: $(notdir $(basename $(wildcard benchmarks/*.py)))" >&2; exit 1; }
+	@test -e benchmarks/$*.py || { echo "make bench-$*: no benchmarks/$*.py; there are: $(notdir $(basename $(shell grep -l __main__ benchmarks/*.py 2>/dev/null)))" >&2; exit 1; }
 	@mkdir -p build/bench
 	@$(PY) -m benchmarks.$* $(if $(QUICK),--quick)
 

@@ -19,7 +19,7 @@ WRONG_ARROWS = [
     ("embedded: the kernel only", "embedded/wrong.py", "import training"),
     ("examples, benchmarks and tests are imported by nobody", "index/wrong.py", "import tests"),
     ("images and corpus: no torch", "phosphene/images.py", "import torch"),
-    ("door: transformers", "training/wrong.py", "import transformers"),
+    ("door: transformers and the hub", "training/wrong.py", "import transformers"),
     ("door: Pillow", "service/wrong.py", "from PIL import Image"),
     ("door: onnxruntime", "index/wrong.py", "import onnxruntime"),
     ("door: faiss", "phosphene/sae.py", "import faiss"),
