@@ -298,6 +298,7 @@ class Fidelity(_message.Message):
     L0_FIELD_NUMBER: _builtins.int
     CUT_COUNT_FIELD_NUMBER: _builtins.int
     RESIDUAL_NORM_FIELD_NUMBER: _builtins.int
+    TOKEN_CUT_COUNT_FIELD_NUMBER: _builtins.int
     fvu: _builtins.float
     """Fraction of variance unexplained: the squared distance between the residual and its reconstruction, over that
     between the residual and the decoder bias, each summed over the site's tokens. 0 is perfect; above 1 is worse than
@@ -315,6 +316,10 @@ class Fidelity(_message.Message):
     """Neurons that fired and were cut from the image code by `Model.image_code_limit`. 0: nothing was lost."""
     residual_norm: _builtins.float
     """Euclidean length of the residual, averaged over the site's tokens. Unset: the image was given by digest."""
+    token_cut_count: _builtins.int
+    """Activations that `Model.token_code_limit` cut from the codes of the site's tokens, all tokens together. 0: nothing
+    was lost. Unset: the image was given by digest.
+    """
     def __init__(
         self,
         *,
@@ -324,10 +329,11 @@ class Fidelity(_message.Message):
         l0: _builtins.float | None = ...,
         cut_count: _builtins.int = ...,
         residual_norm: _builtins.float | None = ...,
+        token_cut_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cosine", b"_cosine", "_l0", b"_l0", "_residual_norm", b"_residual_norm", "cosine", b"cosine", "l0", b"l0", "residual_norm", b"residual_norm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cosine", b"_cosine", "_l0", b"_l0", "_residual_norm", b"_residual_norm", "_token_cut_count", b"_token_cut_count", "cosine", b"cosine", "l0", b"l0", "residual_norm", b"residual_norm", "token_cut_count", b"token_cut_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cosine", b"_cosine", "_l0", b"_l0", "_residual_norm", b"_residual_norm", "cosine", b"cosine", "cut_count", b"cut_count", "explained_variance", b"explained_variance", "fvu", b"fvu", "l0", b"l0", "residual_norm", b"residual_norm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cosine", b"_cosine", "_l0", b"_l0", "_residual_norm", b"_residual_norm", "_token_cut_count", b"_token_cut_count", "cosine", b"cosine", "cut_count", b"cut_count", "explained_variance", b"explained_variance", "fvu", b"fvu", "l0", b"l0", "residual_norm", b"residual_norm", "token_cut_count", b"token_cut_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cosine: _TypeAlias = _typing.Literal["cosine"]  # noqa: Y015
     _WhichOneofArgType__cosine: _TypeAlias = _typing.Literal["_cosine", b"_cosine"]  # noqa: Y015
@@ -335,12 +341,16 @@ class Fidelity(_message.Message):
     _WhichOneofArgType__l0: _TypeAlias = _typing.Literal["_l0", b"_l0"]  # noqa: Y015
     _WhichOneofReturnType__residual_norm: _TypeAlias = _typing.Literal["residual_norm"]  # noqa: Y015
     _WhichOneofArgType__residual_norm: _TypeAlias = _typing.Literal["_residual_norm", b"_residual_norm"]  # noqa: Y015
+    _WhichOneofReturnType__token_cut_count: _TypeAlias = _typing.Literal["token_cut_count"]  # noqa: Y015
+    _WhichOneofArgType__token_cut_count: _TypeAlias = _typing.Literal["_token_cut_count", b"_token_cut_count"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cosine) -> _WhichOneofReturnType__cosine | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__l0) -> _WhichOneofReturnType__l0 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__residual_norm) -> _WhichOneofReturnType__residual_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_cut_count) -> _WhichOneofReturnType__token_cut_count | None: ...
 
 Global___Fidelity: _TypeAlias = Fidelity  # noqa: Y015
 
