@@ -304,10 +304,9 @@ def _png_header(data: bytes, limits: ImageLimits) -> PngHeader:
     for kind, start, end in _png_chunks(data):
         payload = data[start + 8 : end - 4]
         is_critical = not kind[0] & 0x20
-        if is_critical or kind == b"tRNS":
-            (checksum,) = struct.unpack_from(">I", data, end - 4)
-            if zlib.crc32(data[start + 4 : end - 4]) != checksum:
-                raise ImageUnreadable(f"PNG is damaged: wrong checksum in {kind!r} at byte {start}; send it again")
+        (checksum,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(data[start + 4 : end - 4]) != checksum:
+            raise ImageUnreadable(f"PNG is damaged: wrong checksum in {kind!r} at byte {start}; send it again")
         if (kind == b"IHDR") != (header is None):
             raise ImageUnreadable("PNG does not begin with exactly one header chunk; save it anew")
         if kind == b"IHDR":
