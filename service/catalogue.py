@@ -1,0 +1,57 @@
+"""The catalogue: what is served, by name; finds the bundle and corpus that a request is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from phosphene.errors import NotFound
+from service.generation import Generation, ServedBundle, ServedCorpus, generation_id
+from service.values import Scope
+
+__all__ = ["Catalogue", "Entry"]
+
+Entry = tuple[ServedBundle, tuple[ServedCorpus, ...]]
+
+
+class Catalogue:
+    """Bundles with their corpora; of each the first is the default."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        """Keep the entries in the order of the settings; at least one."""
+        self._entries: Mapping[str, Entry] = {entry[0].name: entry for entry in entries}
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every bundle with its corpora, in the order of the settings."""
+        return tuple(self._entries.values())
+
+    def entry(self, name: str) -> Entry:
+        """A bundle with its corpora, the default for an empty name; raises `NotFound` with those served."""
+        wanted = name or next(iter(self._entries))
+        if wanted not in self._entries:
+            raise NotFound(
+                f"no bundle {wanted!r} here; served are {', '.join(map(repr, self._entries))}",
+                field="bundle",
+                name=wanted,
+            )
+        return self._entries[wanted]
+
+    def generation(self, scope: Scope) -> Generation:
+        """What a request names; a corpus without a bundle is one of the default bundle.
+
+        Raises:
+            NotFound: a name that is not served; the message lists those that are.
+        """
+        bundle, corpora = self.entry(scope.bundle)
+        corpus = corpora[0] if corpora else None
+        if scope.corpus:
+            corpus = next((entry for entry in corpora if entry.name == scope.corpus), None)
+            if corpus is None:
+                known = ", ".join(repr(entry.name) for entry in corpora) or "none"
+                raise NotFound(
+                    f"bundle {bundle.name!r} has no corpus {scope.corpus!r}; its corpora are {known}",
+                    field="corpus",
+                    name=scope.corpus,
+                )
+        identity = generation_id(bundle.facts.bundle_id, {entry.name: entry.reader.id for entry in corpora})
+        return Generation(bundle=bundle, corpus=corpus, id=identity)

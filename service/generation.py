@@ -1,0 +1,148 @@
+"""What answers a request: one bundle, at most one corpus, and the id of the state that they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from phosphene.codes import CodeLimits
+from phosphene.encoder import EncoderSpec, Site, Tokens
+from phosphene.errors import NotFound, Unanswerable
+from phosphene.manifest import digest_of
+from phosphene.preprocessing import Preprocessing
+from phosphene.selection import Selection
+from service.batcher import Lane
+from service.corpus_reader import CorpusReader
+from service.lanes import EncodeItem, EngineRow
+
+__all__ = ["Generation", "ModelFacts", "ServedBundle", "ServedCorpus", "generation_id"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What there is to say of a bundle."""
+
+    bundle_id: str
+    """Digest of its contents."""
+    code_id: str
+    """Digest of everything that decides codes."""
+    encoder: EncoderSpec
+    """The frozen model."""
+    site: Site
+    """Where it is listened to."""
+    neuron_count: int
+    """Neurons of the SAE."""
+    selection: Selection
+    """Which neurons stay on."""
+    limits: CodeLimits
+    """How many neurons a code may hold."""
+    readout: str
+    """`similarity`, `classifier` or `none`."""
+    device: str
+    """Where it runs: `cpu`, `cuda:0`."""
+    precision: str
+    """Arithmetic of encoder and SAE: `float32`."""
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the site's patches; None where it has none."""
+        return self.encoder.grid if self.site.tokens in (Tokens.PATCHES, Tokens.ALL) else None
+
+    @property
+    def patch_offset(self) -> int:
+        """Tokens of the site before its first patch."""
+        return self.encoder.prefix_token_count if self.site.tokens is Tokens.ALL else 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedBundle:
+    """A bundle that answers."""
+
+    name: str
+    """What requests call it."""
+    facts: ModelFacts
+    """What there is to say of it."""
+    preprocessing: Preprocessing
+    """From image to pixels."""
+    decoder_bias: Float32[np.ndarray, " width"]
+    """What is taken from a residual before it is compared with directions."""
+    score_names: tuple[str, ...]
+    """What each score is a score of."""
+    encode: Lane[EncodeItem, EngineRow]
+    """Encodes images on the engine thread."""
+    text: Lane[str, Float32[np.ndarray, " embedding"]] | None
+    """Turns texts into vectors on the engine thread; None without a text tower."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedCorpus:
+    """An index that answers."""
+
+    name: str
+    """What requests call it."""
+    reader: CorpusReader
+    """What it holds."""
+    quarantined_image_count: int
+    """Images that could not be used when it was built."""
+    created_by: str
+    """Program and version that built it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generation:
+    """The bundle and corpus of one request."""
+
+    bundle: ServedBundle
+    """Never absent."""
+    corpus: ServedCorpus | None
+    """None where the bundle has no corpus."""
+    id: str
+    """Names the state of the bundle and all its indexes."""
+
+    @property
+    def reader(self) -> CorpusReader:
+        """The corpus's reader; raises `Unanswerable` where there is no corpus."""
+        if self.corpus is None:
+            raise Unanswerable(
+                f"bundle {self.bundle.name!r} has no corpus, which this question needs; build an index "
+                "(`python -m index build`) and name it in PHOSPHENE_INDEXES",
+                subject=f"bundle {self.bundle.name}",
+            )
+        return self.corpus.reader
+
+    @property
+    def text_lane(self) -> Lane[str, Float32[np.ndarray, " embedding"]]:
+        """What turns words into vectors; raises `Unanswerable` where neurons cannot be searched by words."""
+        reader = self.reader
+        if self.bundle.text is None:
+            raise Unanswerable(
+                f"the encoder of bundle {self.bundle.name!r} ({self.bundle.facts.encoder.model}) has no text tower, so "
+                "neurons cannot be searched by words; search by neuron_id, or use a bundle on CLIP or SigLIP",
+                subject=f"bundle {self.bundle.name}",
+            )
+        if not reader.has_text:
+            assert self.corpus is not None, "reader has refused a missing corpus"
+            raise Unanswerable(
+                f"corpus {self.corpus.name!r} was indexed without projected embeddings, so neurons cannot be searched "
+                "by words; build its index again, or search by neuron_id",
+                subject=f"corpus {self.corpus.name}",
+            )
+        return self.bundle.text
+
+    def check_neuron(self, neuron_id: int, *, field: str = "neuron_id") -> None:
+        """Raise `NotFound` unless the bundle has this neuron."""
+        count = self.bundle.facts.neuron_count
+        if not 0 <= neuron_id < count:
+            raise NotFound(
+                f"bundle {self.bundle.name!r} has no neuron {neuron_id}; its neurons are 0 to {count - 1}",
+                field=field,
+                name=str(neuron_id),
+            )
+
+
+def generation_id(bundle_id: str, index_ids: Mapping[str, str]) -> str:
+    """Digest of a bundle and of all its indexes by name."""
+    return digest_of({"bundle": bundle_id, "indexes": dict(index_ids)})

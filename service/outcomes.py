@@ -1,0 +1,111 @@
+"""Exceptions -> gRPC status codes with google.rpc details; what is not ours becomes INTERNAL without its text.
+
+Pure: sends nothing and logs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from phosphene.errors import (
+    DeadlineExpired,
+    InputError,
+    NotFound,
+    Overloaded,
+    ReadoutMissing,
+    Unanswerable,
+)
+
+__all__ = ["Outcome", "outcome_of"]
+
+_MESSAGE_LIMIT_CHARACTERS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a request ends that gets no answer."""
+
+    code: grpc.StatusCode
+    """The status."""
+    reason: str
+    """Which of `metrics.REFUSALS` it counts as."""
+    message: str
+    """What the caller reads."""
+    details: tuple[Message, ...]
+    """google.rpc messages."""
+
+    def to_status(self) -> status_pb2.Status:
+        """The rich status that grpcio-status sends."""
+        number: int = self.code.value[0]
+        status = status_pb2.Status(code=number, message=self.message)
+        for detail in self.details:
+            packed = any_pb2.Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return status
+
+
+def outcome_of(error: Exception, *, request_id: str) -> Outcome:
+    """How a request ends that raised `error`.
+
+    Args:
+        error: what an answer raised.
+        request_id: joins the caller's error with the service's log.
+    """
+    text = _plain(str(error))
+    match error:
+        case NotFound():
+            resource = error_details_pb2.ResourceInfo(
+                resource_type=_plain(error.field or "thing"), resource_name=_plain(error.name), description=text
+            )
+            return _outcome(grpc.StatusCode.NOT_FOUND, "not_found", text, resource)
+        case InputError():
+            violation = error_details_pb2.BadRequest.FieldViolation(field=error.field or "request", description=text)
+            bad_request = error_details_pb2.BadRequest(field_violations=[violation])
+            return _outcome(grpc.StatusCode.INVALID_ARGUMENT, "invalid", text, bad_request)
+        case Unanswerable(subject=subject):
+            return _outcome(
+                grpc.StatusCode.FAILED_PRECONDITION, "precondition", text, _precondition("UNANSWERABLE", subject, text)
+            )
+        case ReadoutMissing():
+            return _outcome(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "precondition",
+                text,
+                _precondition("READOUT_MISSING", "bundle", text),
+            )
+        case Overloaded(retry_after_s=retry_after_s):
+            delay = Duration()
+            delay.FromNanoseconds(round(retry_after_s * 1e9))
+            retry = error_details_pb2.RetryInfo(retry_delay=delay)
+            return _outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", text, retry)
+        case DeadlineExpired():
+            return _outcome(grpc.StatusCode.DEADLINE_EXCEEDED, "expired", text)
+        case _:
+            return _outcome(
+                grpc.StatusCode.INTERNAL,
+                "internal",
+                f"internal error; the service's log explains request {request_id}",
+                error_details_pb2.RequestInfo(request_id=request_id),
+            )
+
+
+def _outcome(code: grpc.StatusCode, reason: str, message: str, *details: Message) -> Outcome:
+    return Outcome(code=code, reason=reason, message=message, details=details)
+
+
+def _precondition(kind: str, subject: str, text: str) -> error_details_pb2.PreconditionFailure:
+    violation = error_details_pb2.PreconditionFailure.Violation(type=kind, subject=subject, description=text)
+    return error_details_pb2.PreconditionFailure(violations=[violation])
+
+
+def _plain(text: str) -> str:
+    """Without control characters, and short: a status travels in HTTP/2 headers of at most 8 KiB or so."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return shown if len(shown) <= _MESSAGE_LIMIT_CHARACTERS else shown[: _MESSAGE_LIMIT_CHARACTERS - 1] + "…"

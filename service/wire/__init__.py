@@ -1,0 +1,1 @@
+"""Protobuf <-> values; protobuf messages exist here and in the servicers, and nowhere else in the service."""

@@ -1,0 +1,316 @@
+"""Answers -> protobuf replies. Decides nothing: every figure comes from the values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import assert_never
+
+import phosphene
+from index.values import NameSource, NeuronName
+from phosphene.images import ImageLimits
+from phosphene.selection import JumpReLU, TopK
+from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
+from service.generation import Generation, ModelFacts, ServedBundle, ServedCorpus, generation_id
+from service.values import (
+    CorpusImage,
+    ExemplarImage,
+    Explanation,
+    FidelityReport,
+    ImageList,
+    ImageMatch,
+    LikeNeuron,
+    LikeText,
+    NeuronList,
+    NeuronMatch,
+    NeuronProfile,
+    NeuronSearch,
+    NeuronView,
+    QueriedImage,
+)
+
+__all__ = [
+    "explain_response",
+    "image_response",
+    "image_search_response",
+    "model",
+    "neuron_list_response",
+    "neuron_response",
+    "neuron_search_response",
+]
+
+_ENGINE = "torch"
+_NAME_SOURCES = {
+    NameSource.LABEL: values_pb2.NAME_SOURCE_LABEL,
+    NameSource.CAPTION: values_pb2.NAME_SOURCE_CAPTION,
+}
+_READOUTS = {
+    "none": models_pb2.READOUT_KIND_NONE,
+    "similarity": models_pb2.READOUT_KIND_SIMILARITY,
+    "classifier": models_pb2.READOUT_KIND_CLASSIFIER,
+}
+
+
+def explain_response(generation: Generation, explanation: Explanation) -> explain_pb2.ExplainResponse:
+    """The reply to Explain."""
+    code = explanation.code
+    return explain_pb2.ExplainResponse(
+        provenance=_provenance(generation),
+        image=_queried_image(explanation.image),
+        fidelity=None if explanation.fidelity is None else _fidelity(explanation.fidelity),
+        neurons=[
+            explain_pb2.ActiveNeuron(
+                neuron=_summary(active.neuron),
+                activation=active.activation,
+                quantile=active.quantile,
+                patch_activations=active.patch_activations,
+                top_images=_exemplars(active.top_images),
+            )
+            for active in explanation.neurons
+        ],
+        grid=_grid(explanation.grid),
+        nearest_neurons=[
+            explain_pb2.NearestNeuron(
+                neuron=_summary(near.neuron), cosine=near.score, top_images=_exemplars(near.top_images)
+            )
+            for near in explanation.nearest_neurons
+        ],
+        similar_images=_image_matches(explanation.similar_images),
+        scores=[explain_pb2.Score(name=name, score=score) for name, score in explanation.scores],
+        code=None
+        if code is None
+        else explain_pb2.Code(
+            neuron_ids=code.neuron_ids.tolist(), activations=code.values.tolist(), cut_count=code.cut_count
+        ),
+    )
+
+
+def neuron_response(generation: Generation, profile: NeuronProfile) -> neurons_pb2.GetNeuronResponse:
+    """The reply to GetNeuron."""
+    row = profile.row
+    return neurons_pb2.GetNeuronResponse(
+        provenance=_provenance(generation),
+        neuron=_summary(NeuronView(neuron_id=row.neuron_id, row=row)),
+        statistics=neurons_pb2.NeuronStatistics(
+            firing_count=row.firing_count,
+            image_count=profile.image_count,
+            mean=row.mean,
+            standard_deviation=row.std,
+            maximum=row.maximum,
+            quantiles=[
+                neurons_pb2.Quantile(level=level, activation=activation)
+                for level, activation in zip(profile.quantile_levels, row.quantiles, strict=False)
+            ],
+        ),
+        names=[_name(name) for name in row.names],
+        top_images=_exemplars(profile.top_images),
+        spread_images=_exemplars(profile.spread_images),
+        similar_neurons=_neuron_matches(profile.similar_neurons),
+    )
+
+
+def neuron_list_response(generation: Generation, page: NeuronList) -> neurons_pb2.ListNeuronsResponse:
+    """The reply to ListNeurons."""
+    return neurons_pb2.ListNeuronsResponse(
+        provenance=_provenance(generation),
+        neurons=[_summary(view) for view in page.neurons],
+        next_page_token=page.next_page_token,
+        total_count=page.total_count,
+    )
+
+
+def neuron_search_response(
+    generation: Generation, search: NeuronSearch, matches: Sequence[NeuronMatch]
+) -> neurons_pb2.SearchNeuronsResponse:
+    """The reply to SearchNeurons."""
+    match search.like:
+        case LikeText():
+            metric = neurons_pb2.NEURON_METRIC_TEXT_EXEMPLARS
+        case LikeNeuron():
+            metric = neurons_pb2.NEURON_METRIC_DIRECTIONS
+        case _:
+            assert_never(search.like)
+    return neurons_pb2.SearchNeuronsResponse(
+        provenance=_provenance(generation), metric=metric, neurons=_neuron_matches(matches)
+    )
+
+
+def image_search_response(generation: Generation, found: ImageList) -> images_pb2.SearchImagesResponse:
+    """The reply to SearchImages."""
+    metric = images_pb2.IMAGE_METRIC_ACTIVATION if found.is_by_neuron else images_pb2.IMAGE_METRIC_CODE_COSINE
+    return images_pb2.SearchImagesResponse(
+        provenance=_provenance(generation), metric=metric, images=_image_matches(found.images)
+    )
+
+
+def image_response(generation: Generation, image: CorpusImage) -> images_pb2.GetImageResponse:
+    """The reply to GetImage."""
+    return images_pb2.GetImageResponse(provenance=_provenance(generation), image=_corpus_image(image))
+
+
+def model(bundle: ServedBundle, corpora: Sequence[ServedCorpus], limits: ImageLimits) -> models_pb2.Model:
+    """A bundle with its corpora, for ListModels and GetModel."""
+    facts = bundle.facts
+    match facts.selection:
+        case TopK(k=k):
+            selection = models_pb2.SELECTION_TOP_K
+        case JumpReLU():
+            selection, k = models_pb2.SELECTION_JUMP_RELU, 0
+        case _:
+            assert_never(facts.selection)
+    return models_pb2.Model(
+        bundle=bundle.name,
+        bundle_id=facts.bundle_id,
+        code_id=facts.code_id,
+        generation=generation_id(facts.bundle_id, {corpus.name: corpus.reader.id for corpus in corpora}),
+        encoder=_encoder(facts),
+        site=models_pb2.Site(
+            block=facts.site.block,
+            tokens=facts.site.tokens.value,
+            prompt=facts.site.prompt or "",
+            text=str(facts.site),
+        ),
+        neuron_count=facts.neuron_count,
+        selection=selection,
+        k=k,
+        image_code_limit=facts.limits.image_code_limit,
+        token_code_limit=facts.limits.token_code_limit,
+        readout=_READOUTS[facts.readout],
+        score_count=len(bundle.score_names),
+        grid=_grid(facts.grid),
+        corpora=[_corpus(bundle, corpus) for corpus in corpora],
+        limits=models_pb2.ImageLimits(
+            byte_limit=limits.file_bytes, pixel_limit=limits.pixels, webp_pixel_limit=limits.webp_pixels
+        ),
+        engine=_ENGINE,
+        device=facts.device,
+    )
+
+
+def _encoder(facts: ModelFacts) -> models_pb2.EncoderSummary:
+    return models_pb2.EncoderSummary(
+        family=facts.encoder.family.value,
+        model=facts.encoder.model,
+        revision=facts.encoder.revision or "",
+        weights_sha256=facts.encoder.weights_sha256,
+        width=facts.encoder.width,
+        block_count=facts.encoder.block_count,
+    )
+
+
+def _corpus(bundle: ServedBundle, corpus: ServedCorpus) -> models_pb2.CorpusSummary:
+    return models_pb2.CorpusSummary(
+        corpus=corpus.name,
+        index_id=corpus.reader.id,
+        plan_id=corpus.reader.plan_id,
+        image_count=corpus.reader.image_count,
+        quarantined_image_count=corpus.quarantined_image_count,
+        has_labels=corpus.reader.has_labels,
+        text_search=bundle.text is not None and corpus.reader.has_text,
+        created_by=corpus.created_by,
+    )
+
+
+def _provenance(generation: Generation) -> values_pb2.Provenance:
+    facts, corpus = generation.bundle.facts, generation.corpus
+    return values_pb2.Provenance(
+        bundle=generation.bundle.name,
+        bundle_id=facts.bundle_id,
+        code_id=facts.code_id,
+        corpus="" if corpus is None else corpus.name,
+        index_id="" if corpus is None else corpus.reader.id,
+        plan_id="" if corpus is None else corpus.reader.plan_id,
+        generation=generation.id,
+        encoder=facts.encoder.model,
+        encoder_revision=facts.encoder.revision or "",
+        site=str(facts.site),
+        engine=_ENGINE,
+        device=facts.device,
+        precision=facts.precision,
+        service_version=phosphene.__version__,
+    )
+
+
+def _queried_image(image: QueriedImage) -> explain_pb2.QueryImage:
+    return explain_pb2.QueryImage(
+        sha256=image.sha256,
+        width=image.width,
+        height=image.height,
+        drafted=image.drafted,
+        corpus_image=None if image.corpus_image is None else _corpus_image(image.corpus_image),
+    )
+
+
+def _fidelity(report: FidelityReport) -> explain_pb2.Fidelity:
+    return explain_pb2.Fidelity(
+        fvu=report.fvu,
+        explained_variance=1 - report.fvu,
+        cosine=report.cosine,
+        l0=report.l0,
+        cut_count=report.cut_count,
+        residual_norm=report.residual_norm,
+    )
+
+
+def _summary(view: NeuronView) -> values_pb2.NeuronSummary:
+    row = view.row
+    if row is None:
+        return values_pb2.NeuronSummary(neuron_id=view.neuron_id)
+    return values_pb2.NeuronSummary(
+        neuron_id=view.neuron_id,
+        density=row.density,
+        maximum=row.maximum if row.alive else None,
+        mean=row.mean if row.alive else None,
+        label_entropy=row.label_entropy,
+        name=_name(row.names[0]) if row.names else None,
+    )
+
+
+def _name(name: NeuronName) -> values_pb2.NeuronName:
+    return values_pb2.NeuronName(
+        name=name.name, score=name.score, margin=name.margin, source=_NAME_SOURCES[name.source]
+    )
+
+
+def _corpus_image(image: CorpusImage) -> values_pb2.CorpusImage:
+    row = image.image
+    return values_pb2.CorpusImage(
+        row=row.row,
+        sha256=row.sha256,
+        uri=row.uri,
+        label=row.label or "",
+        caption=row.caption or "",
+        width=row.width,
+        height=row.height,
+        thumbnail=image.thumbnail,
+    )
+
+
+def _exemplars(exemplars: Iterable[ExemplarImage]) -> list[values_pb2.Exemplar]:
+    return [
+        values_pb2.Exemplar(
+            image=_corpus_image(exemplar.image), activation=exemplar.activation, quantile=exemplar.quantile
+        )
+        for exemplar in exemplars
+    ]
+
+
+def _image_matches(matches: Iterable[ImageMatch]) -> list[values_pb2.ImageMatch]:
+    return [
+        values_pb2.ImageMatch(
+            image=_corpus_image(match.image), score=match.score, shared_neuron_ids=match.shared_neuron_ids
+        )
+        for match in matches
+    ]
+
+
+def _neuron_matches(matches: Iterable[NeuronMatch]) -> list[neurons_pb2.NeuronMatch]:
+    return [
+        neurons_pb2.NeuronMatch(
+            neuron=_summary(match.neuron), score=match.score, top_images=_exemplars(match.top_images)
+        )
+        for match in matches
+    ]
+
+
+def _grid(grid: tuple[int, int] | None) -> values_pb2.PatchGrid | None:
+    return None if grid is None else values_pb2.PatchGrid(row_count=grid[0], column_count=grid[1])

@@ -1,0 +1,268 @@
+"""Protobuf requests -> queries, checked against the bounds that the contract states.
+
+Every fault is an `InputError` that names the field, its value and the limit. Reads nothing but the request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from index.values import NeuronOrder
+from phosphene.errors import InputError
+from phosphene.v1 import explain_pb2, images_pb2, neurons_pb2, values_pb2
+from service.values import (
+    ExplainPart,
+    ExplainQuery,
+    ImageBytes,
+    ImageDigest,
+    ImageLookup,
+    ImageQuery,
+    ImageSearch,
+    LikeImage,
+    LikeNeuron,
+    LikeText,
+    NeuronFilter,
+    NeuronListQuery,
+    NeuronPart,
+    NeuronQuery,
+    NeuronSearch,
+    Scope,
+)
+
+__all__ = [
+    "explain_query",
+    "image_lookup",
+    "image_search",
+    "neuron_list_query",
+    "neuron_query",
+    "neuron_search",
+]
+
+Choice = TypeVar("Choice", bound=Enum)
+
+_LIST_LIMIT = 100
+_EXEMPLAR_LIMIT = 128
+_SCORE_LIMIT = 1000
+_PAGE_LIMIT = 1000
+_THUMBNAIL_LIMIT = 1024
+_TEXT_LIMIT_CHARACTERS = 1024
+_NAME_LIMIT_CHARACTERS = 256
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_EXPLAIN_PARTS: Mapping[int, ExplainPart] = {
+    explain_pb2.EXPLAIN_PART_FIDELITY: ExplainPart.FIDELITY,
+    explain_pb2.EXPLAIN_PART_NEURONS: ExplainPart.NEURONS,
+    explain_pb2.EXPLAIN_PART_PATCH_ACTIVATIONS: ExplainPart.PATCH_ACTIVATIONS,
+    explain_pb2.EXPLAIN_PART_NEAREST_NEURONS: ExplainPart.NEAREST_NEURONS,
+    explain_pb2.EXPLAIN_PART_TOP_IMAGES: ExplainPart.TOP_IMAGES,
+    explain_pb2.EXPLAIN_PART_SIMILAR_IMAGES: ExplainPart.SIMILAR_IMAGES,
+    explain_pb2.EXPLAIN_PART_SCORES: ExplainPart.SCORES,
+    explain_pb2.EXPLAIN_PART_CODE: ExplainPart.CODE,
+}
+_NEURON_PARTS: Mapping[int, NeuronPart] = {
+    neurons_pb2.NEURON_PART_TOP_IMAGES: NeuronPart.TOP_IMAGES,
+    neurons_pb2.NEURON_PART_SPREAD_IMAGES: NeuronPart.SPREAD_IMAGES,
+    neurons_pb2.NEURON_PART_SIMILAR_NEURONS: NeuronPart.SIMILAR_NEURONS,
+}
+_ORDERS: Mapping[int, NeuronOrder] = {
+    neurons_pb2.NEURON_ORDER_UNSPECIFIED: NeuronOrder.NEURON_ID,
+    neurons_pb2.NEURON_ORDER_ID: NeuronOrder.NEURON_ID,
+    neurons_pb2.NEURON_ORDER_DENSITY: NeuronOrder.DENSITY,
+    neurons_pb2.NEURON_ORDER_MAXIMUM: NeuronOrder.MAXIMUM,
+    neurons_pb2.NEURON_ORDER_MEAN: NeuronOrder.MEAN,
+    neurons_pb2.NEURON_ORDER_LABEL_ENTROPY: NeuronOrder.LABEL_ENTROPY,
+    neurons_pb2.NEURON_ORDER_NAME_SCORE: NeuronOrder.NAME_SCORE,
+}
+
+
+class _Scoped(Protocol):
+    @property
+    def bundle(self) -> str: ...
+    @property
+    def corpus(self) -> str: ...
+
+
+def explain_query(request: explain_pb2.ExplainRequest) -> ExplainQuery:
+    """Read an Explain request; raises `InputError`."""
+    parts = _choices(request.parts, _EXPLAIN_PARTS, field="parts") or frozenset({ExplainPart.NEURONS})
+    if parts & {ExplainPart.PATCH_ACTIVATIONS, ExplainPart.TOP_IMAGES}:
+        parts |= {ExplainPart.NEURONS}
+    query = ExplainQuery(
+        scope=_scope(request),
+        image=_image_query(request.image),
+        parts=parts,
+        top_n=_count(request, "top_n", default=10, limit=_LIST_LIMIT),
+        nearest_count=_count(request, "nearest_count", default=10, limit=_LIST_LIMIT),
+        exemplars_per_neuron=_count(request, "exemplars_per_neuron", default=9, limit=_EXEMPLAR_LIMIT),
+        similar_count=_count(request, "similar_count", default=12, limit=_LIST_LIMIT),
+        score_count=_count(request, "score_count", default=10, limit=_SCORE_LIMIT),
+        with_thumbnails=request.include_thumbnails,
+    )
+    if query.with_thumbnails:
+        neuron_count = query.top_n + (query.nearest_count if ExplainPart.NEAREST_NEURONS in parts else 0)
+        image_count = neuron_count * query.exemplars_per_neuron if ExplainPart.TOP_IMAGES in parts else 0
+        image_count += query.similar_count if ExplainPart.SIMILAR_IMAGES in parts else 0
+        _check_thumbnail_count(image_count)
+    return query
+
+
+def neuron_query(request: neurons_pb2.GetNeuronRequest) -> NeuronQuery:
+    """Read a GetNeuron request; raises `InputError`."""
+    if not request.HasField("neuron_id"):
+        raise InputError("neuron_id is not set; name a neuron (0 is one)", field="neuron_id")
+    return NeuronQuery(
+        scope=_scope(request),
+        neuron_id=request.neuron_id,
+        parts=_choices(request.parts, _NEURON_PARTS, field="parts"),
+        exemplar_count=_count(request, "exemplar_count", default=9, limit=_EXEMPLAR_LIMIT),
+        similar_count=_count(request, "similar_count", default=10, limit=_LIST_LIMIT),
+        with_thumbnails=request.include_thumbnails,
+    )
+
+
+def neuron_list_query(request: neurons_pb2.ListNeuronsRequest) -> NeuronListQuery:
+    """Read a ListNeurons request; raises `InputError`."""
+    (order,) = _choices([request.order], _ORDERS, field="order")
+    return NeuronListQuery(
+        scope=_scope(request),
+        order=order,
+        filter=_neuron_filter(request.filter),
+        page_size=_count(request, "page_size", default=50, limit=_PAGE_LIMIT),
+        page_token=request.page_token,
+    )
+
+
+def neuron_search(request: neurons_pb2.SearchNeuronsRequest) -> NeuronSearch:
+    """Read a SearchNeurons request; raises `InputError`."""
+    like: LikeText | LikeNeuron
+    match request.WhichOneof("query"):
+        case "text":
+            like = LikeText(_words(request.text))
+        case "neuron_id":
+            like = LikeNeuron(request.neuron_id)
+        case _:
+            raise InputError("query is not set; set text or neuron_id", field="query")
+    count = _count(request, "count", default=10, limit=_LIST_LIMIT)
+    exemplar_count = _count(request, "exemplars_per_neuron", default=9, limit=_EXEMPLAR_LIMIT)
+    if request.include_top_images and request.include_thumbnails:
+        _check_thumbnail_count(count * exemplar_count)
+    return NeuronSearch(
+        scope=_scope(request),
+        like=like,
+        count=count,
+        exemplars_per_neuron=exemplar_count if request.include_top_images else 0,
+        with_thumbnails=request.include_thumbnails,
+    )
+
+
+def image_search(request: images_pb2.SearchImagesRequest) -> ImageSearch:
+    """Read a SearchImages request; raises `InputError`."""
+    like: LikeImage | LikeNeuron
+    match request.WhichOneof("query"):
+        case "image":
+            like = LikeImage(_image_query(request.image))
+        case "neuron_id":
+            like = LikeNeuron(request.neuron_id)
+        case _:
+            raise InputError("query is not set; set image or neuron_id", field="query")
+    return ImageSearch(
+        scope=_scope(request),
+        like=like,
+        count=_count(request, "count", default=12, limit=_LIST_LIMIT),
+        with_thumbnails=request.include_thumbnails,
+    )
+
+
+def image_lookup(request: images_pb2.GetImageRequest) -> ImageLookup:
+    """Read a GetImage request; raises `InputError`."""
+    return ImageLookup(scope=_scope(request), sha256=_digest(request.sha256, field="sha256"))
+
+
+def _scope(request: _Scoped) -> Scope:
+    return Scope(bundle=request.bundle, corpus=request.corpus)
+
+
+def _image_query(image: values_pb2.ImageQuery) -> ImageQuery:
+    match image.WhichOneof("source"):
+        case "data":
+            return ImageBytes(image.data)
+        case "sha256":
+            return ImageDigest(_digest(image.sha256, field="image.sha256"))
+        case _:
+            raise InputError("image is not set; send its bytes as image.data, or image.sha256", field="image")
+
+
+def _digest(text: str, *, field: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise InputError(f"{field} is {text[:80]!r}; it must be 64 lowercase hexadecimal digits", field=field)
+    return text
+
+
+def _words(text: str) -> str:
+    if not text.strip() or len(text) > _TEXT_LIMIT_CHARACTERS:
+        raise InputError(
+            f"text has {len(text)} characters, {len(text.strip())} without outer white space; send 1 to "
+            f"{_TEXT_LIMIT_CHARACTERS}",
+            field="text",
+        )
+    return text
+
+
+def _count(request: Message, field: str, *, default: int, limit: int) -> int:
+    if not request.HasField(field):
+        return default
+    value: int = getattr(request, field)
+    if not 1 <= value <= limit:
+        raise InputError(f"{field} is {value}; it must be 1 to {limit}, or unset for {default}", field=field)
+    return value
+
+
+def _choices(numbers: Iterable[int], known: Mapping[int, Choice], *, field: str) -> frozenset[Choice]:
+    unknown = sorted({number for number in numbers if number not in known})
+    if unknown:
+        raise InputError(
+            f"{field} has the value {', '.join(map(str, unknown))}, which names nothing here; "
+            f"known are {', '.join(map(str, known))}",
+            field=field,
+        )
+    return frozenset(known[number] for number in numbers)
+
+
+def _neuron_filter(message: neurons_pb2.NeuronFilter) -> NeuronFilter:
+    bounds: dict[str, float | None] = {}
+    for name in ("min_density", "max_density"):
+        value: float | None = getattr(message, name) if message.HasField(name) else None
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"filter.{name} is {value}; it must be 0 to 1", field=f"filter.{name}")
+        bounds[name] = value
+    low, high = bounds["min_density"], bounds["max_density"]
+    if low is not None and high is not None and high < low:
+        raise InputError(
+            f"filter.max_density is {high}, below filter.min_density, {low}; no neuron is both",
+            field="filter.max_density",
+        )
+    if len(message.name_contains) > _NAME_LIMIT_CHARACTERS:
+        raise InputError(
+            f"filter.name_contains has {len(message.name_contains)} characters; the limit is {_NAME_LIMIT_CHARACTERS}",
+            field="filter.name_contains",
+        )
+    return NeuronFilter(
+        min_density=low,
+        max_density=high,
+        name_contains=message.name_contains,
+        alive_only=message.alive_only,
+    )
+
+
+def _check_thumbnail_count(image_count: int) -> None:
+    if image_count > _THUMBNAIL_LIMIT:
+        raise InputError(
+            f"include_thumbnails would send {image_count} thumbnails; the limit is {_THUMBNAIL_LIMIT}: ask for fewer "
+            "neurons or exemplars",
+            field="include_thumbnails",
+        )
