@@ -1,0 +1,263 @@
+"""Corpus x encoder x site -> residuals on disk, in shards that survive a kill at any moment.
+
+The plan fixes which images share a forward pass; an unreadable image leaves zero pixels in its batch and no residuals,
+and is counted. A shard is done when its record is there and matches; running again does what is missing and ends in
+the same bytes. Knows nothing of autoencoders.
+
+    shard-00000.npy         residuals [rows, d], float32 or float16
+    shard-00000.rows.npy    corpus row of each residual, int64 [rows]
+    shard-00000.json        record: plan, counts, unreadable images, digests; written last
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, UInt8
+
+from phosphene.corpus import Corpus
+from phosphene.encoder import Encoder, Site
+from phosphene.errors import ImageError, NumericError
+from phosphene.images import prepare
+from phosphene.manifest import canonical_json, digest_of, file_sha256, find_artefact, partial_path, seal, write_durably
+from training.progress import Progress
+from training.settings import Execution, HarvestSettings, config_of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HarvestPlan:
+    """What is read, and in which portions."""
+
+    corpus: Corpus
+    """The images."""
+    encoder: Encoder
+    """The frozen model."""
+    site: Site
+    """Where in it residuals are read."""
+    settings: HarvestSettings
+    """Batches, tokens and storage."""
+    execution: Execution
+    """Device and threads: floating-point results depend on them."""
+
+    @property
+    def image_count(self) -> int:
+        """Images of the corpus that are used."""
+        limit = self.settings.image_limit
+        return len(self.corpus) if limit is None else min(limit, len(self.corpus))
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Residuals of each image."""
+        token_count = self.encoder.site_token_count(self.site)
+        limit = self.settings.tokens_per_image
+        return token_count if limit is None else min(limit, token_count)
+
+    @property
+    def shard_images(self) -> int:
+        """Images per shard."""
+        return self.settings.shard_images(self.tokens_per_image, self.encoder.site_width(self.site))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the bytes, beside the corpus and the encoder's weights."""
+        return {
+            "encoder": self.encoder.spec.to_config(),
+            "preprocessing": self.encoder.preprocessing.to_config(),
+            "site": self.site.to_config(),
+            "image_count": self.image_count,
+            "shard_images": self.shard_images,
+            "settings": config_of(self.settings),
+            "execution": config_of(self.execution),
+        }
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What it is made from."""
+        return {"corpus": self.corpus.digest, "encoder": self.encoder.spec.weights_sha256}
+
+    @property
+    def id(self) -> str:
+        """Digest of the plan."""
+        return digest_of({"inputs": self.inputs, "config": self.config})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What one shard holds."""
+
+    name: str
+    """Stem of its files."""
+    plan_id: str
+    """The plan that it belongs to."""
+    row_count: int
+    """Residuals."""
+    width: int
+    """Length of a residual."""
+    quarantined: list[dict[str, Any]]
+    """Unreadable images: corpus row and error class."""
+    sha256: dict[str, str]
+    """Digests of its array files by name."""
+
+
+def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
+    """Read all residuals, or what an earlier run has left to read.
+
+    Args:
+        plan: what to read.
+        folder: holds one artefact per plan.
+        progress: where to report.
+
+    Returns:
+        The activations artefact.
+
+    Raises:
+        NumericError: the encoder gave NaN or infinity; names shard and row.
+        ArtefactDamaged: a finished harvest of this plan lies there and is not sound.
+    """
+    target = folder / plan.id[:16]
+    if find_artefact(target, kind="activations") is not None:
+        progress.event("harvest reused", images=plan.image_count, residuals_per_image=plan.tokens_per_image)
+        return target
+    partial = partial_path(target)
+    partial.mkdir(parents=True, exist_ok=True)
+    plan_id = plan.id
+    shards = _plan_shards(plan)
+    quarantined_count = 0
+    with progress.stage("harvest", plan.image_count, "images") as advance:
+        for name, rows in shards.items():
+            record = _read_record(partial, name, plan_id) or _write_shard(plan, plan_id, partial, name, rows)
+            quarantined_count += len(record.quarantined)
+            advance(rows.stop, f"{quarantined_count} unreadable" if quarantined_count else "")
+    _remove_leftovers(partial, set(shards))
+    seal(partial, target, kind="activations", inputs=plan.inputs, config=plan.config)
+    return target
+
+
+def quarantined_images(path: Path) -> list[dict[str, Any]]:
+    """The unreadable images of a finished harvest: corpus row and error class, in corpus order."""
+    records = [json.loads(file.read_bytes()) for file in sorted(path.glob("shard-*.json"))]
+    return [entry for record in records for entry in record["quarantined"]]
+
+
+def _plan_shards(plan: HarvestPlan) -> dict[str, range]:
+    starts = range(0, plan.image_count, plan.shard_images)
+    return {
+        f"shard-{index:05d}": range(start, min(start + plan.shard_images, plan.image_count))
+        for index, start in enumerate(starts)
+    }
+
+
+def _read_record(partial: Path, name: str, plan_id: str) -> ShardRecord | None:
+    file = partial / f"{name}.json"
+    if not file.is_file():
+        return None
+    try:
+        record = ShardRecord(**json.loads(file.read_bytes()))
+    except (ValueError, TypeError):
+        return None
+    sound = all(
+        (partial / part).is_file() and file_sha256(partial / part) == due for part, due in record.sha256.items()
+    )
+    return record if sound and record.plan_id == plan_id else None
+
+
+def _write_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range) -> ShardRecord:
+    blocks: list[Float32[np.ndarray, "rows d"]] = []
+    image_rows: list[Int[np.ndarray, " rows"]] = []
+    quarantined: list[dict[str, Any]] = []
+    for batch, pixels, errors in _prepared_batches(plan, rows):
+        residuals = plan.encoder.residuals(torch.from_numpy(pixels), plan.site).float().cpu().numpy()
+        quarantined += [{"row": row, "error": type(error).__name__} for row, error in errors.items()]
+        for row, tokens in zip(batch, residuals, strict=True):
+            if row not in errors:
+                kept = tokens[_kept_tokens(plan, row, len(tokens))]
+                blocks.append(kept)
+                image_rows.append(np.full(len(kept), row, dtype=np.int64))
+    width = plan.encoder.site_width(plan.site)
+    with np.errstate(over="ignore"):  # what does not fit into float16 is refused below, by row
+        stored = np.concatenate([np.zeros((0, width), np.float32), *blocks]).astype(plan.settings.storage.value)
+    origins = np.concatenate([np.zeros(0, np.int64), *image_rows])
+    _refuse_non_finite(plan, name, stored, origins)
+    arrays = {f"{name}.npy": stored, f"{name}.rows.npy": origins}
+    for file_name, array in arrays.items():
+        write_durably(partial / file_name, _npy_bytes(array))
+    record = ShardRecord(
+        name=name,
+        plan_id=plan_id,
+        row_count=len(stored),
+        width=width,
+        quarantined=quarantined,
+        sha256={file_name: file_sha256(partial / file_name) for file_name in arrays},
+    )
+    write_durably(partial / f"{name}.json", canonical_json(asdict(record)))
+    return record
+
+
+def _prepared_batches(
+    plan: HarvestPlan, rows: range
+) -> Iterator[tuple[range, UInt8[np.ndarray, "images 3 height width"], dict[int, ImageError]]]:
+    # One batch is decoded while the encoder works on the one before it.
+    size = plan.settings.batch_images
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    with ThreadPoolExecutor(max_workers=1) as decoder:
+        ahead = decoder.submit(_prepare_batch, plan, batches[0])
+        for index, batch in enumerate(batches):
+            pixels, errors = ahead.result()
+            if index + 1 < len(batches):
+                ahead = decoder.submit(_prepare_batch, plan, batches[index + 1])
+            yield batch, pixels, errors
+
+
+def _prepare_batch(
+    plan: HarvestPlan, batch: range
+) -> tuple[UInt8[np.ndarray, "images 3 height width"], dict[int, ImageError]]:
+    preprocessing = plan.encoder.preprocessing
+    pixels = np.zeros((len(batch), 3, preprocessing.size.height, preprocessing.size.width), dtype=np.uint8)
+    errors: dict[int, ImageError] = {}
+    for slot, row in enumerate(batch):
+        try:
+            pixels[slot] = prepare(plan.corpus.read(row), preprocessing).pixels
+        except ImageError as error:
+            errors[row] = error
+    return pixels, errors
+
+
+def _kept_tokens(plan: HarvestPlan, row: int, token_count: int) -> Int[np.ndarray, " kept"]:
+    if plan.tokens_per_image == token_count:
+        return np.arange(token_count)
+    generator = np.random.default_rng([plan.settings.seed, row])
+    return np.sort(generator.choice(token_count, plan.tokens_per_image, replace=False))
+
+
+def _refuse_non_finite(plan: HarvestPlan, name: str, stored: np.ndarray, origins: Int[np.ndarray, " rows"]) -> None:
+    broken = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+    if len(broken):
+        row = int(origins[broken[0]])
+        raise NumericError(
+            f"{name} holds NaN or infinity in {len(broken)} of {len(stored)} residuals, first at row {broken[0]} "
+            f"(image {row}, {plan.corpus.rows[row].uri!r}) at {plan.site} as {plan.settings.storage.value}: "
+            "use --storage float32, or another encoder or site"
+        )
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _remove_leftovers(partial: Path, names: set[str]) -> None:
+    # What a killed run left half-written (drafts, a manifest before its rename) must not enter the artefact.
+    due = {f"{name}{suffix}" for name in names for suffix in (".npy", ".rows.npy", ".json")}
+    for path in partial.iterdir():
+        if path.name not in due:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,103 @@
+"""The four weight tensors of an autoencoder in training, and where they start; knows nothing of optimisers.
+
+Directions start as random unit vectors, the encoder as their transpose times the factor that makes the first
+reconstruction best in the least-squares sense (tying as in Gao et al. 2024, appendix A.1; with few active neurons
+among many near-orthogonal directions the factor is about 0.6), the decoder bias at the mean or the geometric median.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import assert_never
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from training.settings import BiasInit, SaeSettings
+from training.variants import choose_active, decode_active, make_variant
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """Weights in units of the scaled residual; the tensors are updated in place."""
+
+    encoder_weight: Float[Tensor, "d neurons"]
+    """W_enc."""
+    encoder_bias: Float[Tensor, " neurons"]
+    """b_enc."""
+    directions: Float[Tensor, "neurons d"]
+    """W_dec; rows of unit norm."""
+    decoder_bias: Float[Tensor, " d"]
+    """b_dec; subtracted before encoding and added after decoding."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, in a fixed order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def pre_activations(self, inputs: Float[Tensor, "rows d"]) -> Float[Tensor, "rows neurons"]:
+        """Encoder outputs before any non-linearity."""
+        return torch.addmm(self.encoder_bias, inputs - self.decoder_bias, self.encoder_weight)
+
+
+def initial_weights(sample: Float[Tensor, "rows d"], sae: SaeSettings, *, bias_init: BiasInit, seed: int) -> Weights:
+    """Weights at step zero.
+
+    Args:
+        sample: scaled training rows; decides the decoder bias and the encoder's factor.
+        sae: size and rule.
+        bias_init: where the decoder bias starts.
+        seed: decides the directions.
+    """
+    width = sample.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(sae.neuron_count, width, generator=generator)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    match bias_init:
+        case BiasInit.MEAN:
+            decoder_bias = sample.mean(dim=0)
+        case BiasInit.GEOMETRIC_MEDIAN:
+            decoder_bias = geometric_median(sample)
+        case _:
+            assert_never(bias_init)
+    tied = Weights(
+        encoder_weight=directions.T.contiguous(),
+        encoder_bias=torch.zeros(sae.neuron_count),
+        directions=directions,
+        decoder_bias=decoder_bias,
+    )
+    tied.encoder_weight.mul_(_best_factor(tied, sample, sae))
+    return tied
+
+
+def geometric_median(
+    rows: Float[Tensor, "rows d"], *, iteration_limit: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d"]:
+    """The point with the least summed distance to the rows, by Weiszfeld's iteration (1937).
+
+    Args:
+        rows: points.
+        iteration_limit: iterations at most.
+        tolerance: stop when a step is shorter than this share of the rows' mean distance.
+    """
+    points = rows.double()
+    median = points.mean(dim=0)
+    for _ in range(iteration_limit):
+        distances = (points - median).norm(dim=1).clamp_min(1e-12)
+        pull = 1 / distances
+        moved = (points * pull[:, None]).sum(dim=0) / pull.sum()
+        step = (moved - median).norm()
+        median = moved
+        if step <= tolerance * distances.mean():
+            break
+    return median.to(rows.dtype)
+
+
+def _best_factor(tied: Weights, sample: Float[Tensor, "rows d"], sae: SaeSettings) -> float:
+    # Activations are linear in the factor, and scaling all of them alike moves no selection: least squares is exact.
+    rows = sample[:1024]
+    target = rows - tied.decoder_bias
+    active = choose_active(make_variant(sae.variant, sae.k), tied.pre_activations(rows))
+    reconstruction = decode_active(active, tied.directions)
+    energy = float(reconstruction.square().sum())
+    return float((target * reconstruction).sum()) / energy if energy > 0 else 1.0
