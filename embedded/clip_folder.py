@@ -37,7 +37,8 @@ class TinyClipSize:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of `vocabulary_words`, lower-cased, between start and end marks."""
-    words = [PAD, START, END, UNKNOWN, *vocabulary_words()]
+    # CLIPTextModel reads an end token of id 2 as an old checkpoint and pools at the highest id instead.
+    words = [PAD, UNKNOWN, START, END, *vocabulary_words()]
     ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()

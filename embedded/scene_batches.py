@@ -23,7 +23,7 @@ from embedded.scene_plan import FULL_MIX, SceneMix, plan_scene
 from embedded.scenes import draw_scene
 
 EASY_MIX = SceneMix(count_weights=(0.8, 0.15, 0.05), size_weights=(0.15, 0.35, 0.5))
-_LARGER_PX = (96, 128, 160, 224)
+_LARGER_PX = (96, 128, 160)
 _PRESENCE = [(factor, value) for factor in FACTORS for value in values_of(factor)]
 
 
@@ -38,7 +38,7 @@ class BatchPlan:
     patch_px: int = 8
     easy_images: int = 60_000
     """Over so many images the mix goes from easy to full."""
-    larger_share: float = 0.15
+    larger_share: float = 0.12
     """Share of scenes drawn larger and then reduced."""
 
 

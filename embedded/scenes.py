@@ -78,7 +78,7 @@ def draw_scene(plan: ScenePlan, size_px: int) -> Scene:
         )
     factors = SceneFactors(objects=tuple(objects), background=plan.background)
     return Scene(
-        pixels=np.clip(canvas + 0.5, 0, 255).astype(np.uint8),
+        pixels=(np.clip(canvas, 0, 255, out=canvas) + np.float32(0.5)).astype(np.uint8),
         object_map=object_map,
         caption=word_claim(claim_scene(factors, np.random.default_rng(plan.caption_seed))),
         factors=factors,

@@ -8,7 +8,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Plane = Float[np.ndarray, "height width"]
 
@@ -92,15 +92,21 @@ def _soft(distance: Plane, pixel: float) -> Plane:
 
 
 @lru_cache(maxsize=256)
-def _interpolation(knot_count: int, size_px: int) -> Float[np.ndarray, "size knots"]:
-    """Weights of smooth (cosine) interpolation from knots to pixel centres."""
+def _between_knots(knot_count: int, size_px: int) -> tuple[Int[np.ndarray, " size"], Float[np.ndarray, " size"]]:
+    """For each pixel centre the knot below it and how far on it lies, smoothed by a cosine."""
     place = (np.arange(size_px) + 0.5) / size_px * (knot_count - 1)
     low = np.minimum(place.astype(np.int64), knot_count - 2)
-    share = 0.5 - 0.5 * np.cos(np.pi * (place - low))
-    weights = np.zeros((size_px, knot_count), np.float32)
-    weights[np.arange(size_px), low] = 1 - share
-    weights[np.arange(size_px), low + 1] += share
-    return weights
+    return low, (0.5 - 0.5 * np.cos(np.pi * (place - low))).astype(np.float32)
+
+
+def _smooth(knots: Float[np.ndarray, "knots knots"], size_px: int) -> Plane:
+    """Value noise at pixel centres; gathered, not multiplied, so that no BLAS threads are woken for so little."""
+    low, share = _between_knots(knots.shape[0], size_px)
+    rows = knots[low]
+    rows = rows + (knots[low + 1] - rows) * share[:, None]
+    left = rows[:, low]
+    smooth: Plane = left + (rows[:, low + 1] - left) * share
+    return smooth
 
 
 def plan_noise(background: str, generator: np.random.Generator) -> tuple[Float[np.ndarray, "knots knots"], ...]:
@@ -123,8 +129,6 @@ def draw_background(
     """
     top, bottom = (np.asarray(rgb, np.float32) for rgb in BACKGROUND_RGB[background])
     ramp = ((np.arange(size_px, dtype=np.float32) + 0.5) / size_px)[:, None]
-    canvas = np.repeat((top + (bottom - top) * ramp)[:, None, :], size_px, axis=1)
-    for knots in noise:
-        weights = _interpolation(knots.shape[0], size_px)
-        canvas += (weights @ knots @ weights.T)[:, :, None]
+    noise_sum = sum((_smooth(knots, size_px) for knots in noise), np.zeros((size_px, size_px), np.float32))
+    canvas: Float[np.ndarray, "size size 3"] = (top + (bottom - top) * ramp)[:, None, :] + noise_sum[:, :, None]
     return canvas
