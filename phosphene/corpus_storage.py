@@ -1,0 +1,231 @@
+"""Where the files of a corpus lie: a local folder, or a remote one behind fsspec. Names in, bytes out.
+
+Every name is relative to the root and has forward slashes; what the files mean is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+from urllib.parse import urlsplit
+
+from phosphene.errors import CorpusError
+
+__all__ = ["LocalFolder", "RemoteFolder", "Span", "Storage", "open_storage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A file, or a part of one."""
+
+    file: str
+    offset: int
+    byte_count: int | None
+    """None: to the end of the file."""
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder of this machine."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.root.name
+
+    def files(self) -> list[str]:
+        """List the regular files below the root, sorted by name; each folder is entered once, whatever links say.
+
+        Raises:
+            CorpusError: a folder that cannot be read, or names that are not UTF-8.
+        """
+        found: list[str] = []
+        folders, links = [""], list[str]()
+        entered: set[tuple[int, int]] = set()
+        while folders or links:
+            # Links wait until every real folder has been seen, so that a file goes by its real name.
+            prefix = folders.pop() if folders else links.pop()
+            for entry in self._enter(prefix, entered):
+                try:
+                    mode = entry.stat().st_mode
+                except OSError:  # A link to nowhere, or in a circle.
+                    continue
+                if stat.S_ISDIR(mode):
+                    (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
+                elif stat.S_ISREG(mode):
+                    found.append(prefix + entry.name)
+        unreadable = [name for name in found if not _is_utf8(name)]
+        if unreadable:
+            raise CorpusError(
+                f"{len(unreadable)} file names of folder {self.name!r} are not UTF-8, such as {unreadable[0]!a}; "
+                "rename them"
+            )
+        return sorted(found)
+
+    def _enter(self, prefix: str, entered: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
+        """List what is not hidden in a folder, in reverse order of names; nothing the second time."""
+        folder = self.root / prefix
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                return []
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                visible = [entry for entry in entries if not _is_hidden(entry.name)]
+        except OSError as error:
+            raise CorpusError(f"folder {prefix or self.name!r} cannot be listed: {error.strerror}; mend it") from error
+        return sorted(visible, key=lambda entry: entry.name, reverse=True)
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a regular file, None where there is none."""
+        try:
+            status = (self.root / name).stat()
+        except (OSError, ValueError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading."""
+        return (self.root / name).open("rb")
+
+    def read(self, span: Span, limit_bytes: int, *, shown: str) -> bytes:
+        """Read at most `limit_bytes` of a span.
+
+        Raises:
+            CorpusError: the file has gone or cannot be read.
+        """
+        try:
+            with (self.root / span.file).open("rb") as stream:
+                stream.seek(span.offset)
+                return stream.read(limit_bytes if span.byte_count is None else min(limit_bytes, span.byte_count))
+        except OSError as error:
+            raise CorpusError(f"{shown!r} cannot be read: {error.strerror}; put it back, or list it anew") from error
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder of an fsspec file system."""
+
+    filesystem: Any
+    root: str
+    name: str
+
+    def files(self) -> list[str]:
+        """List the files below the root, sorted by name.
+
+        Raises:
+            CorpusError: the file system does not answer.
+        """
+        try:
+            found = self.filesystem.find(self.root)
+        except Exception as error:  # Each file system has errors of its own.
+            raise _unreachable(self.name, error) from error
+        start = len(self.root.rstrip("/")) + 1
+        names = (str(path)[start:] for path in found)
+        return sorted(name for name in names if name and not any(_is_hidden(part) for part in name.split("/")))
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file, None where there is none."""
+        try:
+            facts = self.filesystem.info(self._path(name))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise _unreachable(name, error) from error
+        return int(facts["size"]) if facts["type"] == "file" else None
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading."""
+        return cast(IO[bytes], self.filesystem.open(self._path(name), "rb"))
+
+    def read(self, span: Span, limit_bytes: int, *, shown: str) -> bytes:
+        """Read at most `limit_bytes` of a span.
+
+        Raises:
+            CorpusError: the file has gone or cannot be read.
+        """
+        byte_count = limit_bytes if span.byte_count is None else min(limit_bytes, span.byte_count)
+        try:
+            data = self.filesystem.cat_file(self._path(span.file), start=span.offset, end=span.offset + byte_count)
+        except Exception as error:
+            kind = type(error).__name__
+            raise CorpusError(f"{shown!r} cannot be read ({kind}); put it back, or list it anew") from error
+        return bytes(data)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}"
+
+
+Storage = LocalFolder | RemoteFolder
+
+
+def open_storage(source: str) -> tuple[Storage, str]:
+    """Split a source into the folder that its names are relative to and the file (or pattern) in it.
+
+    Args:
+        source: a local path or an fsspec URL; of a folder, or of a file or pattern in one.
+
+    Returns:
+        The folder, and the file's name; "" where the source is the folder itself.
+
+    Raises:
+        CorpusError: nothing there, or no way to reach it.
+    """
+    if not source:
+        raise CorpusError("corpus is not named; name a folder, a .csv or .parquet list, or WebDataset tars")
+    if "://" in source and not source.startswith("file://"):
+        return _open_remote(source)
+    path = Path(source.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        return LocalFolder(path.resolve()), ""
+    if not path.exists() and "{" not in path.name:
+        raise CorpusError(
+            f"corpus {source!r} does not exist; name a folder, a .csv or .parquet list, or WebDataset tars"
+        )
+    if path.exists() and not path.is_file():
+        raise CorpusError(f"corpus {source!r} is neither a folder nor a regular file; name one of them")
+    return LocalFolder(path.parent.resolve()), path.name
+
+
+def _open_remote(source: str) -> tuple[Storage, str]:
+    import fsspec  # Only remote corpora need it, and its file systems take their time to load.
+
+    # A URL may carry a password: only its scheme and last name are shown.
+    shown = f"{urlsplit(source).scheme}://.../{PurePosixPath(urlsplit(source).path).name}"
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source)
+        path = str(path).rstrip("/")
+        is_folder = "{" not in path and filesystem.isdir(path)
+        is_there = is_folder or "{" in path or filesystem.exists(path)
+    except Exception as error:
+        raise _unreachable(shown, error) from error
+    if not is_there:
+        raise CorpusError(f"corpus {shown} does not exist; name a folder, a list, or WebDataset tars")
+    if is_folder:
+        return RemoteFolder(filesystem, path, PurePosixPath(path).name), ""
+    folder, _, name = path.rpartition("/")
+    return RemoteFolder(filesystem, folder, PurePosixPath(folder).name), name
+
+
+def _unreachable(shown: str, error: Exception) -> CorpusError:
+    return CorpusError(
+        f"{shown} cannot be reached ({type(error).__name__}: {error}); check the address, the credentials, and that "
+        "the fsspec package of its scheme (s3fs, gcsfs, ...) is installed"
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.endswith(".partial")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,122 @@
+"""WebDataset tars: files that share a key are one sample, an image and the .txt, .cls and .json that describe it.
+
+Reads headers and the small describing files, never an image; unpacks nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from phosphene.corpus_lists import ListedImage
+from phosphene.corpus_storage import Span, Storage
+from phosphene.errors import CorpusError
+
+__all__ = ["scan_tar"]
+
+_TEXT_LIMIT_BYTES = 2**20
+
+
+@dataclass
+class _Sample:
+    image: Span | None = None
+    uri: str = ""
+    label: str | None = None
+    caption: str | None = None
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> list[tuple[ListedImage, Span | None]]:
+    """List the images of one tar, in the order of their samples.
+
+    Args:
+        storage: the folder that the tar lies in.
+        name: an uncompressed .tar in it.
+        image_suffixes: what the names of images end in, in lower case.
+
+    Raises:
+        CorpusError: no plain tar, cut off, a sample with two images, or a description that cannot be read.
+    """
+    samples: dict[str, _Sample] = {}
+    byte_count = storage.size(name)
+    if byte_count is None:
+        raise CorpusError(f"tar {name!r} does not exist; name one that does")
+    try:
+        with storage.open(name) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if not member.isreg() or PurePosixPath(member.name).name.startswith("."):
+                    continue
+                if member.issparse() or member.offset_data + member.size > byte_count:
+                    raise CorpusError(f"tar {name!r} is cut off or sparse at {member.name!r}; write it anew")
+                _add(samples, tar, member, name, image_suffixes)
+            # tarfile takes a damaged header, or none at all, for the end; the end is a block of zeros.
+            stream.seek(tar.offset)
+            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise CorpusError(f"tar {name!r} is cut off or damaged at byte {tar.offset}; write it anew")
+    except (tarfile.TarError, EOFError) as error:
+        raise CorpusError(f"{name!r} is no uncompressed tar ({error}); unpack .gz or .zst, or write it anew") from error
+    except OSError as error:
+        raise CorpusError(f"tar {name!r} cannot be read: {error.strerror or error}") from error
+    return [(_listed(sample), sample.image) for sample in samples.values() if sample.image is not None]
+
+
+def _add(
+    samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, suffixes: AbstractSet[str]
+) -> None:
+    folder, slash, base = member.name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    suffix = "." + extension.lower().rpartition(".")[2]
+    is_image = suffix in suffixes
+    if not is_image and extension not in ("txt", "cls", "json"):
+        return
+    sample = samples.setdefault(folder + slash + stem, _Sample())
+    if is_image:
+        if sample.image is not None:
+            raise CorpusError(
+                f"tar {name!r} has two images under one key: {sample.uri!r} and {member.name!r}; give each its own key"
+            )
+        sample.image = Span(file=name, offset=member.offset_data, byte_count=member.size)
+        sample.uri = f"{name}/{folder}{slash}{base}"
+        return
+    text = _text(tar, member, name)
+    if suffix == ".txt":
+        sample.caption = text
+    elif suffix == ".cls":
+        sample.label = text
+    else:
+        sample.described = _described(text, member, name)
+
+
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> str:
+    if member.size > _TEXT_LIMIT_BYTES:
+        raise CorpusError(
+            f"{member.name!r} in tar {name!r} has {member.size} bytes; the limit is {_TEXT_LIMIT_BYTES} for a text"
+        )
+    stream = tar.extractfile(member)
+    assert stream is not None, "a regular file always opens"
+    try:
+        return stream.read().decode().strip()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{member.name!r} in tar {name!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
+def _described(text: str, member: tarfile.TarInfo, name: str) -> dict[str, Any]:
+    try:
+        described = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{member.name!r} in tar {name!r} is no JSON ({error}); write it anew") from error
+    if not isinstance(described, dict):
+        raise CorpusError(f"{member.name!r} in tar {name!r} is a {type(described).__name__}; it has to be an object")
+    return described
+
+
+def _listed(sample: _Sample) -> ListedImage:
+    described = {key: str(value) for key, value in sample.described.items() if isinstance(value, str | int | float)}
+    label, caption = described.pop("label", None), described.pop("caption", None)
+    return ListedImage(
+        uri=sample.uri, label=sample.label or label or None, caption=sample.caption or caption or None, extra=described
+    )
