@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from phosphene.encoder_source import read_config
 from phosphene.errors import ArtefactDamaged, EncoderUnsupported
 
-__all__ = ["EncoderOutput", "Family", "Head", "Tower", "load_part", "load_tower"]
+__all__ = ["EncoderOutput", "Family", "Head", "Tower", "load_part", "load_tower", "reading"]
 
 
 class Family(StrEnum):
@@ -161,7 +161,7 @@ def load_part(
     Raises:
         ArtefactDamaged: The weights do not load, or some are missing.
     """
-    with _reading(folder, model_class):
+    with reading(folder, model_class):
         model, report = model_class.from_pretrained(
             str(folder),
             config=config,
@@ -209,7 +209,7 @@ def _clip_config(folder: Path, config: dict[str, Any]) -> Any:
     """Give a dual model's vision configuration the width of the dual's own projection."""
     if config["model_type"] == "clip_vision_model":
         return None
-    with _reading(folder, transformers.CLIPConfig):
+    with reading(folder, transformers.CLIPConfig):
         dual: Any = transformers.CLIPConfig.from_pretrained(str(folder), local_files_only=True)
     dual.vision_config.projection_dim = dual.projection_dim
     return dual.vision_config
@@ -322,7 +322,7 @@ def _head(config: Any, classify: Callable[[EncoderOutput], Tensor], classifiers:
 
 
 @contextmanager
-def _reading(folder: Path, what: type) -> Iterator[None]:
+def reading(folder: Path, what: type) -> Iterator[None]:
     """Let transformers read silently, and turn whatever it raises into one error.
 
     Its progress bar and its report of unread weights stay off the terminal: `load_part` checks what was read.
