@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from phosphene.errors import DeadlineExpired, Overloaded, PhospheneError
 
@@ -44,6 +44,7 @@ class Drop:
     CLOSED = "closed"
 
 
+@runtime_checkable
 class BatcherEvents(Protocol):
     """What an observer hears; called on the engine thread or the event loop, must be quick and must not raise."""
 

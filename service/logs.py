@@ -6,6 +6,7 @@ forge a line. Knows nothing of gRPC.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -13,7 +14,6 @@ import sys
 import time
 import uuid
 from contextvars import ContextVar
-from typing import TextIO
 
 __all__ = ["JsonFormatter", "log_event", "new_request_id", "open_logs", "request_id"]
 
@@ -64,7 +64,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=True, default=str)
 
 
-def open_logs(level: str, stream: TextIO | None = None) -> None:
+def open_logs(level: str, stream: io.TextIOBase | None = None) -> None:
     """Send this process's log lines, those of libraries included, to `stream` (standard output)."""
     handler = logging.StreamHandler(stream if stream is not None else sys.stdout)
     handler.setFormatter(JsonFormatter())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from google.protobuf.message import Message
 
@@ -80,6 +80,7 @@ _ORDERS: Mapping[int, NeuronOrder] = {
 }
 
 
+@runtime_checkable
 class _Scoped(Protocol):
     @property
     def bundle(self) -> str: ...

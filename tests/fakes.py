@@ -1,0 +1,330 @@
+"""Stand-ins that implement the real interfaces: an engine without a model, an index without files.
+
+A fake neuron is a colour: the engine's residual of a quadrant of an image is its mean red, green, blue and brightness,
+and the SAE is the identity, so every figure of an answer can be worked out by hand.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from index.values import (
+    Exemplar,
+    ExemplarKind,
+    ImageRow,
+    NameSource,
+    NeuronName,
+    NeuronOrder,
+    NeuronRow,
+    SimilarImage,
+)
+from phosphene.codes import CodeLimits, ImageCode, TokenCodes, image_codes
+from phosphene.encoder import EncoderSpec, Family, Site, Tokens
+from phosphene.engine import EngineBatch, Want
+from phosphene.fidelity import Fidelity
+from phosphene.images import Preprocessing, image_sha256, prepare, thumbnail
+from phosphene.preprocessing import ExactSize
+from phosphene.selection import TopK
+from service.catalogue import Entry
+from service.generation import ModelFacts, ServedBundle, ServedCorpus
+from service.lanes import encode_lane, text_lane
+
+NEURON_COUNT = 6
+"""Red, green, blue, brightness, and two that never fire."""
+DECODER_BIAS = np.array([0.1, 0.1, 0.1, 0.1], np.float32)
+SCORE_NAMES = ("dark", "light")
+SIZE_PX = 8
+_COLOURS = {"red": 0, "green": 1, "blue": 2, "bright": 3}
+
+PREPROCESSING = Preprocessing(
+    resize=ExactSize(height=SIZE_PX, width=SIZE_PX),
+    resample="bilinear",
+    crop=None,
+    rescale_factor=1 / 255,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+)
+
+
+def png(colour: tuple[int, int, int], *, width: int = 16, height: int = 16) -> bytes:
+    """A PNG of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class FakeEngine:
+    """An engine whose device can be held, and broken for chosen pixels."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.batch_sizes: list[int] = []
+        self.wants: list[Want] = []
+        self.is_poison: Callable[[np.ndarray], bool] = lambda pixels: False
+
+    def run(self, pixels: np.ndarray, want: Want) -> EngineBatch:
+        """Encode a batch once the gate is open."""
+        self.batch_sizes.append(len(pixels))
+        self.wants.append(want)
+        self.entered.release()
+        assert self.gate.wait(30)
+        if any(self.is_poison(image) for image in pixels):
+            raise RuntimeError("secret path /etc/engine exploded")
+        residuals = torch.from_numpy(np.stack([_residuals(image) for image in pixels]))
+        codes = _token_codes(residuals)
+        return EngineBatch(
+            codes=image_codes(codes, limit=4),
+            token_codes=codes if want.token_codes else None,
+            fidelity=[_fidelity(image) for image in residuals] if want.fidelity else None,
+            residuals=residuals.mean(dim=1).numpy() if want.residuals else None,
+            scores=_scores(residuals) if want.scores else None,
+        )
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """The colour that each text names, as a unit vector."""
+        vectors = np.zeros((len(texts), 4), np.float32)
+        for row, text in enumerate(texts):
+            vectors[row, _COLOURS[text]] = 1
+        return vectors
+
+
+class FakeReader:
+    """An index over a handful of images, everything worked out by brute force."""
+
+    def __init__(self, images: dict[str, bytes], *, has_text: bool = True, code_id: str = "c" * 64) -> None:
+        self.id, self.plan_id, self.code_id = "1" * 64, "2" * 64, code_id
+        self.neuron_count = NEURON_COUNT
+        self.has_labels, self.has_text = True, has_text
+        self.quantile_levels = (0.0, 1.0)
+        self._data = list(images.values())
+        self._labels = [name.split("-")[0] for name in images]
+        self._uris = [f"{name}.png" for name in images]
+        pixels = np.stack([prepare(data, PREPROCESSING).pixels for data in self._data])
+        self._codes = FakeEngine().run(pixels, Want()).codes
+
+    @property
+    def image_count(self) -> int:
+        """Images of the corpus."""
+        return len(self._data)
+
+    def neuron(self, neuron_id: int) -> NeuronRow:
+        """Figures of a neuron."""
+        values = [value for _, value in self._firing(neuron_id)]
+        return NeuronRow(
+            neuron_id=neuron_id,
+            firing_count=len(values),
+            density=len(values) / self.image_count,
+            mean=float(np.mean(values)) if values else 0.0,
+            std=float(np.std(values)) if values else 0.0,
+            maximum=max(values, default=0.0),
+            quantiles=(min(values), max(values)) if values else (),
+            label_entropy=1.0 if values else None,
+            names=self._names(neuron_id),
+        )
+
+    def list_neurons(
+        self,
+        order: NeuronOrder,
+        *,
+        min_density: float | None = None,
+        max_density: float | None = None,
+        name_contains: str = "",
+        alive_only: bool = False,
+    ) -> list[int]:
+        """Neurons that pass the filter, in order."""
+        rows = [self.neuron(neuron_id) for neuron_id in range(NEURON_COUNT)]
+        kept = [
+            row
+            for row in rows
+            if (min_density is None or row.density >= min_density)
+            and (max_density is None or row.density <= max_density)
+            and (not alive_only or row.alive)
+            and (not name_contains or any(name_contains.lower() in name.name for name in row.names))
+        ]
+        keys = {NeuronOrder.DENSITY: lambda row: -row.density, NeuronOrder.MAXIMUM: lambda row: -row.maximum}
+        return [row.neuron_id for row in sorted(kept, key=keys.get(order, lambda row: row.neuron_id))]
+
+    def exemplars(self, neuron_id: int, kind: ExemplarKind, count: int) -> list[Exemplar]:
+        """The strongest images; the spread ones are the same, every other left out."""
+        firing = sorted(self._firing(neuron_id), key=lambda pair: -pair[1])
+        chosen = firing if kind is ExemplarKind.TOP else firing[::2]
+        return [
+            Exemplar(row=row, value=value, quantile=self.quantile(neuron_id, value)) for row, value in chosen[:count]
+        ]
+
+    def image(self, row: int) -> ImageRow:
+        """A row of the image table."""
+        return ImageRow(
+            row=row,
+            uri=self._uris[row],
+            sha256=image_sha256(self._data[row]),
+            label=self._labels[row],
+            caption=None,
+            width=16,
+            height=16,
+        )
+
+    def row_of(self, sha256: str) -> int | None:
+        """The first row with this digest."""
+        return next((row for row, data in enumerate(self._data) if image_sha256(data) == sha256), None)
+
+    def thumbnail(self, row: int) -> bytes:
+        """A small JPEG."""
+        return thumbnail(self._data[row])
+
+    def code(self, row: int) -> ImageCode:
+        """The stored code."""
+        return self._codes[row]
+
+    def fvu(self, row: int) -> float:
+        """A figure that tells the row."""
+        return row / 100
+
+    def quantile(self, neuron_id: int, value: float) -> float:
+        """Share of the firing images with a smaller activation."""
+        values = [other for _, other in self._firing(neuron_id)]
+        return sum(other < value for other in values) / len(values)
+
+    def similar_images(self, code: ImageCode, count: int, *, exclude_row: int | None = None) -> list[SimilarImage]:
+        """Cosine of codes, by dense vectors."""
+        query = _dense(code)
+        matches = []
+        for row, other in enumerate(self._codes):
+            vector = _dense(other)
+            cosine = float(query @ vector / max(np.linalg.norm(query) * np.linalg.norm(vector), 1e-9))
+            shared = np.argsort(-query * vector, kind="stable")
+            if row != exclude_row and cosine > 0:
+                ids = tuple(int(neuron) for neuron in shared if query[neuron] * vector[neuron] > 0)
+                matches.append(SimilarImage(row=row, similarity=cosine, shared_neuron_ids=ids))
+        return sorted(matches, key=lambda match: -match.similarity)[:count]
+
+    def nearest_neurons(self, vector: np.ndarray, count: int) -> list[tuple[int, float]]:
+        """Directions are the unit vectors."""
+        cosines = vector / np.linalg.norm(vector)
+        order = np.argsort(-cosines, kind="stable")[:count]
+        return [(int(neuron), float(cosines[neuron])) for neuron in order]
+
+    def neurons_like(self, neuron_id: int, count: int) -> list[tuple[int, float]]:
+        """Every other neuron, all orthogonal."""
+        return [(other, 0.0) for other in range(NEURON_COUNT) if other != neuron_id][:count]
+
+    def neurons_by_text(self, text_vector: np.ndarray, count: int) -> list[tuple[int, float]]:
+        """The neuron of the colour first."""
+        return self.nearest_neurons(text_vector, count)
+
+    def _names(self, neuron_id: int) -> tuple[NeuronName, ...]:
+        words = [word for word, neuron in _COLOURS.items() if neuron == neuron_id]
+        return tuple(NeuronName(name=word, score=0.5, margin=0.1, source=NameSource.LABEL) for word in words)
+
+    def _firing(self, neuron_id: int) -> list[tuple[int, float]]:
+        return [
+            (row, float(value))
+            for row, code in enumerate(self._codes)
+            for other, value in zip(code.neuron_ids, code.values, strict=True)
+            if other == neuron_id
+        ]
+
+
+CORPUS = {
+    "red-1": png((250, 10, 10)),
+    "red-2": png((200, 0, 0)),
+    "green-1": png((10, 240, 10)),
+    "blue-1": png((0, 20, 230)),
+    "white-1": png((255, 255, 255)),
+    "white-2": png((255, 255, 255)),
+}
+
+
+def fake_entry(
+    engine: FakeEngine,
+    *,
+    name: str = "colours",
+    corpora: Sequence[str] = ("swatches",),
+    has_text_tower: bool = True,
+    has_scores: bool = True,
+    tokens: Tokens = Tokens.PATCHES,
+    reader: FakeReader | None = None,
+) -> Entry:
+    """A bundle on the engine, with corpora."""
+    facts = ModelFacts(
+        bundle_id="b" * 64,
+        code_id="c" * 64,
+        encoder=EncoderSpec(
+            family=Family.CLIP,
+            model="fake-clip",
+            revision=None,
+            width=4,
+            block_count=2,
+            prefix_token_count=0,
+            has_cls=False,
+            grid=(2, 2),
+            embedding_width=4,
+            weights_sha256="e" * 64,
+        ),
+        site=Site(block=1, tokens=tokens),
+        neuron_count=NEURON_COUNT,
+        selection=TopK(4),
+        limits=CodeLimits(image_code_limit=4, token_code_limit=4),
+        readout="similarity" if has_text_tower else "none",
+        device="cpu",
+        precision="float32",
+    )
+    bundle = ServedBundle(
+        name=name,
+        facts=facts,
+        preprocessing=PREPROCESSING,
+        decoder_bias=DECODER_BIAS,
+        score_names=SCORE_NAMES if has_scores else (),
+        encode=encode_lane(engine.run),
+        text=text_lane(engine.text_vectors) if has_text_tower else None,
+    )
+    shared_reader = reader if reader is not None else FakeReader(CORPUS)
+    return bundle, tuple(
+        ServedCorpus(name=corpus, reader=shared_reader, quarantined_image_count=1, created_by="fake 1")
+        for corpus in corpora
+    )
+
+
+def with_facts(entry: Entry, **changes: object) -> Entry:
+    """The same entry with other facts."""
+    return replace(entry[0], facts=replace(entry[0].facts, **changes)), entry[1]
+
+
+def _residuals(image: np.ndarray) -> np.ndarray:
+    half = SIZE_PX // 2
+    quadrants = [image[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
+    colours = np.stack([quadrant.mean(axis=(1, 2)) / 255 for quadrant in quadrants])
+    return np.concatenate([colours, colours.mean(axis=1, keepdims=True)], axis=1).astype(np.float32)
+
+
+def _token_codes(residuals: torch.Tensor) -> TokenCodes:
+    fires = residuals > 0.05
+    order = torch.argsort(torch.where(fires, residuals, 0), dim=-1, descending=True, stable=True)
+    values = torch.where(fires, residuals, 0).gather(-1, order)
+    return TokenCodes(values, torch.where(values > 0, order, 0), torch.zeros(values.shape[:-1], dtype=torch.int64))
+
+
+def _fidelity(residuals: torch.Tensor) -> Fidelity:
+    return Fidelity(
+        fvu=0.25, cosine=0.9, l0=float((residuals > 0.05).sum(-1).float().mean()), residual_norm=1.5, cut_count=0
+    )
+
+
+def _scores(residuals: torch.Tensor) -> np.ndarray:
+    light = residuals[:, :, 3].mean(dim=1).numpy()
+    return np.stack([1 - light, light], axis=1)
+
+
+def _dense(code: ImageCode) -> np.ndarray:
+    vector = np.zeros(NEURON_COUNT, np.float32)
+    vector[code.neuron_ids] = code.values
+    return vector
