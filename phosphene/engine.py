@@ -131,7 +131,7 @@ class TorchEngine:
 
     def _residuals(
         self, pixels: UInt8[Tensor, "images 3 height width"], *, whole: bool
-    ) -> tuple[Float[Tensor, "images tokens width"], EncoderOutput | None]:
+    ) -> tuple[Float[Tensor, "images tokens residual"], EncoderOutput | None]:
         site = self.bundle.site
         if not whole:
             return self.encoder.residuals(pixels, site), None
