@@ -10,7 +10,9 @@ Every step is a command that one could type; it is printed before it runs. A ste
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
 import shlex
 import signal
 import socket
@@ -23,7 +25,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from phosphene.errors import PhospheneError
+from phosphene.corpus import open_corpus
+from phosphene.errors import CorpusError, PhospheneError
 from phosphene.manifest import digest_of
 
 ROOT = Path("build/demo")
@@ -105,6 +108,41 @@ def render_scenes(folder: Path) -> tuple[str, Path]:
             seeds = ("--first-seed", str(seed), "--count", str(count), "--size", str(SCENE_SIZE_PX))
             step("render", "embedded.scenes", "render", str(target), *seeds)
     return str(folder / "corpus" / "captions.csv"), next((folder / "query" / "images").iterdir())
+
+
+def own_recipe(options: argparse.Namespace) -> Recipe:
+    """Choose settings for an encoder that the demo does not know: second-to-last block, 4 neurons per dimension."""
+    fit: tuple[str, ...] = ("--tokens", options.tokens)
+    if options.sae is None:
+        fit += ("--expansion", "4", "--k", "16")
+    if options.tokens in ("patches", "all"):
+        fit += ("--tokens-per-image", "32", "--storage", "float16")
+    return Recipe(name="photos", encoder=options.encoder, fit=fit, sae=options.sae)
+
+
+def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
+    """List all images but one, and copy that one; returns the list and the copy.
+
+    Raises:
+        CorpusError: nothing there, fewer than two images, or not plain files.
+    """
+    corpus = open_corpus(images)
+    if len(corpus) < 2 or corpus.spans:
+        raise CorpusError(
+            f"the demo needs a folder or a CSV list of at least 2 image files; {corpus.source} is not that"
+        )
+    held_out = corpus.rows[len(corpus) // 2]
+    root = Path(images) if Path(images).is_dir() else Path(images).parent
+    listing, query = folder / "corpus.csv", folder / "query" / Path(held_out.uri).name
+    query.parent.mkdir(parents=True, exist_ok=True)
+    query.write_bytes(corpus.read(held_out.row))
+    with listing.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "label", "caption"))
+        for row in corpus.rows:
+            if row is not held_out:
+                writer.writerow((os.path.relpath(root / row.uri, folder), row.label or "", row.caption or ""))
+    return str(listing), query
 
 
 def make_bundle(recipe: Recipe, corpus: str, bundle: Path) -> None:

@@ -154,7 +154,7 @@ def save_sae(folder: Path, sae: SparseAutoencoder, *, metadata: dict[str, Any]) 
         sae: what.
         metadata: free JSON about the training; nothing that decides codes.
     """
-    tensors = {
+    tensors: dict[str, Tensor] = {
         "W_enc": sae.encoder_weight,
         "b_enc": sae.encoder_bias,
         "W_dec": sae.directions,

@@ -160,7 +160,8 @@ def test_scores_of_a_text_tower_follow_the_vocabulary(tmp_path: Path) -> None:
     bare.path.rename(tmp_path / "bare")
     bundle = make_bundle(tmp_path, Family.CLIP, vocabulary=Vocabulary(names, vectors))
     pipeline = open_bundle(bundle.path)
-    answer = pipeline.run([pipeline.prepare(image) for image in photos(2)], Want(scores=True, embeddings=True))
+    prepared = [pipeline.prepare(image) for image in photos(2)]
+    answer = pipeline.run(prepared, Want(scores=True, embeddings=True))
     assert answer.scores is not None
     assert answer.embeddings is not None
     cosines = answer.embeddings @ vectors.T
@@ -168,9 +169,9 @@ def test_scores_of_a_text_tower_follow_the_vocabulary(tmp_path: Path) -> None:
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
     assert pipeline.engine.score_names == names
     assert encoder_folder.exists()
+    bare_pipeline = open_bundle(tmp_path / "bare")
     with pytest.raises(ReadoutMissing, match="vocabulary"):
-        no_vocabulary = open_bundle(tmp_path / "bare")
-        no_vocabulary.run([no_vocabulary.prepare(photos(1)[0])], Want(scores=True))
+        bare_pipeline.run(prepared, Want(scores=True))
 
 
 def test_an_encoder_without_a_text_tower_says_so(tmp_path: Path) -> None:
