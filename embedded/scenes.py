@@ -31,6 +31,9 @@ CORPUS_FIRST_SEED = 1_000_000
 EVALUATION_FIRST_SEED = 2_000_000
 TRAINING_FIRST_SEED = 1_000_000_000
 
+RENDERER_VERSION = 1
+"""Raised when a seed no longer draws the same scene."""
+
 _OUTLINE = 0.02
 
 
@@ -131,19 +134,24 @@ def render_scene(seed: int, size_px: int = 64, mix: SceneMix = FULL_MIX) -> Scen
 
 
 def render_corpus(folder: Path, first_seed: int, count: int, size_px: int) -> None:
-    """Write a corpus: `images/*.png`, `captions.csv` (file, label, caption) and `factors.jsonl`.
+    """Write a corpus: `images/*.png`, `captions.csv` (file, label, caption), `factors.jsonl` and `scenes.json`.
 
     The label is the colour and shape of the largest object. Written into `folder.partial` and renamed when complete, so
-    that a folder of that name is always whole; an unfinished one is begun again.
+    that a folder of that name is always whole; an unfinished one is begun again, and a whole one of the same scenes, as
+    `scenes.json` tells, is left alone.
 
     Raises:
         ValueError: if count is not positive.
-        FileExistsError: if the folder is there already.
+        FileExistsError: if the folder is there already and holds anything else.
     """
+    asked = {"renderer": RENDERER_VERSION, "first_seed": first_seed, "count": count, "size_px": size_px}
     if count < 1:
         raise ValueError(f"a corpus holds at least 1 scene, not {count}; give a larger count")
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already; remove it or name another folder")
+        about = folder / "scenes.json"
+        if about.is_file() and json.loads(about.read_text(encoding="utf-8")) == asked:
+            return
+        raise FileExistsError(f"{folder} holds something else than {asked}; remove it or name another folder")
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -151,6 +159,7 @@ def render_corpus(folder: Path, first_seed: int, count: int, size_px: int) -> No
     with (
         (partial / "captions.csv").open("w", newline="", encoding="utf-8") as captions_file,
         (partial / "factors.jsonl").open("w", encoding="utf-8") as factors_file,
+        (partial / "scenes.json").open("w", encoding="utf-8") as about_file,
     ):
         captions = csv.writer(captions_file, lineterminator="\n")
         captions.writerow(("file", "label", "caption"))
@@ -162,7 +171,8 @@ def render_corpus(folder: Path, first_seed: int, count: int, size_px: int) -> No
             captions.writerow((name, f"{largest.colour} {largest.shape}", scene.caption))
             line = {"file": name, "seed": seed, "count": scene.factors.count, **asdict(scene.factors)}
             factors_file.write(json.dumps(line, sort_keys=True) + "\n")
-        for written in (captions_file, factors_file):
+        about_file.write(json.dumps(asked, sort_keys=True) + "\n")
+        for written in (captions_file, factors_file, about_file):
             written.flush()
             os.fsync(written.fileno())
     partial.rename(folder)

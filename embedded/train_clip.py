@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -183,7 +184,9 @@ class Run:
 
 
 def train(folder: Path, plan: TrainingPlan, size: TinyClipSize, save_every_s: float) -> None:
-    """Train until the images or the time are used up; saves on the way and at the end."""
+    """Train until the images or the time are used up, or until SIGTERM; saves on the way and at the end."""
+    asked_to_stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked_to_stop.append(number))
     run = Run(folder, plan, size)
     batches_plan = BatchPlan(
         first_seed=TRAINING_FIRST_SEED, batch_size=plan.batch_size, image_px=size.image_px, patch_px=size.patch_px
@@ -191,7 +194,7 @@ def train(folder: Path, plan: TrainingPlan, size: TinyClipSize, save_every_s: fl
     began_s, cpu_began_s = time.monotonic() - run.elapsed_s, time.process_time() - run.cpu_s
     saved_s, logged_s, logged_images = time.monotonic(), time.monotonic(), run.image_count
     with open_batches(batches_plan, run.image_count) as batches:
-        while run.image_count < plan.images and run.elapsed_s < plan.time_limit_s:
+        while not asked_to_stop and run.image_count < plan.images and run.elapsed_s < plan.time_limit_s:
             figures = run.step(next(batches))
             now_s = time.monotonic()
             run.elapsed_s, run.cpu_s = now_s - began_s, time.process_time() - cpu_began_s
@@ -206,6 +209,8 @@ def train(folder: Path, plan: TrainingPlan, size: TinyClipSize, save_every_s: fl
                 run.save()
                 run.log({"images": run.image_count, **{f"held_out_{k}": v for k, v in run.zero_shot(400).items()}})
     run.save()
+    if run.image_count < plan.images and run.elapsed_s < plan.time_limit_s:
+        return
     figures = {f"held_out_{factor}": value for factor, value in run.zero_shot(1000).items()}
     run.log({"images": run.image_count, "elapsed_s": run.elapsed_s, "cpu_s": run.cpu_s, **figures})
 
