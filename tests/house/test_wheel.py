@@ -1,6 +1,7 @@
 """What is published: the kernel with its stubs, installable without torch."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,7 +25,7 @@ LIGHT = [
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     tree = copy_sources(root, tmp_path_factory.mktemp("wheel"))
-    (tree / "phosphene" / "py.typed").touch()
+    shutil.copytree(root / "phosphene", tree / "phosphene", dirs_exist_ok=True)
     result = run_tool(tree, "pyproject-build", "--wheel", "--no-isolation", "--outdir", "dist")
     assert result.returncode == 0, result.stdout
     (file,) = (tree / "dist").glob("*.whl")
@@ -34,9 +35,14 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 def test_only_the_kernel_is_published(wheel: ZipFile) -> None:
     rooms = {name.split("/")[0] for name in wheel.namelist()}
     assert {re.sub(r"-.*\.dist-info", ".dist-info", room) for room in rooms} == {"phosphene", "phosphene.dist-info"}
-    assert {"phosphene/py.typed", "phosphene/v1/service_pb2.pyi", "phosphene/v1/service_pb2_grpc.py"} <= set(
-        wheel.namelist()
-    )
+
+
+def test_all_of_the_kernel_is_published(wheel: ZipFile, root: Path) -> None:
+    files = {
+        str(file.relative_to(root)) for file in (root / "phosphene").rglob("*.*") if "__pycache__" not in file.parts
+    }
+    assert {"phosphene/py.typed", "phosphene/v1/service_pb2.pyi", "phosphene/v1/service_pb2_grpc.py"} <= files
+    assert files <= set(wheel.namelist())
 
 
 def test_a_client_needs_no_torch(wheel: ZipFile) -> None:
