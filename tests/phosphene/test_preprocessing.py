@@ -1,5 +1,9 @@
 """Preprocessing: equal to the Pillow processors of transformers, for every family that is read."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,3 +181,22 @@ def test_old_and_new_files(config, model_type, resize, crop, resample):
 def test_what_is_not_understood_is_refused(config, message):
     with pytest.raises(SettingError, match=message):
         Preprocessing.from_config(config)
+
+
+def test_real_photos_through_a_real_preprocessor_file(shared: Path) -> None:
+    folder = shared / "models" / "deit-tiny-patch16-224"
+    preprocessing = Preprocessing.from_config(json.loads((folder / "preprocessor_config.json").read_text()))
+    processor = ViTImageProcessorPil.from_pretrained(folder)
+    for place in ("Leopards", "anchor", "yin_yang"):
+        photograph = next(iter(sorted((shared / "photos" / "caltech101" / place).iterdir())))
+        prepared = prepare(photograph.read_bytes(), preprocessing)
+        assert not prepared.drafted
+        with Image.open(photograph) as opened:
+            image = opened.convert("RGB")
+        unscaled = processor.preprocess(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+        assert (prepared.pixels == unscaled).all()
+
+
+def test_images_and_corpora_need_no_torch() -> None:
+    rooms = "import phosphene.images, phosphene.corpus, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", rooms], check=False).returncode == 0
