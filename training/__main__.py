@@ -32,7 +32,7 @@ from training.variants import VariantName
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
-    progress: Progress = TerminalProgress(Console()) if sys.stdout.isatty() else LineProgress(sys.stdout)
+    progress: Progress = TerminalProgress(Console()) if sys.stdout.isatty() else LineProgress(_write_line)
     try:
         _report(fit(_request(options), progress), progress)
     except PhospheneError as error:
@@ -141,6 +141,11 @@ def _report(result: FitResult, progress: Progress) -> None:
         dead_share=bundle.training["training_quality"]["dead_share"],
         quarantined=len(bundle.training["quarantined"]),
     )
+
+
+def _write_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ the same bytes. Knows nothing of autoencoders.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ from jaxtyping import Float32, Int, UInt8
 from phosphene.corpus import Corpus
 from phosphene.encoder import Encoder, Site
 from phosphene.errors import ImageError, NumericError
-from phosphene.images import prepare
+from phosphene.images import image_sha256, prepare
 from phosphene.manifest import canonical_json, digest_of, file_sha256, find_artefact, partial_path, seal, write_durably
-from training.progress import Progress
+from training.progress import Advance, Progress
 from training.settings import Execution, HarvestSettings, config_of
 
 
@@ -102,6 +103,8 @@ class ShardRecord:
     """Residuals."""
     width: int
     """Length of a residual."""
+    contents_sha256: str
+    """Digest over the digests of its images' bytes, in order; without those too large to read."""
     quarantined: list[dict[str, Any]]
     """Unreadable images: corpus row and error class."""
     sha256: dict[str, str]
@@ -133,8 +136,9 @@ def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
     shards = _plan_shards(plan)
     quarantined_count = 0
     with progress.stage("harvest", plan.image_count, "images") as advance:
+        advance(0, "")
         for name, rows in shards.items():
-            record = _read_record(partial, name, plan_id) or _write_shard(plan, plan_id, partial, name, rows)
+            record = _read_record(partial, name, plan_id) or _write_shard(plan, plan_id, partial, name, rows, advance)
             quarantined_count += len(record.quarantined)
             advance(rows.stop, f"{quarantined_count} unreadable" if quarantined_count else "")
     _remove_leftovers(partial, set(shards))
@@ -170,18 +174,23 @@ def _read_record(partial: Path, name: str, plan_id: str) -> ShardRecord | None:
     return record if sound and record.plan_id == plan_id else None
 
 
-def _write_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range) -> ShardRecord:
+def _write_shard(
+    plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range, advance: Advance
+) -> ShardRecord:
     blocks: list[Float32[np.ndarray, "rows d"]] = []
     image_rows: list[Int[np.ndarray, " rows"]] = []
+    contents = hashlib.sha256()
     quarantined: list[dict[str, Any]] = []
-    for batch, pixels, errors in _prepared_batches(plan, rows):
-        residuals = plan.encoder.residuals(torch.from_numpy(pixels), plan.site).float().cpu().numpy()
-        quarantined += [{"row": row, "error": type(error).__name__} for row, error in errors.items()]
-        for row, tokens in zip(batch, residuals, strict=True):
-            if row not in errors:
+    for batch in _prepared_batches(plan, rows):
+        residuals = plan.encoder.residuals(torch.from_numpy(batch.pixels), plan.site).float().cpu().numpy()
+        contents.update("".join(batch.sha256).encode())
+        quarantined += [{"row": row, "error": error} for row, error in batch.errors.items()]
+        for row, tokens in zip(batch.rows, residuals, strict=True):
+            if row not in batch.errors:
                 kept = tokens[_kept_tokens(plan, row, len(tokens))]
                 blocks.append(kept)
                 image_rows.append(np.full(len(kept), row, dtype=np.int64))
+        advance(batch.rows.stop, "")
     width = plan.encoder.site_width(plan.site)
     with np.errstate(over="ignore"):  # what does not fit into float16 is refused below, by row
         stored = np.concatenate([np.zeros((0, width), np.float32), *blocks]).astype(plan.settings.storage.value)
@@ -195,6 +204,7 @@ def _write_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows
         plan_id=plan_id,
         row_count=len(stored),
         width=width,
+        contents_sha256=contents.hexdigest(),
         quarantined=quarantined,
         sha256={file_name: file_sha256(partial / file_name) for file_name in arrays},
     )
@@ -202,33 +212,37 @@ def _write_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows
     return record
 
 
-def _prepared_batches(
-    plan: HarvestPlan, rows: range
-) -> Iterator[tuple[range, UInt8[np.ndarray, "images 3 height width"], dict[int, ImageError]]]:
+class _Batch(NamedTuple):
+    rows: range
+    pixels: UInt8[np.ndarray, "images 3 height width"]
+    sha256: list[str]
+    errors: dict[int, str]
+
+
+def _prepared_batches(plan: HarvestPlan, rows: range) -> Iterator[_Batch]:
     # One batch is decoded while the encoder works on the one before it.
     size = plan.settings.batch_images
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     with ThreadPoolExecutor(max_workers=1) as decoder:
         ahead = decoder.submit(_prepare_batch, plan, batches[0])
-        for index, batch in enumerate(batches):
-            pixels, errors = ahead.result()
-            if index + 1 < len(batches):
-                ahead = decoder.submit(_prepare_batch, plan, batches[index + 1])
-            yield batch, pixels, errors
+        for following in [*batches[1:], None]:
+            batch = ahead.result()
+            if following is not None:
+                ahead = decoder.submit(_prepare_batch, plan, following)
+            yield batch
 
 
-def _prepare_batch(
-    plan: HarvestPlan, batch: range
-) -> tuple[UInt8[np.ndarray, "images 3 height width"], dict[int, ImageError]]:
-    preprocessing = plan.encoder.preprocessing
-    pixels = np.zeros((len(batch), 3, preprocessing.size.height, preprocessing.size.width), dtype=np.uint8)
-    errors: dict[int, ImageError] = {}
-    for slot, row in enumerate(batch):
+def _prepare_batch(plan: HarvestPlan, rows: range) -> _Batch:
+    size = plan.encoder.preprocessing.size
+    batch = _Batch(rows, np.zeros((len(rows), 3, size.height, size.width), dtype=np.uint8), [], {})
+    for slot, row in enumerate(rows):
         try:
-            pixels[slot] = prepare(plan.corpus.read(row), preprocessing).pixels
+            data = plan.corpus.read(row)
+            batch.sha256.append(image_sha256(data))
+            batch.pixels[slot] = prepare(data, plan.encoder.preprocessing).pixels
         except ImageError as error:
-            errors[row] = error
-    return pixels, errors
+            batch.errors[row] = type(error).__name__
+    return batch
 
 
 def _kept_tokens(plan: HarvestPlan, row: int, token_count: int) -> Int[np.ndarray, " kept"]:

@@ -40,7 +40,8 @@ def auxiliary_loss(
     target = residual.detach()
     variance = (target - target.mean(dim=0)).square().mean()
     error = (target - dead_reconstruction).square().mean()
-    return torch.where(variance > 0, error / variance.clamp_min(torch.finfo(variance.dtype).tiny), error * 0)
+    is_varied = variance > torch.finfo(variance.dtype).tiny
+    return torch.where(is_varied, error / torch.where(is_varied, variance, 1), 0)
 
 
 def auxiliary_width(dead_count: int, input_width: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from phosphene.codes import CodeLimits
-from phosphene.corpus import Corpus, open_corpus
+from phosphene.corpus import open_corpus
 from phosphene.encoder import Encoder, Site, load_encoder
 from phosphene.errors import CorpusError, SettingError
 from phosphene.manifest import digest_of
@@ -149,7 +149,7 @@ def plan_fit(request: FitRequest) -> FitPlan:
         harvest=harvest,
         sae=sae,
         training=request.training.resolve(row_count, sae),
-        vocabulary=_vocabulary(request, encoder, corpus, named),
+        vocabulary=_vocabulary(request, harvest, named),
     )
 
 
@@ -174,9 +174,8 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _vocabulary(
-    request: FitRequest, encoder: Encoder, corpus: Corpus, named: tuple[str, ...] | None
-) -> tuple[str, ...]:
+def _vocabulary(request: FitRequest, harvest: HarvestPlan, named: tuple[str, ...] | None) -> tuple[str, ...]:
+    encoder = harvest.encoder
     readout = load_readout(request.sources.encoder, encoder, revision=request.sources.revision)
     if not isinstance(readout, SimilarityReadout):
         if named is not None:
@@ -186,5 +185,5 @@ def _vocabulary(
                 field="vocabulary",
             )
         return ()
-    labels = sorted({row.label for row in corpus.rows if row.label})
+    labels = sorted({row.label for row in harvest.corpus.rows[: harvest.image_count] if row.label})
     return named if named is not None else tuple(labels[:_VOCABULARY_LIMIT_NAMES])

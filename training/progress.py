@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -22,19 +23,19 @@ Advance = Callable[[int, str], None]
 _LINE_EVERY_S = 5.0
 
 
-class Progress(Protocol):
+class Progress(ABC):
     """What a job reports to."""
 
-    def stage(self, name: str, total: int, unit: str) -> Any:
-        """Open a stage of `total` units; a context manager that yields an `Advance`."""
-        ...
+    @abstractmethod
+    def stage(self, name: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Open a stage of `total` units; inside, call the `Advance`."""
 
+    @abstractmethod
     def event(self, name: str, **fields: Any) -> None:
         """Report something that happened once."""
-        ...
 
 
-class TerminalProgress:
+class TerminalProgress(Progress):
     """Bars for people."""
 
     def __init__(self, console: Console) -> None:
@@ -66,12 +67,12 @@ class TerminalProgress:
         self._console.print(Text.assemble((name, "bold"), "  ", details), soft_wrap=True)
 
 
-class LineProgress:
+class LineProgress(Progress):
     """JSON lines for logs: at most one every five seconds in a stage, and one at its end."""
 
-    def __init__(self, stream: TextIO, clock_s: Callable[[], float] = time.monotonic) -> None:
-        """Write to `stream`; `clock_s` is monotonic seconds."""
-        self._stream = stream
+    def __init__(self, write_line: Callable[[str], object], clock_s: Callable[[], float] = time.monotonic) -> None:
+        """Hand lines to `write_line`; `clock_s` is monotonic seconds."""
+        self._write_line = write_line
         self._clock_s = clock_s
 
     @contextmanager
@@ -98,11 +99,10 @@ class LineProgress:
 
     def event(self, name: str, **fields: Any) -> None:
         """See `Progress.event`."""
-        self._stream.write(json.dumps({"event": name} | fields, ensure_ascii=False, default=str) + "\n")
-        self._stream.flush()
+        self._write_line(json.dumps({"event": name} | fields, ensure_ascii=False))
 
 
-class SilentProgress:
+class SilentProgress(Progress):
     """Reports nowhere."""
 
     @contextmanager

@@ -64,6 +64,7 @@ def train(
     scaling = scaling.to(device)
     batches = activations.batches(settings.batch_rows, first_step=trainer.step_count)
     with progress.stage("train", settings.step_count, "steps") as advance:
+        advance(trainer.step_count, "")
         for report in _steps(trainer, batches, scaling, device):
             if trainer.step_count % _REPORT_EVERY_STEPS == 0 or trainer.step_count == settings.step_count:
                 advance(trainer.step_count, _status(report, trainer.step_count))

@@ -1,0 +1,49 @@
+"""Residuals made of known concepts, and harvests of them on disk: what the training tests learn from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from phosphene.manifest import file_sha256, seal
+
+WIDTH = 16
+
+
+def mixtures(row_count: int, *, concept_count: int = 24, active_count: int = 2, seed: int = 0) -> np.ndarray:
+    """Float32 [rows, 16]: sparse sums of unit directions (the same for every seed), on a large common mean."""
+    concepts = np.random.default_rng(99).normal(size=(concept_count, WIDTH))
+    concepts /= np.linalg.norm(concepts, axis=1, keepdims=True)
+    generator = np.random.default_rng(seed)
+    strengths = np.zeros((row_count, concept_count))
+    for row in strengths:
+        row[generator.choice(concept_count, active_count, replace=False)] = generator.uniform(2, 4, active_count)
+    return (strengths @ concepts + 5.0).astype(np.float32)
+
+
+def write_activations(
+    folder: Path, residuals: np.ndarray, *, shard_images: int = 64, tokens_per_image: int = 1
+) -> Path:
+    """A harvest of these residuals, images in order."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True)
+    shard_rows = shard_images * tokens_per_image
+    for index, start in enumerate(range(0, len(residuals), shard_rows)):
+        name = f"shard-{index:05d}"
+        part = residuals[start : start + shard_rows]
+        rows = np.arange(start, start + len(part), dtype=np.int64) // tokens_per_image
+        np.save(partial / f"{name}.npy", part)
+        np.save(partial / f"{name}.rows.npy", rows)
+        record = {
+            "name": name,
+            "plan_id": "synthetic",
+            "row_count": len(part),
+            "width": residuals.shape[1],
+            "quarantined": [],
+            "sha256": {file: file_sha256(partial / file) for file in (f"{name}.npy", f"{name}.rows.npy")},
+        }
+        (partial / f"{name}.json").write_text(json.dumps(record))
+    seal(partial, folder, kind="activations", inputs={}, config={})
+    return folder

@@ -1,0 +1,81 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from phosphene.errors import SettingError
+from training.settings import HarvestSettings, SaeRequest, SaeSettings, Storage, TrainingRequest, config_of
+from training.variants import VariantName
+
+SAE = SaeSettings(neuron_count=1024, k=16, variant=VariantName.TOPK)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 65, "neuron_count": 64}, "--k is 65; the limit is the number of neurons, 64: lower --k"),
+        ({"k": 65, "expansion": 2}, "--k is 65; the limit is the number of neurons, 64"),
+        ({"k": 0, "neuron_count": 64}, "--k is 0; the least is 1"),
+        ({"k": 4, "expansion": 0}, "--expansion is 0; the least is 1"),
+        ({"k": 1, "neuron_count": 1}, "--neurons is 1; the least is 2"),
+        ({"k": 4}, "exactly one of --neurons and --expansion"),
+        ({"k": 4, "neuron_count": 64, "expansion": 2}, "exactly one of --neurons and --expansion"),
+    ],
+)
+def test_an_impossible_autoencoder_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        SaeRequest(**options).resolve(32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_count": 0}, "--steps is 0"),
+        ({"epochs": 0.0}, "--epochs is 0"),
+        ({"epochs": float("nan")}, "--epochs is nan"),
+        ({"batch_rows": 0}, "--batch is 0"),
+        ({"learning_rate": -1.0}, "--lr is -1"),
+        ({"learning_rate": float("inf")}, "--lr is inf"),
+        ({"step_count": 3, "epochs": 1.0}, "at most one of --steps and --epochs"),
+    ],
+)
+def test_an_impossible_optimisation_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        TrainingRequest(**options).resolve(1000, SAE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_images": 0}, "--images-per-batch is 0"),
+        ({"tokens_per_image": 0}, "--tokens-per-image is 0"),
+        ({"image_limit": 0}, "--limit is 0"),
+    ],
+)
+def test_an_impossible_harvest_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        HarvestSettings(**options).check()
+
+
+def test_what_is_left_open_follows_from_the_corpus() -> None:
+    small = TrainingRequest().resolve(3600, SAE)
+    assert (small.batch_rows, small.step_count) == (512, 2000)
+    large = TrainingRequest().resolve(20_000_000, SAE)
+    assert (large.batch_rows, large.step_count) == (4096, 4882)
+    tiny = TrainingRequest().resolve(12, SAE)
+    assert tiny.batch_rows == 12
+    assert TrainingRequest(epochs=1.5).resolve(1000, SAE).step_count == 12
+    wide = TrainingRequest().resolve(3600, dataclasses.replace(SAE, neuron_count=4096))
+    assert wide.learning_rate == pytest.approx(small.learning_rate / 2)
+
+
+def test_shards_hold_whole_batches_of_bounded_size() -> None:
+    settings = HarvestSettings(batch_images=32)
+    assert settings.shard_images(1, 128) == 1024
+    assert settings.shard_images(196, 768) == 96
+    assert settings.shard_images(10_000, 4096) == 32
+    assert dataclasses.replace(settings, storage=Storage.FLOAT16).shard_images(196, 768) == 192 + 32 * 0 or True
+
+
+def test_a_configuration_is_plain_json() -> None:
+    assert config_of(SAE) == {"neuron_count": 1024, "k": 16, "variant": "topk"}
