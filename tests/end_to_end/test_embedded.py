@@ -1,0 +1,161 @@
+"""The embedded default over real gRPC: the neurons that light up on a scene show what the scene shows."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+import phosphene
+from phosphene.client import Client
+from phosphene.errors import InputError, NotFound
+from tests.end_to_end.house import House, Value, top_exemplars
+
+TOP_NEURONS, TOP_IMAGES = 5, 9
+AGREEING_NEURONS, AGREEING_IMAGES = 3, 7
+COMMON_SHARE = 0.3
+
+
+def rare_values(truth: dict[str, frozenset[Value]]) -> frozenset[Value]:
+    """Return the values that at most 30 % of the corpus shows."""
+    counts = Counter(value for shown in truth.values() for value in shown)
+    return frozenset(value for value, count in counts.items() if count <= COMMON_SHARE * len(truth))
+
+
+def share_of_scenes_accounted_for(
+    fired: dict[str, list[int]],
+    held_out: dict[str, frozenset[Value]],
+    exemplars: dict[int, list[str]],
+    corpus: dict[str, frozenset[Value]],
+) -> float:
+    """Return the share of scenes with enough neurons whose exemplars share a rare value with the scene."""
+    rare = rare_values(corpus)
+
+    def agrees(neuron_id: int, shown: frozenset[Value]) -> bool:
+        seen = Counter(value for uri in exemplars[neuron_id] for value in corpus[uri] & shown & rare)
+        return max(seen.values(), default=0) >= AGREEING_IMAGES
+
+    accounted = [sum(agrees(neuron, held_out[name]) for neuron in neurons) for name, neurons in fired.items()]
+    return sum(count >= AGREEING_NEURONS for count in accounted) / len(accounted)
+
+
+def test_neurons_show_what_the_scene_shows(
+    client: Client,
+    scenes_folder: Path,
+    corpus_truth: dict[str, frozenset[Value]],
+    held_out_truth: dict[str, frozenset[Value]],
+) -> None:
+    fired = {}
+    for name in held_out_truth:
+        answer = client.explain(scenes_folder / "held-out" / name, parts=["neurons"], top_n=TOP_NEURONS)
+        fired[name] = [active.neuron.neuron_id for active in answer.neurons]
+    exemplars = top_exemplars(client, {neuron for neurons in fired.values() for neuron in neurons}, TOP_IMAGES)
+    uris = list(corpus_truth)
+    shuffled = dict(zip(uris, random.Random(0).sample(uris, len(uris)), strict=True))
+    control = {neuron: [shuffled[uri] for uri in images] for neuron, images in exemplars.items()}
+
+    real = share_of_scenes_accounted_for(fired, held_out_truth, exemplars, corpus_truth)
+    by_chance = share_of_scenes_accounted_for(fired, held_out_truth, control, corpus_truth)
+    assert real >= 0.9
+    assert by_chance <= real / 2
+
+
+def test_live_codes_equal_the_index(client: Client, scenes_house: House, corpus_truth: dict[str, object]) -> None:
+    for name in list(corpus_truth)[:: len(corpus_truth) // 20]:
+        data = (scenes_house.corpus.parent / name).read_bytes()
+        live = client.explain(data, parts=["neurons", "code"], top_n=64)
+        stored = client.explain(sha256=hashlib.sha256(data).hexdigest(), parts=["neurons"], top_n=64)
+        assert live.image.corpus_image.uri == stored.image.corpus_image.uri == name
+        left = {active.neuron.neuron_id: active.activation for active in live.neurons}
+        right = {active.neuron.neuron_id: active.activation for active in stored.neurons}
+        assert left.keys() == right.keys()
+        for neuron_id, activation in left.items():
+            # One float16 step.
+            assert right[neuron_id] == pytest.approx(activation, rel=2**-10)
+
+
+def test_an_image_of_the_corpus_leaves_itself_out_and_finds_images_like_it(
+    client: Client, scenes_house: House, corpus_truth: dict[str, frozenset[Value]]
+) -> None:
+    agreement, by_chance = 0.0, 0.0
+    uris = list(corpus_truth)
+    generator = random.Random(1)
+    for name in uris[:: len(uris) // 25]:
+        answer = client.explain(scenes_house.corpus.parent / name, parts=["similar_images"], similar_count=5)
+        similar = [match.image.uri for match in answer.similar_images]
+        assert name not in similar
+        assert len(similar) == 5
+        agreement += sum(len(corpus_truth[name] & corpus_truth[uri]) for uri in similar)
+        by_chance += sum(len(corpus_truth[name] & corpus_truth[uri]) for uri in generator.sample(uris, 5))
+    assert agreement > 1.5 * by_chance
+
+
+@pytest.mark.parametrize("factor_words", [("colour", "red"), ("background", "meadow"), ("shape", "heart")])
+def test_text_finds_neurons_whose_images_show_it(
+    client: Client, corpus_truth: dict[str, frozenset[Value]], factor_words: Value
+) -> None:
+    factor, word = factor_words
+    text = f"something on a {word} background" if factor == "background" else f"a {word} shape"
+    found = client.search_neurons("a heart" if word == "heart" else text, count=3, include_top_images=True)
+    shares = [
+        sum(factor_words in corpus_truth[exemplar.image.uri] for exemplar in match.top_images) / len(match.top_images)
+        for match in found.neurons
+    ]
+    assert max(shares) >= 7 / 9
+
+
+def test_every_part_of_an_explanation_is_there(client: Client, scenes_folder: Path, held_out_truth: object) -> None:
+    assert held_out_truth
+    image = next(iter(sorted((scenes_folder / "held-out" / "images").iterdir())))
+    answer = client.explain(
+        image,
+        parts=["fidelity", "neurons", "nearest_neurons", "top_images", "similar_images", "scores", "code"],
+        include_thumbnails=True,
+    )
+    assert 0 < answer.fidelity.fvu < 1
+    assert 0 < len(answer.neurons) <= 10
+    assert all(active.top_images[0].image.thumbnail[:2] == b"\xff\xd8" for active in answer.neurons)
+    assert all(0 <= active.quantile <= 1 for active in answer.neurons)
+    assert len(answer.nearest_neurons) == 10
+    cosines = [neuron.cosine for neuron in answer.nearest_neurons]
+    assert cosines == sorted(cosines, reverse=True)
+    assert len(answer.similar_images) == 12
+    assert answer.scores
+    assert answer.provenance.code_id
+
+
+def test_a_notebook_sees_the_codes_that_the_service_sees(
+    client: Client, scenes_house: House, scenes_folder: Path, held_out_truth: dict[str, object]
+) -> None:
+    pipeline = phosphene.open_bundle(scenes_house.bundle)
+    for name in list(held_out_truth)[:5]:
+        (code,) = pipeline.encode([scenes_folder / "held-out" / name])
+        answer = client.explain(scenes_folder / "held-out" / name, parts=["neurons"], top_n=64)
+        served = {active.neuron.neuron_id: active.activation for active in answer.neurons}
+        assert served.keys() == set(code.neuron_ids.tolist())
+        for neuron_id, value in zip(code.neuron_ids.tolist(), code.values.tolist(), strict=True):
+            assert served[neuron_id] == pytest.approx(value, rel=1e-5, abs=1e-5 * float(code.values.max()))
+
+
+def test_wrong_requests_are_told_what_is_wrong(client: Client) -> None:
+    with pytest.raises(InputError, match="PNG"):
+        client.explain(b"these are not the bytes of an image")
+    with pytest.raises(NotFound, match="neuron"):
+        client.neuron(1_000_000)
+    with pytest.raises(NotFound, match="scenes"):
+        client.explain(b"", bundle="nowhere")
+    with pytest.raises(NotFound):
+        client.explain(sha256="0" * 64)
+    with pytest.raises(InputError, match="top_n"):
+        client.explain(sha256="0" * 64, top_n=0)
+
+
+def test_metrics_count_what_was_served(client: Client, scenes_house: House) -> None:
+    client.models()
+    with urlopen(f"http://{scenes_house.metrics}/metrics") as page:
+        text = page.read().decode()
+    assert 'phosphene_requests_total{code="OK",method="ListModels"}' in text
