@@ -177,6 +177,7 @@ def _fidelity(generation: Generation, image: LiveImage | StoredImage, code: Imag
                 cosine=measured.cosine,
                 l0=measured.l0,
                 residual_norm=measured.residual_norm,
+                token_cut_count=measured.cut_count,
             )
         case _:
             assert_never(image)

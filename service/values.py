@@ -264,6 +264,7 @@ class FidelityReport:
     cosine: float | None = None
     l0: float | None = None
     residual_norm: float | None = None
+    token_cut_count: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,6 +248,7 @@ def _fidelity(report: FidelityReport) -> explain_pb2.Fidelity:
         l0=report.l0,
         cut_count=report.cut_count,
         residual_norm=report.residual_norm,
+        token_cut_count=report.token_cut_count,
     )
 
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phosphene.errors import SettingError
@@ -11,16 +11,16 @@ BUNDLES = {"PHOSPHENE_BUNDLES": "scenes=/srv/b1,photos=/srv/b2"}
 
 
 def test_defaults_are_loopback_and_bounded():
-    settings = read_settings(BUNDLES, cpu_count=2)
-    assert settings.artefacts.bundles == (
+    read = read_settings(BUNDLES, cpu_count=2)
+    assert read.artefacts.bundles == (
         NamedPath(name="scenes", path=Path("/srv/b1")),
         NamedPath(name="photos", path=Path("/srv/b2")),
     )
-    assert str(settings.network.listen) == "127.0.0.1:50051"
-    assert str(settings.network.metrics_listen) == "127.0.0.1:9464"
-    assert settings.engine.thread_count is None
-    assert settings.engine.decode_worker_count == 2
-    assert settings.image.limit_bytes == 16 * 2**20
+    assert str(read.network.listen) == "127.0.0.1:50051"
+    assert str(read.network.metrics_listen) == "127.0.0.1:9464"
+    assert read.engine.thread_count is None
+    assert read.engine.decode_worker_count == 2
+    assert read.image.limit_bytes == 16 * 2**20
 
 
 def test_every_variable_is_read():
@@ -40,15 +40,15 @@ def test_every_variable_is_read():
         "PHOSPHENE_LOG_LEVEL": "debug",
     }
     assert values.keys() == VARIABLES.keys()
-    settings = read_settings(values)
-    assert [entry.name for entry in settings.artefacts.indexes] == ["p", "q"]
-    assert settings.network.listen == ListenAddress(host="0.0.0.0", port=0)
-    assert settings.network.metrics_listen == ListenAddress(host="::1", port=7)
-    assert str(settings.network.metrics_listen) == "[::1]:7"
-    assert settings.network.drain_s == 1.5
-    assert (settings.engine.device, settings.engine.thread_count, settings.engine.batch_images) == ("cuda:1", 3, 4)
-    assert (settings.engine.queue_images, settings.engine.decode_worker_count) == (5, 6)
-    assert (settings.image.limit_bytes, settings.image.limit_pixels, settings.log_level) == (2048, 99, "debug")
+    read = read_settings(values)
+    assert [entry.name for entry in read.artefacts.indexes] == ["p", "q"]
+    assert read.network.listen == ListenAddress(host="0.0.0.0", port=0)
+    assert read.network.metrics_listen == ListenAddress(host="::1", port=7)
+    assert str(read.network.metrics_listen) == "[::1]:7"
+    assert read.network.drain_s == 1.5
+    assert (read.engine.device, read.engine.thread_count, read.engine.batch_images) == ("cuda:1", 3, 4)
+    assert (read.engine.queue_images, read.engine.decode_worker_count) == (5, 6)
+    assert (read.image.limit_bytes, read.image.limit_pixels, read.log_level) == (2048, 99, "debug")
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,13 @@ def test_all_faults_come_in_one_error():
         assert name in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(VARIABLES)), st.text(max_size=20)))
 def test_any_text_gives_settings_within_bounds_or_a_setting_error(values):
     try:
-        settings = read_settings(values)
+        read = read_settings(values)
     except SettingError:
         return
-    assert 1 <= settings.engine.batch_images <= 1024
-    assert 1 <= settings.engine.queue_images <= 65536
-    assert 0 <= settings.network.listen.port <= 65535
+    assert 1 <= read.engine.batch_images <= 1024
+    assert 1 <= read.engine.queue_images <= 65536
+    assert 0 <= read.network.listen.port <= 65535
