@@ -1,0 +1,44 @@
+"""Maps a stored array into memory, read-only, never unpickling; knows nothing of what the numbers mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from phosphene.errors import ArtefactDamaged
+
+__all__ = ["map_array"]
+
+
+def map_array(path: Path, dtype: type[np.generic], dimensions: int) -> np.ndarray:
+    """Map a `.npy` file.
+
+    Args:
+        path: the file.
+        dtype: what `docs/artefacts.md` says of it.
+        dimensions: number of axes it must have.
+
+    Raises:
+        ArtefactDamaged: it is no such array.
+    """
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        # A file without elements cannot be memory-mapped.
+        array = _load_empty(path)
+    if array.dtype != np.dtype(dtype) or array.ndim != dimensions:
+        raise ArtefactDamaged(
+            f"{path} holds {array.dtype} with {array.ndim} axes instead of {np.dtype(dtype)} with {dimensions}: "
+            "build the index again"
+        )
+    return array.view(np.ndarray)
+
+
+def _load_empty(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ArtefactDamaged(f"{path} is not a NumPy array ({error}): build the index again") from error
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,152 @@
+"""The codes of a corpus on disk, row by row (compressed sparse rows); knows nothing of neurons' names or of images.
+
+`codes/offsets.npy` says where each row's part of `neuron_ids.npy` and `values.npy` begins. Values are float16; a stored
+value is within one float16 step of the live one, and every neuron that fires live fires here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16, Float32, Int32, Int64
+from numpy.lib.format import open_memmap
+
+from index.arrays import map_array
+from phosphene.codes import ImageCode
+from phosphene.errors import ArtefactDamaged, NumericError
+
+__all__ = ["CodesStore", "concatenate_codes", "stored_values", "write_codes"]
+
+_FOLDER = "codes"
+_SMALLEST = np.float16(6e-8)
+_LARGEST = np.finfo(np.float16).max
+_CHUNK_ENTRIES = 1 << 20
+
+
+def stored_values(values: Float32[np.ndarray, " active"]) -> Float16[np.ndarray, " active"]:
+    """Round activations to float16 so that every active neuron stays active.
+
+    Raises:
+        NumericError: an activation is not finite, or beyond float16.
+    """
+    if len(values) and not bool(np.all(np.isfinite(values) & (values <= _LARGEST))):
+        raise NumericError(
+            f"an activation is {float(np.max(values)):g}; an index stores finite values up to {float(_LARGEST):g}: "
+            "scale the sparse autoencoder's activations down (and its directions up)"
+        )
+    return np.maximum(values.astype(np.float16), _SMALLEST)
+
+
+def write_codes(folder: Path, codes: Sequence[ImageCode]) -> None:
+    """Write the codes of consecutive rows under `folder`/codes.
+
+    Args:
+        folder: a shard or an index, being written.
+        codes: one per row; an empty code for a row without one.
+
+    Raises:
+        NumericError: an activation does not fit float16.
+    """
+    target = folder / _FOLDER
+    target.mkdir()
+    offsets = np.zeros(len(codes) + 1, dtype=np.int64)
+    np.cumsum([len(code) for code in codes], out=offsets[1:])
+    neuron_ids = np.empty(int(offsets[-1]), dtype=np.int32)
+    values = np.empty(int(offsets[-1]), dtype=np.float16)
+    for row, code in enumerate(codes):
+        rounded = stored_values(code.values)
+        # Rounding makes new ties, and ties go by neuron id.
+        order = np.lexsort((code.neuron_ids, -rounded))
+        neuron_ids[offsets[row] : offsets[row + 1]] = code.neuron_ids[order]
+        values[offsets[row] : offsets[row + 1]] = rounded[order]
+    np.save(target / "offsets.npy", offsets)
+    np.save(target / "neuron_ids.npy", neuron_ids)
+    np.save(target / "values.npy", values)
+    np.save(target / "cut_counts.npy", np.array([code.cut_count for code in codes], dtype=np.int32))
+
+
+def concatenate_codes(folder: Path, parts: Sequence[Path]) -> None:
+    """Join the codes of shards, in order, into one store; needs memory for one shard only."""
+    stores = [CodesStore(part) for part in parts]
+    row_count = sum(store.row_count for store in stores)
+    entry_count = sum(store.entry_count for store in stores)
+    target = folder / _FOLDER
+    target.mkdir()
+    offsets = np.zeros(row_count + 1, dtype=np.int64)
+    cut_counts = np.zeros(row_count, dtype=np.int32)
+    neuron_ids = open_memmap(target / "neuron_ids.npy", mode="w+", dtype=np.int32, shape=(entry_count,))
+    values = open_memmap(target / "values.npy", mode="w+", dtype=np.float16, shape=(entry_count,))
+    row, entry = 0, 0
+    for store in stores:
+        offsets[row : row + store.row_count + 1] = store.offsets + entry
+        cut_counts[row : row + store.row_count] = store.cut_counts
+        neuron_ids[entry : entry + store.entry_count] = store.neuron_ids
+        values[entry : entry + store.entry_count] = store.values
+        row, entry = row + store.row_count, entry + store.entry_count
+    neuron_ids.flush()
+    values.flush()
+    np.save(target / "offsets.npy", offsets)
+    np.save(target / "cut_counts.npy", cut_counts)
+
+
+class CodesStore:
+    """The codes of consecutive rows, memory-mapped."""
+
+    offsets: Int64[np.ndarray, " rows_and_one"]
+    """Where each row begins in `neuron_ids` and `values`; the last one is their length."""
+    neuron_ids: Int32[np.ndarray, " entries"]
+    """Neurons that fire, row after row."""
+    values: Float16[np.ndarray, " entries"]
+    """Their activations; within a row descending, ties by ascending neuron id."""
+    cut_counts: Int32[np.ndarray, " rows"]
+    """Activations that the code limits cut off each row."""
+
+    def __init__(self, folder: Path) -> None:
+        """Map the store under `folder`/codes.
+
+        Raises:
+            ArtefactDamaged: the arrays do not fit together.
+        """
+        source = folder / _FOLDER
+        self.offsets = map_array(source / "offsets.npy", np.int64, 1)
+        self.neuron_ids = map_array(source / "neuron_ids.npy", np.int32, 1)
+        self.values = map_array(source / "values.npy", np.float16, 1)
+        self.cut_counts = map_array(source / "cut_counts.npy", np.int32, 1)
+        entry_count = int(self.offsets[-1])
+        if not (entry_count == len(self.neuron_ids) == len(self.values) and self.row_count == len(self.cut_counts)):
+            raise ArtefactDamaged(
+                f"{source}: offsets.npy names {entry_count} entries in {self.row_count} rows; neuron_ids.npy has "
+                f"{len(self.neuron_ids)}, values.npy {len(self.values)}, cut_counts.npy {len(self.cut_counts)}: "
+                "build the index again"
+            )
+
+    @property
+    def row_count(self) -> int:
+        """Rows in the store."""
+        return len(self.offsets) - 1
+
+    @property
+    def entry_count(self) -> int:
+        """Activations in the store, over all rows."""
+        return len(self.values)
+
+    def code(self, row: int) -> ImageCode:
+        """Return the code of a row (0 <= row < row_count), values widened to float32."""
+        begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        return ImageCode(
+            neuron_ids=np.array(self.neuron_ids[begin:end]),
+            values=self.values[begin:end].astype(np.float32),
+            cut_count=int(self.cut_counts[row]),
+        )
+
+    def row_blocks(self, entry_limit: int = _CHUNK_ENTRIES) -> Iterator[tuple[int, int]]:
+        """Yield (first row, row after the last) of blocks that hold at most `entry_limit` entries, or one row."""
+        start = 0
+        while start < self.row_count:
+            bound = int(self.offsets[start]) + entry_limit
+            stop = int(np.searchsorted(self.offsets, bound, side="right")) - 1
+            stop = min(max(stop, start + 1), self.row_count)
+            yield start, stop
+            start = stop

@@ -1,0 +1,110 @@
+"""What a person wants to see of an index: how much is in it, which neurons live, what they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from index.reader import IndexReader
+from index.values import NeuronOrder
+from phosphene.manifest import read_manifest
+
+__all__ = ["describe_index"]
+
+_DECADES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_BAR_WIDTH = 32
+
+
+def describe_index(folder: Path, index: IndexReader, *, name_count: int = 20) -> RenderableType:
+    """Return the summary of an open index.
+
+    Args:
+        folder: where it lies.
+        index: the open index.
+        name_count: how many named neurons to list.
+    """
+    parts: list[RenderableType] = [_figures(folder, index), Text(), _densities(index)]
+    if index.list_neurons(alive_only=True):
+        parts += [Text(), _names(index, name_count)]
+    return Group(*parts, Text(), _sizes(folder))
+
+
+def _figures(folder: Path, index: IndexReader) -> Table:
+    summary = index.summary
+    named = sum(bool(index.neuron(neuron_id).names) for neuron_id in range(index.neuron_count))
+    dead = summary.neuron_count - summary.alive_count
+    table = Table(title=f"index {folder.name}", title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("id", index.id)
+    table.add_row("plan id", index.plan_id)
+    table.add_row("code id", index.code_id)
+    table.add_row("images", f"{summary.image_count} indexed, {summary.quarantined_count} quarantined")
+    table.add_row("neurons", f"{summary.alive_count} alive, {dead} dead, {named} named")
+    table.add_row("mean L0", f"{summary.mean_l0:.2f} neurons per image; {summary.cut_image_count} codes cut")
+    table.add_row("mean FVU", f"{summary.mean_fvu:.3f} of the residual variance unexplained")
+    table.add_row("similar images", f"the sketch finds {summary.sketch_recall:.1%} of the ten nearest codes")
+    table.add_row("labels", "yes" if summary.has_labels else "no")
+    table.add_row("captions", "yes" if summary.has_captions else "no")
+    table.add_row("text search", "yes" if index.has_text else "no (the encoder has no text tower)")
+    return table
+
+
+def _densities(index: IndexReader) -> Table:
+    densities = np.array([index.neuron(neuron_id).density for neuron_id in index.list_neurons(alive_only=True)])
+    table = Table(title="density of the living neurons", title_justify="left", box=None)
+    table.add_column("share of images")
+    table.add_column("neurons", justify="right")
+    table.add_column("")
+    counts = [
+        int(((densities > low) & (densities <= high)).sum())
+        for low, high in zip(_DECADES[:-1], _DECADES[1:], strict=True)
+    ]
+    for low, high, count in zip(_DECADES[:-1], _DECADES[1:], counts, strict=True):
+        bar = "█" * round(_BAR_WIDTH * count / max(*counts, 1))
+        table.add_row(f"{low:g} to {high:g}", str(count), bar)
+    return table
+
+
+def _names(index: IndexReader, count: int) -> Table:
+    table = Table(title="best named neurons", title_justify="left", box=None)
+    for heading in ("neuron", "density", "maximum", "entropy", "score", "margin"):
+        table.add_column(heading, justify="right")
+    table.add_column("name")
+    for neuron_id in index.list_neurons(NeuronOrder.NAME_SCORE, alive_only=True)[:count]:
+        neuron = index.neuron(neuron_id)
+        if not neuron.names:
+            break
+        best = neuron.names[0]
+        others = (
+            f" [dim]({escape(', '.join(name.name for name in neuron.names[1:]))})[/dim]" if neuron.names[1:] else ""
+        )
+        table.add_row(
+            str(neuron_id),
+            f"{neuron.density:.4f}",
+            f"{neuron.maximum:.3g}",
+            "" if neuron.label_entropy is None else f"{neuron.label_entropy:.2f}",
+            f"{best.score:.2f}",
+            f"{best.margin:.2f}",
+            f"{escape(best.name)} [dim]{best.source.value}[/dim]{others}",
+        )
+    return table
+
+
+def _sizes(folder: Path) -> Table:
+    table = Table(title="bytes", title_justify="left", box=None)
+    table.add_column("part")
+    table.add_column("bytes", justify="right")
+    totals: dict[str, int] = {}
+    for name, entry in read_manifest(folder).files.items():
+        part = name.split("/")[0]
+        totals[part] = totals.get(part, 0) + entry.bytes
+    for part, size_bytes in sorted(totals.items(), key=lambda item: -item[1]):
+        table.add_row(part, f"{size_bytes:,}")
+    table.add_row("all", f"{sum(totals.values()):,}")
+    return table

@@ -1,0 +1,32 @@
+"""One small index for the tests that only read."""
+
+from pathlib import Path
+
+import pytest
+
+from index.build import BuildJob, build_index
+from index.plan import IndexConfig
+from tests.index.quiet import Notes
+from tests.index.small_world import write_bundle, write_corpus
+
+SMALL = IndexConfig(shard_images=16, batch_images=4, thread_count=1, top_count=10, spread_count=6)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures; row 5 is corrupt, row 7 has the bytes of row 6."""
+    listed = write_corpus(tmp_path_factory.mktemp("corpus") / "pictures", corrupt=(5,))
+    (listed.parent / "0007.png").write_bytes((listed.parent / "0006.png").read_bytes())
+    return listed
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, bundle: Path, corpus: Path) -> Path:
+    out = tmp_path_factory.mktemp("index") / "index"
+    build_index(BuildJob(corpus=str(corpus), bundle=bundle, out=out, config=SMALL), Notes())
+    return out

@@ -1,0 +1,295 @@
+"""The index job: what it makes, what it refuses, and that it may be killed at any moment."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.build import BuildJob, BuildResult, build_index, plan_index
+from index.contents import digest_images
+from index.plan import IndexConfig
+from index.reader import open_index
+from index.workspace import open_workspace
+from phosphene.bundle import load_bundle
+from phosphene.corpus import open_corpus
+from phosphene.encoder import Family, Tokens
+from phosphene.errors import ArtefactMismatch, ArtefactMissing, CorpusError, SettingError
+from phosphene.pipeline import open_bundle
+from tests.index.conftest import SMALL
+from tests.index.quiet import Notes
+from tests.index.small_world import write_bundle, write_corpus
+
+
+class Killed(BaseException):
+    """Stands for a kill at one moment: nothing catches it."""
+
+
+class Fuse(Notes):
+    """Ends the job when a stage has told of so many steps."""
+
+    def __init__(self, stage: str, steps: int) -> None:
+        super().__init__()
+        self._stage, self._steps = stage, steps
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        if self.stages[-1] == self._stage:
+            self._steps -= 1
+            if self._steps == 0:
+                raise Killed
+
+
+def _job(corpus: Path, bundle: Path, out: Path, **changes: object) -> BuildJob:
+    plain: dict[str, object] = {"corpus": str(corpus), "bundle": bundle, "out": out, "config": SMALL}
+    return BuildJob(**plain | changes)  # type: ignore[arg-type]
+
+
+def _build(corpus: Path, bundle: Path, out: Path, **changes: object) -> BuildResult:
+    return build_index(_job(corpus, bundle, out, **changes), Notes())
+
+
+def test_stored_codes_equal_live_ones_within_a_step(built: Path, bundle: Path, corpus: Path) -> None:
+    pipeline = open_bundle(bundle, thread_count=1)
+    with open_index(built, code_id=pipeline.bundle.code_id) as index:
+        for row in range(40):
+            stored = index.code(row)
+            if row == 5:
+                assert len(stored) == 0
+                continue
+            live = pipeline.encode([corpus.parent / f"{row:04d}.png"])[0]
+            assert set(stored.neuron_ids.tolist()) == set(live.neuron_ids.tolist())
+            by_id = dict(zip(live.neuron_ids.tolist(), live.values.tolist(), strict=True))
+            for neuron_id, value in zip(stored.neuron_ids.tolist(), stored.values.tolist(), strict=True):
+                assert abs(value - by_id[neuron_id]) <= np.spacing(np.float16(by_id[neuron_id]))
+
+
+def test_the_same_job_gives_the_same_id_and_a_finished_one_returns_at_once(
+    built: Path, bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    first = _build(corpus, bundle, tmp_path / "index")
+    with open_index(built) as index:
+        assert first.manifest.id == index.id
+    assert not first.was_finished
+    notes = Notes()
+    again = build_index(_job(corpus, bundle, tmp_path / "index"), notes)
+    assert again.was_finished
+    assert again.manifest.id == first.manifest.id
+    assert notes.stages == ["digest"]
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps"),
+    [("digest", 1), ("encode", 1), ("encode", 4), ("encode", 7), ("encode", 10), *(("assemble", n) for n in (1, 5, 8))],
+)
+def test_stopped_anywhere_and_run_again_gives_the_same_id(
+    built: Path, bundle: Path, corpus: Path, tmp_path: Path, stage: str, steps: int
+) -> None:
+    out = tmp_path / "index"
+    with pytest.raises(Killed):
+        build_index(_job(corpus, bundle, out), Fuse(stage, steps))
+    assert not out.exists()
+    notes = Notes()
+    result = build_index(_job(corpus, bundle, out), notes)
+    with open_index(built) as index:
+        assert result.manifest.id == index.id
+    # Shards of 16 rows are 4 batches; finished ones are not run again.
+    kept = {"digest": 0, "encode": (steps - 1) // 4 * 16, "assemble": 40}[stage]
+    assert notes.encoded == 40 - kept
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.slow
+def test_killed_for_real_and_run_again_gives_the_same_id(
+    built: Path, bundle: Path, corpus: Path, tmp_path: Path, root: Path
+) -> None:
+    out = tmp_path / "index"
+    options = ["--shard-images", "16", "--batch", "4", "--threads", "1", "--top", "10", "--spread", "6"]
+    command = [
+        sys.executable,
+        "-m",
+        "index",
+        "build",
+        str(corpus),
+        "--bundle",
+        str(bundle),
+        "--out",
+        str(out),
+        *options,
+    ]
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if '"encode"' in line:
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    with open_index(built) as index:
+        assert _build(corpus, bundle, out).manifest.id == index.id
+
+
+def test_a_damaged_shard_is_made_again(built: Path, bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    with pytest.raises(Killed):
+        build_index(_job(corpus, bundle, out), Fuse("assemble", 1))
+    (tmp_path / "index.partial" / "shards" / "00001" / "codes" / "values.npy").write_bytes(b"half")
+    (tmp_path / "index.partial" / "shards" / "00002" / "record.json").write_text('{"rows": [3')
+    notes = Notes()
+    result = build_index(_job(corpus, bundle, out), notes)
+    assert notes.encoded == 24
+    with open_index(built) as index:
+        assert result.manifest.id == index.id
+
+
+def test_another_plan_on_a_finished_index_is_refused_with_the_differences(
+    built: Path, bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    shutil.copytree(built, out)
+    config = IndexConfig(shard_images=16, batch_images=8, thread_count=1, top_count=10, spread_count=6)
+    with pytest.raises(ArtefactMismatch, match="batch_images: 4 -> 8; choose another --out"):
+        _build(corpus, bundle, out, config=config)
+    with open_index(out) as index, open_index(built) as before:
+        assert index.id == before.id
+
+
+def test_a_changed_image_makes_another_plan(bundle: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "pictures", 6)
+    _build(corpus, bundle, tmp_path / "index")
+    (corpus.parent / "0002.png").write_bytes((corpus.parent / "0003.png").read_bytes())
+    with pytest.raises(ArtefactMismatch, match="corpus_digest"):
+        _build(corpus, bundle, tmp_path / "index")
+
+
+def test_a_leftover_of_another_plan_is_set_aside_and_taken_back(bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    with pytest.raises(Killed):
+        build_index(_job(corpus, bundle, out), Fuse("assemble", 1))
+    other = IndexConfig(shard_images=16, batch_images=8, thread_count=1, top_count=10, spread_count=6)
+    notes = Notes()
+    build_index(_job(corpus, bundle, out, config=other), notes)
+    assert "belongs to another plan" in notes.sentences[0]
+    shutil.rmtree(out)
+    notes = Notes()
+    build_index(_job(corpus, bundle, out), notes)
+    assert notes.encoded == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_two_builders_of_one_index_do_not_meet(built: Path, bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        build_index(_job(corpus, bundle, tmp_path / "index"), Fuse("encode", 1))
+    opened = open_corpus(str(corpus))
+    with ThreadPoolExecutor(1) as readers:
+        digests = digest_images(opened, readers, lambda _: None)
+    plan = plan_index(opened, digests, load_bundle(bundle), SMALL)
+    with (
+        open_workspace(tmp_path / "index", plan, report=lambda _: None),
+        pytest.raises(SettingError, match="another process"),
+    ):
+        _build(corpus, bundle, tmp_path / "index")
+
+
+def test_shard_size_and_batch_of_one_give_the_same_codes(
+    built: Path, bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    config = IndexConfig(shard_images=7, batch_images=1, thread_count=1, top_count=10, spread_count=6)
+    _build(corpus, bundle, tmp_path / "index", config=config)
+    with open_index(built) as index, open_index(tmp_path / "index") as alone:
+        for row in range(40):
+            one, other = index.code(row), alone.code(row)
+            assert one.neuron_ids.tolist() == other.neuron_ids.tolist()
+            np.testing.assert_allclose(one.values, other.values, rtol=2e-3)
+
+
+def test_corrupt_images_are_quarantined_with_reason(built: Path) -> None:
+    with open_index(built) as index:
+        assert (index.row_count, index.image_count, index.quarantined_count) == (40, 39, 1)
+        row = index.image(5)
+        assert row.quarantine_reason is not None
+        assert (row.width, row.height) == (0, 0)
+        assert index.thumbnail(5) == b""
+
+
+def test_a_listed_file_that_is_missing_is_quarantined(bundle: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "pictures", 20)
+    (corpus.parent / "0003.png").unlink()
+    _build(corpus, bundle, tmp_path / "index")
+    with open_index(tmp_path / "index") as index:
+        assert index.quarantined_count == 1
+        assert index.image(3).sha256 == ""
+        assert str(tmp_path) not in str(index.image(3).quarantine_reason)
+
+
+def test_too_many_bad_images_stop_the_job_and_can_be_allowed(bundle: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "pictures", 20, corrupt=(0, 3, 19))
+    with pytest.raises(CorpusError, match=r"3 of 20 images cannot be used.*--max-bad-ratio.*0000\.png"):
+        _build(corpus, bundle, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    result = _build(corpus, bundle, tmp_path / "index", max_bad_ratio=0.2)
+    assert not result.was_finished
+
+
+def test_a_corpus_of_corrupt_images_alone_is_refused(bundle: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "pictures", 6, corrupt=tuple(range(6)))
+    with pytest.raises(CorpusError, match="none of the 6 images"):
+        _build(corpus, bundle, tmp_path / "index", max_bad_ratio=1.0)
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_empty_corpus_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="no image"):
+        _build(tmp_path / "empty", bundle, tmp_path / "index")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_missing_bundle_is_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactMissing):
+        _build(corpus, tmp_path / "nothing", tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_things_is_not_touched(bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "diary.txt").write_text("mine")
+    with pytest.raises(SettingError, match="is no index"):
+        _build(corpus, bundle, tmp_path / "index")
+    assert (tmp_path / "index" / "diary.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_as_good_as_none(built: Path, bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    result = _build(corpus, bundle, tmp_path / "index")
+    with open_index(built) as index:
+        assert result.manifest.id == index.id
+
+
+def test_settings_out_of_bounds_are_named_all_at_once() -> None:
+    with pytest.raises(SettingError, match=r"shard_images is 0.*top_count is -1"):
+        IndexConfig(shard_images=0, top_count=-1)
+    with pytest.raises(SettingError, match="max_bad_ratio is 2"):
+        BuildJob(corpus="x", bundle=Path("b"), out=Path("o"), config=SMALL, max_bad_ratio=2)
+
+
+def test_the_index_holds_no_paths_and_no_times(built: Path, corpus: Path) -> None:
+    for path in built.rglob("*"):
+        if path.is_file():
+            assert str(corpus.parent).encode() not in path.read_bytes(), path.name
+            assert b"/tmp/" not in path.read_bytes(), path.name
+
+
+def test_patch_tokens_and_an_encoder_without_text(corpus: Path, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, Family.DEIT, tokens=Tokens.PATCHES)
+    _build(corpus, bundle, tmp_path / "index")
+    with open_index(tmp_path / "index") as index:
+        assert not index.has_text
+        assert index.summary.mean_l0 > 8

@@ -1,0 +1,92 @@
+"""Codes on disk: what is read is what was written, within one float16 step, and shards join without a seam."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.codes_store import CodesStore, concatenate_codes, stored_values, write_codes
+from phosphene.codes import ImageCode
+from phosphene.errors import ArtefactDamaged, NumericError
+from tests.index.random_codes import random_codes
+
+EMPTY = ImageCode(neuron_ids=np.zeros(0, dtype=np.int32), values=np.zeros(0, dtype=np.float32))
+
+
+def test_reads_what_was_written(tmp_path: Path) -> None:
+    codes = [*random_codes(10), EMPTY]
+    write_codes(tmp_path, codes)
+    store = CodesStore(tmp_path)
+    assert store.row_count == 11
+    for row, code in enumerate(codes):
+        stored = store.code(row)
+        assert set(stored.neuron_ids) == set(code.neuron_ids)
+        live = dict(zip(code.neuron_ids.tolist(), code.values.tolist(), strict=True))
+        for neuron_id, value in zip(stored.neuron_ids.tolist(), stored.values.tolist(), strict=True):
+            assert abs(value - live[neuron_id]) <= np.spacing(np.float16(live[neuron_id]))
+
+
+@given(st.lists(st.floats(min_value=2.0**-100, max_value=65472, width=32), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_every_active_neuron_stays_active_within_one_step(values: list[float]) -> None:
+    live = np.array(values, dtype=np.float32)
+    stored = stored_values(live)
+    assert (stored > 0).all()
+    assert (np.abs(stored.astype(np.float64) - live) <= np.spacing(stored).astype(np.float64)).all()
+
+
+def test_new_ties_go_by_neuron_id(tmp_path: Path) -> None:
+    # Different in float32, the same in float16.
+    code = ImageCode(neuron_ids=np.array([7, 2], np.int32), values=np.array([1.0001, 1.0], np.float32), cut_count=3)
+    write_codes(tmp_path, [code])
+    stored = CodesStore(tmp_path).code(0)
+    assert stored.neuron_ids.tolist() == [2, 7]
+    assert stored.cut_count == 3
+
+
+@pytest.mark.parametrize("value", [7e4, np.inf, np.nan])
+def test_refuses_what_float16_cannot_hold(value: float) -> None:
+    with pytest.raises(NumericError, match="65504"):
+        stored_values(np.array([1.0, value], dtype=np.float32))
+
+
+@pytest.mark.parametrize("cuts", [(0, 10), (3, 4), (10, 10), (1, 9)])
+def test_shards_join_without_a_seam(tmp_path: Path, cuts: tuple[int, int]) -> None:
+    codes = [*random_codes(5), EMPTY, *random_codes(4, seed=1)]
+    whole, joined = tmp_path / "whole", tmp_path / "joined"
+    whole.mkdir()
+    joined.mkdir()
+    write_codes(whole, codes)
+    parts = []
+    for number, part in enumerate((codes[: cuts[0]], codes[cuts[0] : cuts[1]], codes[cuts[1] :])):
+        parts.append(tmp_path / str(number))
+        parts[-1].mkdir()
+        write_codes(parts[-1], part)
+    concatenate_codes(joined, parts)
+    for path in (whole / "codes").iterdir():
+        assert path.read_bytes() == (joined / "codes" / path.name).read_bytes(), path.name
+
+
+def test_row_blocks_cover_every_row_once(tmp_path: Path) -> None:
+    write_codes(tmp_path, [*random_codes(30), EMPTY, EMPTY])
+    store = CodesStore(tmp_path)
+    for limit in (1, 13, 40, 10_000):
+        blocks = list(store.row_blocks(limit))
+        assert [row for start, stop in blocks for row in range(start, stop)] == list(range(32))
+        assert all(stop == start + 1 or store.offsets[stop] - store.offsets[start] <= limit for start, stop in blocks)
+
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    write_codes(tmp_path, random_codes(4))
+    np.save(tmp_path / "codes" / "values.npy", np.ones(3, dtype=np.float16))
+    with pytest.raises(ArtefactDamaged, match=r"values\.npy 3"):
+        CodesStore(tmp_path)
+
+
+def test_an_array_of_another_type_is_refused(tmp_path: Path) -> None:
+    write_codes(tmp_path, random_codes(4))
+    np.save(tmp_path / "codes" / "values.npy", np.ones(3, dtype=np.float64))
+    with pytest.raises(ArtefactDamaged, match="float64"):
+        CodesStore(tmp_path)

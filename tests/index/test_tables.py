@@ -1,0 +1,182 @@
+"""Tables, thumbnails and directions: equal content gives equal bytes, and answers match a plain reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.directions import DirectionSearch, write_directions
+from index.image_table import ImageRecord, ImageTable, concatenate_images, read_quarantined, write_images
+from index.neuron_table import NeuronTable, write_neurons
+from index.thumbnails import ThumbnailStore, concatenate_thumbnails, write_thumbnails
+from index.values import NameSource, NeuronName, NeuronOrder, NeuronRow
+from phosphene.errors import ArtefactDamaged
+
+
+def _record(row: int, *, sha256: str | None = None, reason: str | None = None) -> ImageRecord:
+    return ImageRecord(
+        row=row,
+        uri=f"class/ä {row}.jpg",
+        sha256=f"{row:064x}" if sha256 is None else sha256,
+        byte_count=100 + row,
+        width=0 if reason else 64,
+        height=0 if reason else 48,
+        label="a" if row % 2 else None,
+        caption=None,
+        fvu=None if reason else 0.25 * row,
+        quarantine_reason=reason,
+    )
+
+
+RECORDS = [_record(0), _record(1, reason="not an image"), _record(2), _record(3, sha256=f"{2:064x}"), _record(4)]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageTable:
+    for number, part in enumerate((RECORDS[:2], RECORDS[2:])):
+        (tmp_path / str(number)).mkdir()
+        write_images(tmp_path / str(number), part)
+    for name in ("joined", "again"):
+        (tmp_path / name).mkdir()
+        concatenate_images(tmp_path / name, [tmp_path / "0", tmp_path / "1"])
+    return ImageTable(tmp_path / "joined")
+
+
+def test_rows_come_back(images: ImageTable) -> None:
+    assert images.row_count == 5
+    for record in RECORDS:
+        row = images.image(record.row)
+        for name in ("row", "uri", "sha256", "label", "caption", "width", "height", "quarantine_reason"):
+            assert getattr(row, name) == getattr(record, name)
+        assert images.fvu(record.row) == record.fvu
+    assert images.readable.tolist() == [True, False, True, True, True]
+
+
+def test_equal_rows_give_equal_bytes(images: ImageTable, tmp_path: Path) -> None:
+    for path in ("images.parquet", "digests/keys.npy", "digests/rows.npy"):
+        assert (tmp_path / "joined" / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
+
+
+def test_a_digest_finds_the_first_readable_row(images: ImageTable) -> None:
+    assert images.row_of(f"{0:064x}") == 0
+    assert images.row_of(f"{1:064x}") is None  # Quarantined.
+    assert images.row_of(f"{2:064x}") == 2  # Twice in the corpus.
+    assert images.row_of(f"{99:064x}") is None
+    assert images.row_of("f" * 64) is None
+    # The same first 16 digits, another rest.
+    assert images.row_of("0" * 16 + "f" * 48) is None
+
+
+def test_quarantined_rows_are_listed(images: ImageTable, tmp_path: Path) -> None:
+    assert read_quarantined(tmp_path / "joined") == [("class/ä 1.jpg", "not an image")]
+
+
+def test_a_file_that_is_no_table_is_refused(images: ImageTable, tmp_path: Path) -> None:
+    (tmp_path / "joined" / "images.parquet").write_bytes(b"PAR1 no table PAR1")
+    with pytest.raises(ArtefactDamaged, match="build the index again"):
+        ImageTable(tmp_path / "joined")
+
+
+def _neuron(neuron_id: int, **changes: object) -> NeuronRow:
+    plain: dict[str, object] = {
+        "neuron_id": neuron_id,
+        "firing_count": 10,
+        "density": 0.1,
+        "mean": 1.0,
+        "std": 0.5,
+        "maximum": 2.0,
+        "quantiles": (0.5, 1.0, 2.0),
+        "label_entropy": 1.5,
+        "names": (),
+    }
+    return NeuronRow(**plain | changes)  # type: ignore[arg-type]
+
+
+def _name(name: str, score: float) -> NeuronName:
+    return NeuronName(name=name, score=score, margin=0.1, source=NameSource.CAPTION)
+
+
+NEURONS = [
+    _neuron(0, density=0.3, maximum=1.0, mean=0.9, names=(_name("red", 0.4), _name("Big Star", 0.35))),
+    _neuron(1, firing_count=0, density=0.0, mean=0.0, std=0.0, maximum=0.0, quantiles=(), label_entropy=None),
+    _neuron(2, density=0.3, maximum=9.0, mean=0.1, label_entropy=0.0),
+    _neuron(3, density=0.01, maximum=3.0, mean=0.2, names=(_name("star", 0.9),)),
+]
+
+
+@pytest.fixture
+def neurons(tmp_path: Path) -> NeuronTable:
+    write_neurons(tmp_path, NEURONS)
+    return NeuronTable(tmp_path)
+
+
+def test_neurons_come_back(neurons: NeuronTable) -> None:
+    assert [neurons.neuron(neuron_id) for neuron_id in range(4)] == NEURONS
+    assert [neurons.neuron(neuron_id).alive for neuron_id in range(4)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("order", "due"),
+    [
+        (NeuronOrder.NEURON_ID, [0, 1, 2, 3]),
+        (NeuronOrder.DENSITY, [0, 2, 3, 1]),
+        (NeuronOrder.MAXIMUM, [2, 3, 0, 1]),
+        (NeuronOrder.MEAN, [0, 3, 2, 1]),
+        (NeuronOrder.LABEL_ENTROPY, [2, 0, 3, 1]),
+        (NeuronOrder.NAME_SCORE, [3, 0, 1, 2]),
+    ],
+)
+def test_orders(neurons: NeuronTable, order: NeuronOrder, due: list[int]) -> None:
+    found = neurons.in_order(order, min_density=None, max_density=None, name_contains="", alive_only=False)
+    assert found == due
+
+
+@pytest.mark.parametrize(
+    ("filters", "due"),
+    [
+        ({"min_density": 0.01}, [0, 2, 3]),
+        ({"min_density": 0.0, "max_density": 0.01}, [1, 3]),
+        ({"name_contains": "STAR"}, [0, 3]),
+        ({"name_contains": "star", "max_density": 0.1}, [3]),
+        ({"alive_only": True}, [0, 2, 3]),
+        ({"name_contains": "moon"}, []),
+    ],
+)
+def test_filters(neurons: NeuronTable, filters: dict[str, object], due: list[int]) -> None:
+    none = {"min_density": None, "max_density": None, "name_contains": "", "alive_only": False}
+    assert neurons.in_order(NeuronOrder.NEURON_ID, **none | filters) == due  # type: ignore[arg-type]
+
+
+def test_thumbnails_come_back_across_shards(tmp_path: Path) -> None:
+    pictures = [b"one", b"", b"three", b"4", b""]
+    for number, part in enumerate((pictures[:2], [], pictures[2:])):
+        (tmp_path / str(number)).mkdir()
+        write_thumbnails(tmp_path / str(number), part)
+    (tmp_path / "joined").mkdir()
+    concatenate_thumbnails(tmp_path / "joined", [tmp_path / str(number) for number in range(3)])
+    store = ThumbnailStore(tmp_path / "joined")
+    assert [store.thumbnail(row) for row in range(5)] == pictures
+    (tmp_path / "joined" / "thumbnails" / "pictures.jpegs").write_bytes(b"short")
+    with pytest.raises(ArtefactDamaged, match="5 B"):
+        ThumbnailStore(tmp_path / "joined")
+
+
+def test_directions_equal_brute_force(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    directions = generator.normal(size=(50, 16)).astype(np.float32) * 3
+    directions[7] = 0
+    write_directions(tmp_path, directions)
+    search = DirectionSearch(tmp_path, 50)
+    vector = generator.normal(size=16).astype(np.float32)
+    lengths = np.linalg.norm(directions, axis=1)
+    cosines = directions @ vector / np.where(lengths > 0, lengths, 1) / np.linalg.norm(vector)
+    found = search.nearest(vector, 5)
+    assert [neuron_id for neuron_id, _ in found] == np.argsort(-cosines)[:5].tolist()
+    np.testing.assert_allclose([cosine for _, cosine in found], np.sort(cosines)[::-1][:5], atol=1e-6)
+    assert len(search.nearest(vector, 500)) == 50
+    like = search.like(3, 4)
+    assert 3 not in [neuron_id for neuron_id, _ in like]
+    assert len(like) == 4
+    assert all(cosine == 0 for _, cosine in search.nearest(np.zeros(16, dtype=np.float32), 3))
+    with pytest.raises(ArtefactDamaged, match="50 directions of 51"):
+        DirectionSearch(tmp_path, 51)

@@ -1,0 +1,87 @@
+"""Text search against a plain reference, with the gap between image and text vectors that real models have."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.codes_store import CodesStore, write_codes
+from index.exemplars import ExemplarStore, write_exemplars
+from index.postings import Postings, write_postings
+from index.text_search import TextSearch, concatenate_embeddings, write_text_search
+from index.values import ExemplarKind
+from phosphene.codes import ImageCode
+
+CONCEPTS = 6
+WIDTH = 24
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """An index of one neuron per concept, and one dead neuron; images and texts live in two cones."""
+    generator = np.random.default_rng(0)
+    concepts = _unit(generator.normal(size=(CONCEPTS, WIDTH)))
+    image_gap, text_gap = 3 * _unit(generator.normal(size=(2, WIDTH)))
+    shown = np.arange(120) % CONCEPTS
+    embeddings = _unit(concepts[shown] + image_gap + 0.1 * generator.normal(size=(120, WIDTH)))
+    embeddings[0] = 0  # Quarantined.
+    texts = _unit(concepts + text_gap).astype(np.float32)
+    codes = [
+        ImageCode(neuron_ids=np.array([concept], np.int32), values=np.array([1 + row / 100], np.float32))
+        for row, concept in enumerate(shown)
+    ]
+    codes[0] = ImageCode(neuron_ids=np.zeros(0, np.int32), values=np.zeros(0, np.float32))
+    for number, part in enumerate((embeddings[:50], embeddings[50:])):
+        (tmp_path / str(number)).mkdir()
+        np.save(tmp_path / str(number) / "embeddings.npy", part.astype(np.float16))
+    concatenate_embeddings(tmp_path, [tmp_path / "0", tmp_path / "1"])
+    write_codes(tmp_path, codes)
+    write_postings(tmp_path, CodesStore(tmp_path), CONCEPTS + 1)
+    postings = Postings(tmp_path)
+    write_exemplars(tmp_path, postings, np.arange(120), top_count=10, spread_count=4)
+    readable = np.arange(120) > 0
+    write_text_search(tmp_path, postings, ExemplarStore(tmp_path, postings), readable, texts.mean(axis=0))
+    return tmp_path, embeddings, texts
+
+
+def _open(folder: Path) -> TextSearch:
+    return TextSearch(folder, np.arange(CONCEPTS + 1) < CONCEPTS, np.arange(120) > 0)
+
+
+def test_texts_find_their_neurons_across_the_gap(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    folder, _, texts = made
+    search = _open(folder)
+    for concept in range(CONCEPTS):
+        found = search.neurons(texts[concept], 3)
+        assert found[0][0] == concept
+        assert found[0][1] > found[1][1] + 0.3
+
+
+def test_neuron_embeddings_equal_the_reference(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    folder, embeddings, texts = made
+    postings = Postings(folder)
+    top = ExemplarStore(folder, postings).exemplars(2, ExemplarKind.TOP, 10)
+    stored = embeddings.astype(np.float16).astype(np.float64)
+    weights = np.array([exemplar.value for exemplar in top])
+    mean = (weights[:, None] * stored[[exemplar.row for exemplar in top]]).sum(0) / weights.sum()
+    due = _unit(mean - stored[1:].mean(axis=0))
+    query = _unit(texts[2] - texts.mean(axis=0))
+    assert _open(folder).neurons(texts[2], 1)[0][1] == pytest.approx(float(due @ query), abs=2e-3)
+
+
+def test_dead_neurons_are_not_found(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    folder, _, texts = made
+    assert sorted(neuron_id for neuron_id, _ in _open(folder).neurons(texts[0], 100)) == list(range(CONCEPTS))
+
+
+def test_images_by_vector_equal_brute_force_without_quarantined(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    folder, embeddings, texts = made
+    found = _open(folder).images(texts[1], 200)
+    scores = embeddings.astype(np.float16).astype(np.float64) @ texts[1]
+    order = [row for row in np.argsort(-scores) if row > 0]
+    assert len(found) == 119
+    np.testing.assert_allclose([score for _, score in found], scores[order], atol=1e-5)
