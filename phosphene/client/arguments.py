@@ -1,0 +1,166 @@
+"""What may be typed after `phosphene`; checks it as far as one can without a service, and asks nothing."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import get_args
+
+from phosphene.client.requests import ExplainPartName, NeuronOrderName
+from phosphene.client.transport import DEFAULT_ADDRESS
+
+__all__ = ["build_parser"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_UINT32_LIMIT = 2**32 - 1
+_PAGE_LIMIT = 1000
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; what it parses has `verb` and that verb's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="phosphene", description="Which concepts light up inside a vision model when it looks at an image."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    shared = _shared_options()
+    _add_explain(verbs.add_parser("explain", parents=[shared], help="what lights up on an image"))
+    _add_neuron(verbs.add_parser("neuron", parents=[shared], help="what is known of a neuron"))
+    _add_neurons(verbs.add_parser("neurons", parents=[shared], help="neurons in an order"))
+    _add_search(verbs.add_parser("search", parents=[shared], help="neurons by words, or like another neuron"))
+    _add_similar(verbs.add_parser("similar", parents=[shared], help="images like an image, or that excite a neuron"))
+    verbs.add_parser("models", parents=[shared], help="the service's bundles and corpora")
+    return parser
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service (%(default)s)")
+    shared.add_argument("--bundle", default="", metavar="NAME", help="a bundle; its default one if left out")
+    shared.add_argument("--corpus", default="", metavar="NAME", help="a corpus of the bundle; its default one likewise")
+    shared.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds for a call (%(default)s)")
+    shared.add_argument("--json", action="store_true", help="print the answer as JSON")
+    shared.add_argument("--thumbnails", action="store_true", help="keep thumbnails in the JSON, as base64")
+    return shared
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    _add_image(parser)
+    parser.add_argument("--top", type=_count(100), default=10, metavar="N", help="neurons to list (%(default)s)")
+    _add_exemplars(parser)
+    parser.add_argument("--similar", type=_count(100), default=12, metavar="N", help="similar images (%(default)s)")
+    parser.add_argument(
+        "--parts",
+        type=_parts,
+        metavar="PART,...",
+        help=f"what to answer, of {', '.join(get_args(ExplainPartName))}; all that the bundle can give if left out",
+    )
+    _add_page(parser)
+
+
+def _add_neuron(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("neuron_id", type=_neuron_id, metavar="NEURON", help="its number, from 0")
+    _add_exemplars(parser)
+    parser.add_argument("--similar", type=_count(100), default=10, metavar="N", help="similar neurons (%(default)s)")
+    _add_page(parser)
+
+
+def _add_neurons(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--order", choices=get_args(NeuronOrderName), default="id", help="the order (%(default)s)")
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only neurons with a name that contains TEXT")
+    parser.add_argument("--min-density", type=_share, metavar="X", help="only neurons at least this dense, 0 to 1")
+    parser.add_argument("--max-density", type=_share, metavar="X", help="only neurons at most this dense, 0 to 1")
+    parser.add_argument("--alive", action="store_true", help="only neurons that fire in the corpus")
+    parser.add_argument("--top", type=_count(_PAGE_LIMIT), default=50, metavar="N", help="how many (%(default)s)")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("text", nargs="?", metavar="WORDS", help='such as "red stripes"')
+    query.add_argument("--neuron", type=_neuron_id, metavar="NEURON", help="neurons like this one")
+    parser.add_argument("--top", type=_count(100), default=10, metavar="N", help="neurons to list (%(default)s)")
+    _add_exemplars(parser)
+
+
+def _add_similar(parser: argparse.ArgumentParser) -> None:
+    query = _add_image(parser)
+    query.add_argument("--neuron", type=_neuron_id, metavar="NEURON", help="images that excite this neuron")
+    parser.add_argument("--top", type=_count(100), default=12, metavar="N", help="images to list (%(default)s)")
+
+
+def _add_image(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    image = parser.add_mutually_exclusive_group(required=True)
+    image.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="a JPEG, PNG or WebP file")
+    image.add_argument("--sha256", type=_sha256, metavar="DIGEST", help="an image of the corpus, by its digest")
+    return image
+
+
+def _add_exemplars(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exemplars", type=_count(128), default=9, metavar="N", help="corpus images for each neuron (%(default)s)"
+    )
+
+
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--html", type=_page, metavar="FILE", help="write the answer as a page for a browser")
+
+
+def _count(limit: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= limit:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 to {limit}")
+        return int(value)
+
+    return parse
+
+
+def _neuron_id(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or int(value) > _UINT32_LIMIT:
+        raise argparse.ArgumentTypeError(f'{value!r} is not a neuron\'s number; to find neurons by words, use "search"')
+    return int(value)
+
+
+def _seconds(value: str) -> float:
+    seconds = _number(value)
+    if not (isfinite(seconds) and seconds > 0):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _share(value: str) -> float:
+    share = _number(value)
+    if not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"{value!r} is not in [0, 1]")
+    return share
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number") from None
+
+
+def _sha256(value: str) -> str:
+    if not _SHA256.fullmatch(value):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a SHA-256 digest, 64 lowercase hexadecimal digits")
+    return value
+
+
+def _parts(value: str) -> Sequence[str]:
+    names, known = value.split(","), get_args(ExplainPartName)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown part {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+    return names
+
+
+def _page(value: str) -> Path:
+    path = Path(value)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{value!r} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
+    return path

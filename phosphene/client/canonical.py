@@ -1,0 +1,32 @@
+"""Answers as canonical protobuf JSON; knows nothing of where they come from or who reads them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+__all__ = ["to_json"]
+
+
+def to_json(message: Message, *, include_thumbnails: bool = False) -> str:
+    """Return a message as indented JSON text that `google.protobuf.json_format.Parse` reads back.
+
+    Zeros and empty lists are written out, so that neuron 0 has its id; fields that are "not known here" are left out.
+
+    Args:
+        message: an answer of `phosphene.v1`, or any part of one.
+        include_thumbnails: whether to keep thumbnails, as base64; they are most of an answer's length.
+    """
+    value = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return json.dumps(value if include_thumbnails else _without_thumbnails(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_thumbnails(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_thumbnails(each) for key, each in value.items() if key != "thumbnail"}
+    if isinstance(value, list):
+        return [_without_thumbnails(each) for each in value]
+    return value

@@ -1,0 +1,227 @@
+"""The `phosphene` command: asks a service and shows the answer as tables, JSON or a page.
+
+    phosphene explain photo.jpg --html photo.html
+    phosphene neuron 123
+    phosphene neurons --order density --filter red
+    phosphene search "red stripes"
+    phosphene similar photo.jpg
+    phosphene models
+
+Exit status: 0 with an answer; 1 where the service refuses, fails or is not there; 2 where what was typed is wrong,
+told before anything is asked. Answers go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+
+from phosphene.client.arguments import build_parser
+from phosphene.client.canonical import to_json
+from phosphene.client.page import explanation_page, neuron_page
+from phosphene.client.requests import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place, read_image
+from phosphene.client.sync import Client
+from phosphene.client.tables import (
+    explanation_view,
+    image_search_view,
+    models_view,
+    neuron_list_view,
+    neuron_search_view,
+    neuron_view,
+)
+from phosphene.client.words import plain
+from phosphene.errors import InputError, PhospheneError
+from phosphene.v1.models_pb2 import ListModelsResponse, Model
+
+__all__ = ["main"]
+
+# Where output goes to a file or a pipe there is no width to fold tables to.
+_PIPE_WIDTH = 140
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reply:
+    """One answer in every form that may be asked for."""
+
+    answer: Message
+    """What the service said, for JSON."""
+    view: RenderableType
+    """The same as tables."""
+    page: str | None = None
+    """The same as a page; None where none was asked for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        arguments: what was typed after `phosphene`; None takes the process's own.
+
+    Raises:
+        SystemExit: with 2 where the arguments cannot be parsed, with 0 after `--help`.
+    """
+    args = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        image = read_image(args.image) if getattr(args, "image", None) is not None else None
+    except InputError as error:
+        return _fail(error, 2)
+    try:
+        with Client(args.server, timeout_s=args.timeout) as client:
+            reply = _ask(client, args, image)
+    except PhospheneError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    try:
+        _show(reply, args)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; nothing is left to flush to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _fail(error, 2)
+    return 0
+
+
+def _ask(client: Client, args: argparse.Namespace, image: bytes | None) -> _Reply:
+    match args.verb:
+        case "explain":
+            return _explain(client, args, image)
+        case "neuron":
+            return _neuron(client, args)
+        case "neurons":
+            return _neurons(client, args)
+        case "search":
+            return _search(client, args)
+        case "similar":
+            return _similar(client, args, image)
+        case "models":
+            models = client.models()
+            return _Reply(answer=ListModelsResponse(models=models), view=models_view(models))
+        case verb:
+            raise AssertionError(f"the parser knows a verb that the command does not: {verb}")
+
+
+def _explain(client: Client, args: argparse.Namespace, image: bytes | None) -> _Reply:
+    parts = args.parts or _parts_of(client.model(args.bundle), by_digest=image is None, patches=args.html is not None)
+    answer = client.explain(
+        image,
+        sha256=args.sha256,
+        parts=parts,
+        top_n=args.top,
+        exemplars_per_neuron=args.exemplars,
+        similar_count=args.similar,
+        include_thumbnails=_wants_thumbnails(args),
+        **_place(args),
+    )
+    title = args.image.name if args.image is not None else f"image {args.sha256[:12]}"
+    page = explanation_page(answer, image=image, title=title) if args.html else None
+    return _Reply(answer=answer, view=explanation_view(answer, title), page=page)
+
+
+def _parts_of(model: Model, *, by_digest: bool, patches: bool) -> list[ExplainPartName]:
+    """What a bundle can tell of an image: asking for more would be refused."""
+    parts: list[ExplainPartName] = ["fidelity", "neurons"]
+    if model.corpora:
+        parts += ["top_images", "similar_images"]
+    if model.corpora and not by_digest:
+        parts.append("nearest_neurons")
+    if model.score_count and not by_digest:
+        parts.append("scores")
+    if model.HasField("grid") and patches and not by_digest:
+        parts.append("patch_activations")
+    return parts
+
+
+def _neuron(client: Client, args: argparse.Namespace) -> _Reply:
+    parts: list[NeuronPartName] = ["top_images", "spread_images", "similar_neurons"]
+    answer = client.neuron(
+        args.neuron_id,
+        parts=parts,
+        exemplar_count=args.exemplars,
+        similar_count=args.similar,
+        include_thumbnails=_wants_thumbnails(args),
+        **_place(args),
+    )
+    return _Reply(answer=answer, view=neuron_view(answer), page=neuron_page(answer) if args.html else None)
+
+
+def _neurons(client: Client, args: argparse.Namespace) -> _Reply:
+    options = ListNeuronsOptions(
+        order=args.order, name_contains=args.filter, alive_only=args.alive, bundle=args.bundle, corpus=args.corpus
+    )
+    if args.min_density is not None:
+        options["min_density"] = args.min_density
+    if args.max_density is not None:
+        options["max_density"] = args.max_density
+    answer = client.neurons_page(page_size=args.top, **options)
+    return _Reply(answer=answer, view=neuron_list_view(answer))
+
+
+def _search(client: Client, args: argparse.Namespace) -> _Reply:
+    answer = client.search_neurons(
+        args.text,
+        neuron_id=args.neuron,
+        count=args.top,
+        include_top_images=True,
+        exemplars_per_neuron=args.exemplars,
+        include_thumbnails=_wants_thumbnails(args),
+        **_place(args),
+    )
+    title = repr(args.text) if args.text is not None else f"neuron {args.neuron}"
+    return _Reply(answer=answer, view=neuron_search_view(answer, title))
+
+
+def _similar(client: Client, args: argparse.Namespace, image: bytes | None) -> _Reply:
+    answer = client.search_images(
+        image,
+        sha256=args.sha256,
+        neuron_id=args.neuron,
+        count=args.top,
+        include_thumbnails=_wants_thumbnails(args),
+        **_place(args),
+    )
+    if args.neuron is not None:
+        title = f"neuron {args.neuron}"
+    else:
+        title = args.image.name if args.image is not None else f"image {args.sha256[:12]}"
+    return _Reply(answer=answer, view=image_search_view(answer, title))
+
+
+def _place(args: argparse.Namespace) -> Place:
+    return Place(bundle=args.bundle, corpus=args.corpus)
+
+
+def _wants_thumbnails(args: argparse.Namespace) -> bool:
+    return (args.json and args.thumbnails) or getattr(args, "html", None) is not None
+
+
+def _show(reply: _Reply, args: argparse.Namespace) -> None:
+    if reply.page is not None:
+        _write_page(reply.page, args.html)
+    if args.json:
+        sys.stdout.write(to_json(reply.answer, include_thumbnails=args.thumbnails))
+    else:
+        Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False).print(reply.view)
+    sys.stdout.flush()
+
+
+def _write_page(page: str, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    sys.stderr.write(f"phosphene: wrote {path}\n")
+
+
+def _fail(error: Exception, status: int) -> int:
+    sys.stderr.write(f"phosphene: {plain(str(error))}\n")
+    return status

@@ -1,0 +1,161 @@
+"""The building blocks of Phosphene's pages: escaped text, bars, thumbnails, heat maps, the frame around them.
+
+A page is one file that loads nothing: style within, images as data URIs, no script (its Content-Security-Policy says
+so to the browser too). Every text from outside passes `text`, which is the only way into a page.
+"""
+
+from __future__ import annotations
+
+import html
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+
+from phosphene.client.words import caption_of, number, percent, plain
+from phosphene.v1.values_pb2 import CorpusImage, Exemplar, ImageMatch, PatchGrid
+
+__all__ = [
+    "bar",
+    "data_uri",
+    "exemplar_strip",
+    "facts",
+    "frame",
+    "heat_map",
+    "match_strip",
+    "section",
+    "text",
+]
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def text(value: str) -> str:
+    """Return a text as it may stand anywhere in a page, in quoted attributes too."""
+    return html.escape(plain(value), quote=True)
+
+
+def data_uri(image: bytes) -> str | None:
+    """Return a JPEG, PNG or WebP file as a data URI, None for anything else; the type is told by content."""
+    if image.startswith(b"\xff\xd8\xff"):
+        kind = "jpeg"
+    elif image.startswith(b"\x89PNG\r\n\x1a\n"):
+        kind = "png"
+    elif image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        kind = "webp"
+    else:
+        return None
+    return f"data:image/{kind};base64,{b64encode(image).decode('ascii')}"
+
+
+def frame(title: str, body: str, footer: Sequence[tuple[str, str]], *, style: str = "") -> str:
+    """Return a whole page.
+
+    Args:
+        title: its heading, unescaped.
+        body: HTML.
+        footer: pairs of a title and a text, unescaped: what the page was made from.
+        style: further CSS, such as the photo that heat maps lie on.
+    """
+    sheet = files("phosphene.client").joinpath("page.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{text(title)} · Phosphene</title>
+<style>
+{sheet}{style}</style>
+</head>
+<body>
+<header>
+<p class="mark">Phosphene</p>
+<h1>{text(title)}</h1>
+</header>
+<main>
+{body}
+</main>
+<footer>
+{facts(footer)}
+</footer>
+</body>
+</html>
+"""
+
+
+def section(title: str, lead: str, content: str) -> str:
+    """Return a section with its heading and one sentence that says what it shows; `content` is HTML."""
+    return f'<section>\n<h2>{text(title)}</h2>\n<p class="lead">{text(lead)}</p>\n{content}\n</section>'
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return pairs of a title and a text as a line of small print."""
+    items = "".join(f"<div><dt>{text(title)}</dt><dd>{text(value)}</dd></div>" for title, value in pairs)
+    return f'<dl class="facts">{items}</dl>'
+
+
+def bar(value: float, largest: float) -> str:
+    """Return a horizontal bar of `value`, full at `largest`, with the figure behind it."""
+    share = min(1.0, max(0.0, value / largest)) if largest > 0 else 0.0
+    return f'<div class="bar"><span><i style="width:{100 * share:.1f}%"></i></span><b>{text(number(value))}</b></div>'
+
+
+def exemplar_strip(exemplars: Iterable[Exemplar]) -> str:
+    """Return exemplars as thumbnails, the activation under each, what is said of the image as its title."""
+    shots = "".join(
+        _shot(
+            exemplar.image,
+            under=number(exemplar.activation),
+            title=f"{caption_of(exemplar.image)} · activation {number(exemplar.activation)}, "
+            f"stronger than {percent(exemplar.quantile)}",
+        )
+        for exemplar in exemplars
+    )
+    return f'<ul class="strip">{shots}</ul>' if shots else ""
+
+
+def match_strip(matches: Iterable[ImageMatch], metric: str) -> str:
+    """Return images that answer a query as thumbnails, with their scores and what is said of them."""
+    shots = "".join(
+        _shot(
+            match.image,
+            under=f"{match.score:.2f} {caption_of(match.image)}",
+            title=f"{caption_of(match.image)} · {metric} {match.score:.3f}{_shared(match.shared_neuron_ids)}",
+        )
+        for match in matches
+    )
+    return f'<ul class="strip gallery">{shots}</ul>' if shots else ""
+
+
+def heat_map(activations: Sequence[float], grid: PatchGrid, *, over_photo: bool) -> str:
+    """Return one neuron's activation at each patch as a map, the brighter the stronger.
+
+    Args:
+        activations: row by row, `row_count` x `column_count` of them.
+        grid: the patches.
+        over_photo: whether the map lies on the photo (`--photo`), or on a dark ground beside it.
+    """
+    largest = max(activations, default=0.0)
+    if largest <= 0.0:
+        cells = "<i style=opacity:0></i>" * len(activations)
+        said = "fires on no patch"
+    else:
+        cells = "".join(f"<i style=opacity:{0.85 * value / largest:.2f}></i>" for value in activations)
+        said = "where it fires"
+    layout = f"grid-template:repeat({grid.row_count},1fr)/repeat({grid.column_count},1fr)"
+    ground = "photo over" if over_photo else "photo"
+    return (
+        f'<figure class="heat"><div class="{ground}" role="img" aria-label="{said}; peak {number(largest)}">'
+        f'<div class="cells" style="{layout}">{cells}</div></div><figcaption>{said}</figcaption></figure>'
+    )
+
+
+def _shot(image: CorpusImage, *, under: str, title: str) -> str:
+    source = data_uri(image.thumbnail)
+    said = text(caption_of(image))
+    picture = f'<img src="{source}" alt="{said}" loading="lazy">' if source else f'<div class="blank">{said}</div>'
+    return f'<li class="shot" title="{text(title)}">{picture}<span>{text(under)}</span></li>'
+
+
+def _shared(neuron_ids: Sequence[int]) -> str:
+    return f" · shares neurons {', '.join(str(neuron_id) for neuron_id in neuron_ids)}" if neuron_ids else ""

@@ -1,0 +1,348 @@
+"""Builds the requests of `phosphene.v1` from plain arguments; knows nothing of channels, retries or answers.
+
+`Client` and `AsyncClient` take the same options, which the typed dictionaries below describe once. An option that is
+left out leaves the choice to the service, whose default proto/phosphene/v1 names. Bounds are the service's to check;
+here only what no message can hold is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError
+from phosphene.v1.explain_pb2 import ExplainPart, ExplainRequest
+from phosphene.v1.images_pb2 import GetImageRequest, SearchImagesRequest
+from phosphene.v1.models_pb2 import GetModelRequest, ListModelsRequest
+from phosphene.v1.neurons_pb2 import (
+    GetNeuronRequest,
+    ListNeuronsRequest,
+    NeuronFilter,
+    NeuronOrder,
+    NeuronPart,
+    SearchNeuronsRequest,
+)
+from phosphene.v1.values_pb2 import ImageQuery
+
+__all__ = [
+    "IMAGE_LIMIT_BYTES",
+    "ExplainOptions",
+    "ExplainPartName",
+    "ImageSource",
+    "ListNeuronsOptions",
+    "NeuronOptions",
+    "NeuronOrderName",
+    "NeuronPartName",
+    "Place",
+    "SearchImagesOptions",
+    "SearchNeuronsOptions",
+    "explain_request",
+    "image_query",
+    "image_request",
+    "list_neurons_request",
+    "model_request",
+    "models_request",
+    "neuron_request",
+    "read_image",
+    "search_images_request",
+    "search_neurons_request",
+]
+
+IMAGE_LIMIT_BYTES = 16 * 2**20
+"""The largest encoded image that a service takes unless it is told otherwise (`ImageLimits.byte_limit`)."""
+
+ImageSource = bytes | str | Path
+ExplainPartName = Literal[
+    "fidelity", "neurons", "patch_activations", "nearest_neurons", "top_images", "similar_images", "scores", "code"
+]
+NeuronPartName = Literal["top_images", "spread_images", "similar_neurons"]
+NeuronOrderName = Literal["id", "density", "maximum", "mean", "label_entropy", "name_score"]
+
+_UINT32_LIMIT = 2**32 - 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Place(TypedDict, total=False):
+    """Where to look. `bundle`: a bundle's name, empty for the default; `corpus`: one of its corpora, likewise."""
+
+    bundle: str
+    corpus: str
+
+
+class ExplainOptions(Place, total=False):
+    """What `explain` answers; see `ExplainRequest`.
+
+    `parts`: what to compute; empty gives neurons alone. `top_n`, `nearest_count`, `similar_count`, `score_count`: how
+    many active neurons, nearest neurons, similar images and scores. `exemplars_per_neuron`: top images of each listed
+    neuron. `include_thumbnails`: whether each listed image brings its small JPEG.
+    """
+
+    parts: Iterable[ExplainPartName]
+    top_n: int
+    nearest_count: int
+    exemplars_per_neuron: int
+    similar_count: int
+    score_count: int
+    include_thumbnails: bool
+
+
+class NeuronOptions(Place, total=False):
+    """What `neuron` answers; see `GetNeuronRequest`. `exemplar_count`: images of each kind."""
+
+    parts: Iterable[NeuronPartName]
+    exemplar_count: int
+    similar_count: int
+    include_thumbnails: bool
+
+
+class ListNeuronsOptions(Place, total=False):
+    """Which neurons are listed, and how; see `ListNeuronsRequest` and `NeuronFilter`. Densities are in [0, 1]."""
+
+    order: NeuronOrderName
+    min_density: float
+    max_density: float
+    name_contains: str
+    alive_only: bool
+
+
+class SearchNeuronsOptions(Place, total=False):
+    """What `search_neurons` answers; see `SearchNeuronsRequest`. `count`: neurons."""
+
+    count: int
+    include_top_images: bool
+    exemplars_per_neuron: int
+    include_thumbnails: bool
+
+
+class SearchImagesOptions(Place, total=False):
+    """What `search_images` answers; see `SearchImagesRequest`. `count`: images."""
+
+    count: int
+    include_thumbnails: bool
+
+
+def image_query(
+    image: ImageSource | None = None, *, sha256: str | None = None, limit_bytes: int = IMAGE_LIMIT_BYTES
+) -> ImageQuery:
+    """Return the query for an image given as bytes, as the path of a file, or as the digest of a corpus image.
+
+    Raises:
+        InputError: neither or both are given, or the digest is not 64 lowercase hexadecimal digits.
+        ImageUnreadable: there is no such file.
+        ImageTooLarge: more than `limit_bytes`; told before the file is read.
+    """
+    if (image is None) == (sha256 is None):
+        raise InputError("give exactly one of an image (bytes or a path) and sha256", field="image")
+    if sha256 is not None:
+        return ImageQuery(sha256=_checked_sha256(sha256, "image.sha256"))
+    assert image is not None
+    return ImageQuery(data=read_image(image, limit_bytes=limit_bytes))
+
+
+def read_image(image: ImageSource, *, limit_bytes: int = IMAGE_LIMIT_BYTES) -> bytes:
+    """Return the encoded file of an image given as bytes or as a path; whether it is an image, the service tells.
+
+    Raises:
+        ImageUnreadable: there is no such file.
+        ImageTooLarge: more than `limit_bytes`; told before the file is read.
+    """
+    if isinstance(image, bytes):
+        _check_size(len(image), "the image", limit_bytes)
+        return image
+    path = Path(image)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ImageUnreadable(f"{str(path)!r} {what}; give the path of a JPEG, PNG or WebP file", field="image")
+    try:
+        _check_size(path.stat().st_size, repr(str(path)), limit_bytes)
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageUnreadable(f"{str(path)!r} cannot be read: {error.strerror}", field="image") from error
+
+
+def explain_request(query: ImageQuery, **options: Unpack[ExplainOptions]) -> ExplainRequest:
+    """Return the request of `Explain`.
+
+    Raises:
+        InputError: an unknown part, or a count that no message can hold.
+    """
+    request = ExplainRequest(
+        bundle=options.get("bundle", ""),
+        corpus=options.get("corpus", ""),
+        image=query,
+        parts=[_explain_part(name) for name in options.get("parts", ())],
+        include_thumbnails=options.get("include_thumbnails", False),
+    )
+    if "top_n" in options:
+        request.top_n = _uint32("top_n", options["top_n"])
+    if "nearest_count" in options:
+        request.nearest_count = _uint32("nearest_count", options["nearest_count"])
+    if "exemplars_per_neuron" in options:
+        request.exemplars_per_neuron = _uint32("exemplars_per_neuron", options["exemplars_per_neuron"])
+    if "similar_count" in options:
+        request.similar_count = _uint32("similar_count", options["similar_count"])
+    if "score_count" in options:
+        request.score_count = _uint32("score_count", options["score_count"])
+    return request
+
+
+def neuron_request(neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuronRequest:
+    """Return the request of `GetNeuron`.
+
+    Raises:
+        InputError: an unknown part, or a number that no message can hold.
+    """
+    request = GetNeuronRequest(
+        bundle=options.get("bundle", ""),
+        corpus=options.get("corpus", ""),
+        neuron_id=_uint32("neuron_id", neuron_id),
+        parts=[_neuron_part(name) for name in options.get("parts", ())],
+        include_thumbnails=options.get("include_thumbnails", False),
+    )
+    if "exemplar_count" in options:
+        request.exemplar_count = _uint32("exemplar_count", options["exemplar_count"])
+    if "similar_count" in options:
+        request.similar_count = _uint32("similar_count", options["similar_count"])
+    return request
+
+
+def list_neurons_request(
+    *, page_size: int | None = None, page_token: str = "", **options: Unpack[ListNeuronsOptions]
+) -> ListNeuronsRequest:
+    """Return the request of `ListNeurons` for one page.
+
+    Raises:
+        InputError: an unknown order, or a number that no message can hold.
+    """
+    request = ListNeuronsRequest(
+        bundle=options.get("bundle", ""),
+        corpus=options.get("corpus", ""),
+        order=_neuron_order(options.get("order", "id")),
+        filter=NeuronFilter(
+            min_density=options.get("min_density"),
+            max_density=options.get("max_density"),
+            name_contains=options.get("name_contains", ""),
+            alive_only=options.get("alive_only", False),
+        ),
+        page_token=page_token,
+    )
+    if page_size is not None:
+        request.page_size = _uint32("page_size", page_size)
+    return request
+
+
+def search_neurons_request(
+    text: str | None = None, *, neuron_id: int | None = None, **options: Unpack[SearchNeuronsOptions]
+) -> SearchNeuronsRequest:
+    """Return the request of `SearchNeurons`, by words or by another neuron.
+
+    Raises:
+        InputError: neither or both are given, or a number that no message can hold.
+    """
+    if (text is None) == (neuron_id is None):
+        raise InputError("give exactly one of text and neuron_id", field="query")
+    request = SearchNeuronsRequest(
+        bundle=options.get("bundle", ""),
+        corpus=options.get("corpus", ""),
+        include_top_images=options.get("include_top_images", False),
+        include_thumbnails=options.get("include_thumbnails", False),
+    )
+    if text is not None:
+        request.text = text
+    if neuron_id is not None:
+        request.neuron_id = _uint32("neuron_id", neuron_id)
+    if "count" in options:
+        request.count = _uint32("count", options["count"])
+    if "exemplars_per_neuron" in options:
+        request.exemplars_per_neuron = _uint32("exemplars_per_neuron", options["exemplars_per_neuron"])
+    return request
+
+
+def search_images_request(
+    query: ImageQuery | None = None, *, neuron_id: int | None = None, **options: Unpack[SearchImagesOptions]
+) -> SearchImagesRequest:
+    """Return the request of `SearchImages`, by an image or by a neuron.
+
+    Raises:
+        InputError: neither or both are given, or a number that no message can hold.
+    """
+    if (query is None) == (neuron_id is None):
+        raise InputError("give exactly one of an image (bytes, a path or sha256) and neuron_id", field="query")
+    request = SearchImagesRequest(
+        bundle=options.get("bundle", ""),
+        corpus=options.get("corpus", ""),
+        include_thumbnails=options.get("include_thumbnails", False),
+    )
+    if query is not None:
+        request.image.CopyFrom(query)
+    if neuron_id is not None:
+        request.neuron_id = _uint32("neuron_id", neuron_id)
+    if "count" in options:
+        request.count = _uint32("count", options["count"])
+    return request
+
+
+def image_request(sha256: str, **options: Unpack[Place]) -> GetImageRequest:
+    """Return the request of `GetImage`.
+
+    Raises:
+        InputError: the digest is not 64 lowercase hexadecimal digits.
+    """
+    return GetImageRequest(
+        bundle=options.get("bundle", ""),
+        corpus=options.get("corpus", ""),
+        sha256=_checked_sha256(sha256, "sha256"),
+    )
+
+
+def models_request() -> ListModelsRequest:
+    """Return the request of `ListModels`."""
+    return ListModelsRequest()
+
+
+def model_request(bundle: str = "") -> GetModelRequest:
+    """Return the request of `GetModel`; an empty name asks for the default bundle."""
+    return GetModelRequest(bundle=bundle)
+
+
+def _check_size(size_bytes: int, what: str, limit_bytes: int) -> None:
+    if size_bytes > limit_bytes:
+        raise ImageTooLarge(
+            f"{what} has {size_bytes} bytes; the limit is {limit_bytes} bytes (image_limit_bytes): save it smaller",
+            field="image",
+        )
+
+
+def _checked_sha256(text: str, field: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise InputError(f"{field} is {text!r}; a digest is 64 lowercase hexadecimal digits", field=field)
+    return text
+
+
+def _uint32(field: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _UINT32_LIMIT:
+        raise InputError(f"{field} is {value!r}; it is a whole number from 0 to {_UINT32_LIMIT}", field=field)
+    return value
+
+
+def _explain_part(name: str) -> ExplainPart.ValueType:
+    _check_choice("parts", name, "EXPLAIN_PART_", ExplainPart.keys())
+    return ExplainPart.Value(f"EXPLAIN_PART_{name.upper()}")
+
+
+def _neuron_part(name: str) -> NeuronPart.ValueType:
+    _check_choice("parts", name, "NEURON_PART_", NeuronPart.keys())
+    return NeuronPart.Value(f"NEURON_PART_{name.upper()}")
+
+
+def _neuron_order(name: str) -> NeuronOrder.ValueType:
+    _check_choice("order", name, "NEURON_ORDER_", NeuronOrder.keys())
+    return NeuronOrder.Value(f"NEURON_ORDER_{name.upper()}")
+
+
+def _check_choice(field: str, name: str, prefix: str, keys: Iterable[str]) -> None:
+    choices = [key.removeprefix(prefix).lower() for key in keys if key != f"{prefix}UNSPECIFIED"]
+    if name not in choices:
+        raise InputError(f"{field} names {name!r}; it knows {', '.join(choices)}", field=field)

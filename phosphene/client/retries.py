@@ -1,0 +1,92 @@
+"""When a failed call is tried again; pure arithmetic, knows nothing of channels and never waits itself.
+
+A call of `phosphene.v1` has no effects, so repeating one is safe. Two failures pass by themselves: a service that is
+not there yet (`ServiceUnreachable`) and one that is full (`Overloaded`, which says for how long). Both are tried again
+within the deadline that the caller gave to the whole call, never after it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+from phosphene.errors import Overloaded, PhospheneError, ServiceUnreachable, SettingError
+
+__all__ = ["Attempts", "RetryPolicy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How patient a client is."""
+
+    timeout_s: float = 30.0
+    """Seconds for a whole call, waits and repeats included; above 0."""
+    retry_count: int = 2
+    """Repeats after the first attempt; 0 for none."""
+    first_delay_s: float = 0.1
+    """Seconds before the first repeat where the service does not say; it doubles with each repeat."""
+    longest_delay_s: float = 2.0
+    """Where the doubling ends, in seconds."""
+    jitter: float = 0.5
+    """Largest share of a delay that chance adds, so that clients that failed together do not come back together."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be waited for.
+
+        Raises:
+            SettingError: `timeout_s` is not above 0, or `retry_count` is negative.
+        """
+        if not (isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise SettingError(f"timeout_s is {self.timeout_s}; it is a number of seconds above 0", field="timeout_s")
+        if self.retry_count < 0:
+            raise SettingError(f"retries is {self.retry_count}; it is 0 or more", field="retries")
+
+
+class Attempts:
+    """The attempts of one call: how much time is left, and whether to try again."""
+
+    def __init__(
+        self, policy: RetryPolicy, *, clock: Callable[[], float], chance: Callable[[], float] = random.random
+    ) -> None:
+        """Start the deadline.
+
+        Args:
+            policy: how patient to be.
+            clock: seconds on a clock that never goes back.
+            chance: a number in [0, 1), for the jitter.
+        """
+        self._policy = policy
+        self._clock = clock
+        self._chance = chance
+        self._deadline = clock() + policy.timeout_s
+        self._retry_count = 0
+
+    def remaining_s(self) -> float:
+        """Return the seconds until the deadline, at least 0."""
+        return max(0.0, self._deadline - self._clock())
+
+    def delay_s(self, error: PhospheneError) -> float | None:
+        """Return the seconds to wait before trying again after `error`, or None where it is to be raised.
+
+        None for every error that repeating cannot mend, when the retries are used up, and when the wait would end
+        after the deadline.
+        """
+        if self._retry_count >= self._policy.retry_count:
+            return None
+        match error:
+            case Overloaded():
+                delay_s = max(error.retry_after_s, self._backoff_s())
+            case ServiceUnreachable():
+                delay_s = self._backoff_s()
+            case _:
+                return None
+        if delay_s >= self.remaining_s():
+            return None
+        self._retry_count += 1
+        return delay_s
+
+    def _backoff_s(self) -> float:
+        doubled_s = self._policy.first_delay_s * 2.0**self._retry_count
+        return min(doubled_s, self._policy.longest_delay_s) * (1.0 + self._policy.jitter * self._chance())

@@ -1,0 +1,178 @@
+"""`Client`: calls a Phosphene service and waits for its answers. Asyncio has its twin, `asynchronous.AsyncClient`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from threading import Event
+from types import TracebackType
+from typing import TypeVar, Unpack
+
+import grpc
+
+from phosphene.client.failures import error_from
+from phosphene.client.requests import (
+    IMAGE_LIMIT_BYTES,
+    ExplainOptions,
+    ImageSource,
+    ListNeuronsOptions,
+    NeuronOptions,
+    Place,
+    SearchImagesOptions,
+    SearchNeuronsOptions,
+    explain_request,
+    image_query,
+    image_request,
+    list_neurons_request,
+    model_request,
+    models_request,
+    neuron_request,
+    search_images_request,
+    search_neurons_request,
+)
+from phosphene.client.retries import Attempts, RetryPolicy
+from phosphene.client.transport import DEFAULT_ADDRESS, Method, channel_options
+from phosphene.v1.explain_pb2 import ExplainResponse
+from phosphene.v1.images_pb2 import SearchImagesResponse
+from phosphene.v1.models_pb2 import Model
+from phosphene.v1.neurons_pb2 import GetNeuronResponse, ListNeuronsResponse, SearchNeuronsResponse
+from phosphene.v1.service_pb2_grpc import PhospheneServiceStub
+from phosphene.v1.values_pb2 import CorpusImage, NeuronSummary
+
+__all__ = ["Client"]
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Client:
+    """One service, from one or many threads. Use it in a `with` block, or close it.
+
+    Every method raises the errors of `phosphene.errors`: `InputError` (with its `field`) for a request that is wrong
+    or that this bundle or corpus cannot answer, `NotFound`, `Overloaded`, `DeadlineExpired`, `ServiceUnreachable`, and
+    `ServiceError` for everything else.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | int = 30,
+        retries: int = 2,
+        image_limit_bytes: int = IMAGE_LIMIT_BYTES,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """Prepare a channel; the first call connects.
+
+        Args:
+            address: `host:port`, or any other gRPC target.
+            timeout_s: seconds for each call, repeats included.
+            retries: how often a call is repeated that found no service or a full one; other failures are final.
+            image_limit_bytes: largest image to send; the service has its own limit.
+            credentials: TLS; None talks in clear, which is for loopback and trusted networks.
+
+        Raises:
+            SettingError: `timeout_s` or `retries` is out of its bounds.
+        """
+        self.address = address
+        self._policy = RetryPolicy(timeout_s=float(timeout_s), retry_count=retries)
+        self._image_limit_bytes = image_limit_bytes
+        options = channel_options(image_limit_bytes)
+        self._channel = (
+            grpc.insecure_channel(address, options=options)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=options)
+        )
+        self._stub = PhospheneServiceStub(self._channel)
+        self._closed = Event()
+
+    def __enter__(self) -> Client:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        self.close()
+
+    def close(self) -> None:
+        """End calls under way and the connection; closing twice is fine."""
+        self._closed.set()
+        self._channel.close()
+
+    def explain(
+        self, image: ImageSource | None = None, *, sha256: str | None = None, **options: Unpack[ExplainOptions]
+    ) -> ExplainResponse:
+        """Tell what lights up on an image, given as bytes, as a path, or as the digest of an image of the corpus."""
+        query = image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes)
+        return self._ask(self._stub.Explain, explain_request(query, **options))
+
+    def neuron(self, neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuronResponse:
+        """Tell what is known of a neuron: statistics, names, and the parts that are asked for."""
+        return self._ask(self._stub.GetNeuron, neuron_request(neuron_id, **options))
+
+    def neurons(
+        self, *, page_size: int | None = None, **options: Unpack[ListNeuronsOptions]
+    ) -> Iterator[NeuronSummary]:
+        """List neurons in an order, fetching page after page as they are consumed; each page has its own deadline."""
+        page_token = ""
+        while True:
+            page = self.neurons_page(page_size=page_size, page_token=page_token, **options)
+            yield from page.neurons
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    def neurons_page(
+        self, *, page_size: int | None = None, page_token: str = "", **options: Unpack[ListNeuronsOptions]
+    ) -> ListNeuronsResponse:
+        """List one page of neurons, with the total count and the token of the next page."""
+        request = list_neurons_request(page_size=page_size, page_token=page_token, **options)
+        return self._ask(self._stub.ListNeurons, request)
+
+    def search_neurons(
+        self, text: str | None = None, *, neuron_id: int | None = None, **options: Unpack[SearchNeuronsOptions]
+    ) -> SearchNeuronsResponse:
+        """Find neurons by words, or neurons like another one."""
+        return self._ask(self._stub.SearchNeurons, search_neurons_request(text, neuron_id=neuron_id, **options))
+
+    def search_images(
+        self,
+        image: ImageSource | None = None,
+        *,
+        sha256: str | None = None,
+        neuron_id: int | None = None,
+        **options: Unpack[SearchImagesOptions],
+    ) -> SearchImagesResponse:
+        """Find images of the corpus with a code like that of an image, or that excite a neuron."""
+        by_image = image is not None or sha256 is not None
+        query = image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes) if by_image else None
+        return self._ask(self._stub.SearchImages, search_images_request(query, neuron_id=neuron_id, **options))
+
+    def image(self, sha256: str, **options: Unpack[Place]) -> CorpusImage:
+        """Return an image of the corpus with its thumbnail."""
+        return self._ask(self._stub.GetImage, image_request(sha256, **options)).image
+
+    def thumbnail(self, sha256: str, **options: Unpack[Place]) -> bytes:
+        """Return the thumbnail of an image of the corpus, a small JPEG file."""
+        return self.image(sha256, **options).thumbnail
+
+    def models(self) -> list[Model]:
+        """Return every bundle that the service has, the default one first."""
+        return list(self._ask(self._stub.ListModels, models_request()).models)
+
+    def model(self, bundle: str = "") -> Model:
+        """Return one bundle; an empty name is the default one."""
+        return self._ask(self._stub.GetModel, model_request(bundle)).model
+
+    def _ask(self, method: Method[Request, Response], request: Request) -> Response:
+        attempts = Attempts(self._policy, clock=time.monotonic)
+        while True:
+            try:
+                return method(request, timeout=attempts.remaining_s())
+            except grpc.RpcError as failure:
+                error = error_from(failure, address=self.address, timeout_s=self._policy.timeout_s)
+            delay_s = attempts.delay_s(error)
+            if delay_s is None or self._closed.wait(delay_s):
+                raise error

@@ -1,0 +1,237 @@
+"""Answers as rich tables for a person at a terminal; knows nothing of the command line or the service.
+
+Every text from outside becomes a `Text` without markup, so that a caption cannot colour or move the cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from phosphene.client.words import (
+    caption_of,
+    density_words,
+    image_metric_words,
+    label_summary,
+    name_evidence,
+    neuron_metric_words,
+    neuron_title,
+    number,
+    percent,
+    plain,
+    provenance_words,
+    quantile_words,
+    verdict,
+)
+from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse, NearestNeuron, Score
+from phosphene.v1.images_pb2 import SearchImagesResponse
+from phosphene.v1.models_pb2 import Model, ReadoutKind
+from phosphene.v1.neurons_pb2 import GetNeuronResponse, ListNeuronsResponse, NeuronMatch, SearchNeuronsResponse
+from phosphene.v1.values_pb2 import Exemplar, ImageMatch, NeuronSummary, Provenance
+
+__all__ = [
+    "explanation_view",
+    "image_search_view",
+    "models_view",
+    "neuron_list_view",
+    "neuron_search_view",
+    "neuron_view",
+]
+
+_BAR_WIDTH = 12
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_GRADE_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
+
+
+def explanation_view(answer: ExplainResponse, title: str) -> RenderableType:
+    """Show an explanation: whether to trust it, its neurons, what is near, what is similar, what the model says."""
+    image = answer.image
+    parts: list[RenderableType] = [Text(f"{plain(title)}: {image.width} × {image.height} pixels", style="bold")]
+    if answer.HasField("fidelity"):
+        judged = verdict(answer.fidelity)
+        line = Text(f"{judged.headline}. ", style=f"bold {_GRADE_STYLES[judged.grade]}")
+        parts.append(line.append(f"{judged.reason} (FVU {number(answer.fidelity.fvu)})", style="not bold default"))
+    if answer.neurons:
+        parts.append(_active_neurons(answer.neurons))
+    if answer.nearest_neurons:
+        parts.append(_nearest_neurons(answer.nearest_neurons))
+    if answer.scores:
+        parts.append(_scores(answer.scores))
+    if answer.similar_images:
+        parts.append(_images("Similar images", answer.similar_images, "cosine of codes"))
+    return Group(*parts, _provenance(answer.provenance))
+
+
+def neuron_view(answer: GetNeuronResponse) -> RenderableType:
+    """Show a neuron: its activations, its names, the images that excite it, neurons like it."""
+    neuron, statistics = answer.neuron, answer.statistics
+    said = f"fires on {statistics.firing_count} of {statistics.image_count} images"
+    if statistics.firing_count:
+        said += (
+            f", activation {number(statistics.mean)} ± {number(statistics.standard_deviation)}, "
+            f"at most {number(statistics.maximum)}"
+        )
+    heading = Text(f"Neuron {neuron.neuron_id}", style="bold")
+    if neuron.HasField("name"):
+        heading.append(f": {neuron_title(neuron)}")
+    parts: list[RenderableType] = [heading, Text(said)]
+    if answer.names:
+        table = _table("Names", "name", "what speaks for it")
+        for name in answer.names:
+            table.add_row(Text(plain(name.name)), Text(name_evidence(name)))
+        parts.append(table)
+    if answer.top_images:
+        parts.append(_exemplars("Images that excite it most", answer.top_images))
+    if answer.spread_images:
+        parts.append(_exemplars("Images over its whole range", answer.spread_images))
+    if answer.similar_neurons:
+        parts.append(_neuron_matches("Neurons like it", answer.similar_neurons, "cosine of directions"))
+    return Group(*parts, _provenance(answer.provenance))
+
+
+def neuron_list_view(answer: ListNeuronsResponse) -> RenderableType:
+    """Show a page of neurons."""
+    table = _table(
+        f"{len(answer.neurons)} of {answer.total_count} neurons",
+        "neuron",
+        "name",
+        "density",
+        "mean",
+        "largest",
+        "entropy",
+    )
+    for neuron in answer.neurons:
+        table.add_row(
+            str(neuron.neuron_id),
+            _name(neuron),
+            _density(neuron),
+            number(neuron.mean) if neuron.HasField("mean") else "-",
+            number(neuron.maximum) if neuron.HasField("maximum") else "-",
+            f"{number(neuron.label_entropy)} bits" if neuron.HasField("label_entropy") else "-",
+        )
+    return Group(table, _provenance(answer.provenance))
+
+
+def neuron_search_view(answer: SearchNeuronsResponse, title: str) -> RenderableType:
+    """Show the neurons that a search found."""
+    return Group(
+        _neuron_matches(f"Neurons for {plain(title)}", answer.neurons, neuron_metric_words(answer.metric)),
+        _provenance(answer.provenance),
+    )
+
+
+def image_search_view(answer: SearchImagesResponse, title: str) -> RenderableType:
+    """Show the images that a search found."""
+    return Group(
+        _images(f"Images for {plain(title)}", answer.images, image_metric_words(answer.metric)),
+        _provenance(answer.provenance),
+    )
+
+
+def models_view(models: Sequence[Model]) -> RenderableType:
+    """Show every bundle with its corpora."""
+    table = _table("Bundles (the first is the default)", "bundle", "encoder", "site", "neurons", "readout", "corpora")
+    for model in models:
+        corpora = [f"{plain(corpus.corpus)}: {corpus.image_count} images" for corpus in model.corpora]
+        table.add_row(
+            Text(plain(model.bundle)),
+            Text(plain(model.encoder.model)),
+            Text(plain(model.site.text)),
+            str(model.neuron_count),
+            ReadoutKind.Name(model.readout).removeprefix("READOUT_KIND_").lower(),
+            Text("\n".join(corpora) or "none"),
+        )
+    return table
+
+
+def _active_neurons(neurons: Sequence[ActiveNeuron]) -> Table:
+    largest = max(active.activation for active in neurons)
+    table = _table("Its strongest neurons", "neuron", "name", "activation", "in the corpus", "exemplars show")
+    for active in neurons:
+        quantile = active.quantile if active.HasField("quantile") else None
+        density = active.neuron.density if active.neuron.HasField("density") else None
+        table.add_row(
+            str(active.neuron.neuron_id),
+            _name(active.neuron),
+            _bar(active.activation, largest),
+            Text(f"{quantile_words(quantile)}; {density_words(density)}"),
+            Text(label_summary(active.top_images) or "-"),
+        )
+    return table
+
+
+def _nearest_neurons(neurons: Sequence[NearestNeuron]) -> Table:
+    table = _table("Nearest neurons by direction", "neuron", "name", "cosine", "density", "exemplars show")
+    for nearest in neurons:
+        table.add_row(
+            str(nearest.neuron.neuron_id),
+            _name(nearest.neuron),
+            f"{nearest.cosine:.3f}",
+            _density(nearest.neuron),
+            Text(label_summary(nearest.top_images) or "-"),
+        )
+    return table
+
+
+def _neuron_matches(title: str, matches: Sequence[NeuronMatch], metric: str) -> Table:
+    table = _table(title, "neuron", "name", metric, "density", "exemplars show")
+    for match in matches:
+        table.add_row(
+            str(match.neuron.neuron_id),
+            _name(match.neuron),
+            f"{match.score:.3f}",
+            _density(match.neuron),
+            Text(label_summary(match.top_images) or "-"),
+        )
+    return table
+
+
+def _exemplars(title: str, exemplars: Sequence[Exemplar]) -> Table:
+    table = _table(title, "activation", "stronger than", "image")
+    largest = max(exemplar.activation for exemplar in exemplars)
+    for exemplar in exemplars:
+        table.add_row(_bar(exemplar.activation, largest), percent(exemplar.quantile), Text(caption_of(exemplar.image)))
+    return table
+
+
+def _images(title: str, matches: Iterable[ImageMatch], metric: str) -> Table:
+    table = _table(title, metric, "image", "file")
+    for match in matches:
+        table.add_row(f"{match.score:.3f}", Text(caption_of(match.image)), Text(plain(match.image.uri)))
+    return table
+
+
+def _scores(scores: Iterable[Score]) -> Table:
+    table = _table("What the model would call it", "name", "score")
+    for score in scores:
+        table.add_row(Text(plain(score.name)), number(score.score))
+    return table
+
+
+def _provenance(provenance: Provenance) -> Text:
+    said = " · ".join(f"{title} {value}" for title, value in provenance_words(provenance))
+    return Text(said, style="dim")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(column, style="dim"), overflow="fold")
+    return table
+
+
+def _name(neuron: NeuronSummary) -> Text:
+    return Text(neuron_title(neuron)) if neuron.HasField("name") else Text("-")
+
+
+def _density(neuron: NeuronSummary) -> str:
+    return percent(neuron.density) if neuron.HasField("density") else "-"
+
+
+def _bar(value: float, largest: float) -> Text:
+    eighths = round(8 * _BAR_WIDTH * min(1.0, max(0.0, value / largest))) if largest > 0 else 0
+    drawn = ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).strip()
+    return Text(f"{drawn:<{_BAR_WIDTH}} ", style="yellow").append(number(value), style="default")
