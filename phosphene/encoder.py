@@ -115,7 +115,10 @@ class Encoder:
 
         Args:
             pixels: What `images.prepare` made with this encoder's preprocessing; on any device.
-            block: The last block to run; equals `hidden_states[block + 1]` of the Hugging Face model.
+            block: The last block to run.
+
+        Returns:
+            `hidden_states[block + 1]` of the Hugging Face model; an inference tensor: clone it to take gradients.
 
         Raises:
             SiteError: No such block.

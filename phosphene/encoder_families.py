@@ -7,6 +7,7 @@ The only place that knows how transformers names the parts of a model. Families 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -327,17 +328,28 @@ def reading(folder: Path, what: type) -> Iterator[None]:
 
     Its progress bar and its report of unread weights stay off the terminal: `load_part` checks what was read.
     """
-    verbosity, shows_progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with _SILENCE, _silent():
+            yield
     except Exception as error:  # configurations and weights fail in a dozen ways that share no base class
         reason = str(error).partition("\n")[0]
         raise ArtefactDamaged(
             f"the encoder {folder.name} does not load as {what.__name__} ({type(error).__name__}: {reason}); "
             "fetch the folder again"
         ) from error
+
+
+# transformers keeps both switches for the whole process; two threads that load at once would restore each other's
+_SILENCE = threading.Lock()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    verbosity, shows_progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if shows_progress:

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from phosphene.errors import ArtefactDamaged, ArtefactRefused, EncoderMissing
+from phosphene.errors import ArtefactDamaged, ArtefactRefused, EncoderMissing, SettingError
 from phosphene.manifest import digest_of, file_sha256
 
 __all__ = [
@@ -81,9 +81,15 @@ def find_encoder(
 
     Raises:
         EncoderMissing: There is no such folder, and the hub cannot give it.
+        SettingError: A revision of a local folder.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise SettingError(
+                f"revision is {revision!r} and {folder} is a local folder, which has none; leave the revision out",
+                field="revision",
+            )
         if not (folder / CONFIG_FILE).is_file():
             raise EncoderMissing(
                 f"the encoder folder {folder} has no {CONFIG_FILE}; give a folder in the Hugging Face layout "

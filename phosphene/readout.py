@@ -155,7 +155,7 @@ class SimilarityReadout:
         return unit
 
     def _token_ids(self, side: _TextSide, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = side.tokenizer(texts, padding=False, truncation=False)["input_ids"]
+        ids: list[list[int]] = side.tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > side.limit:
                 raise InputError(

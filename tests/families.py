@@ -18,7 +18,7 @@ PATCH_PX = 8
 WIDTH = 32
 BLOCK_COUNT = 3
 MLP_UNIT_COUNT = 64
-TEXT_LIMIT = 24
+TEXT_LIMIT = 32
 PROJECTION_WIDTH = 20
 CLASS_NAMES = ("tench", "goldfish", "hammerhead", "stingray", "hen")
 
@@ -105,24 +105,17 @@ def _clip() -> tuple[Any, Any]:
 
 
 def clip_tokenizer() -> Any:
-    """Make a byte-level BPE tokenizer of CLIP's kind, with merges learned on three sentences."""
-    blank = CLIPTokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = blank._tokenizer.pre_tokenizer
-    learner.train_from_iterator(_SENTENCES, trainer)
-    learned = json.loads(learner.to_str())["model"]
-    words = {**learned["vocab"]}
-    for symbol in pre_tokenizers.ByteLevel.alphabet():
-        words.setdefault(f"{symbol}</w>", len(words))
-    merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=words, merges=merges, model_max_length=TEXT_LIMIT)
+    """Make a byte-level BPE tokenizer of CLIP's kind: each word of three sentences is merged from left to right."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges: dict[tuple[str, str], None] = {}
+    for word in sorted(set(" ".join(_SENTENCES).replace(",", "").split())):
+        symbols = [*word[:-1], f"{word[-1]}</w>"]
+        for end in range(1, len(symbols)):
+            merges["".join(symbols[:end]), symbols[end]] = None
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    words += ["".join(pair) for pair in merges]
+    vocab = {word: i for i, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=TEXT_LIMIT)
 
 
 def _siglip() -> tuple[Any, Any]:

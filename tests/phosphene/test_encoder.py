@@ -20,6 +20,7 @@ from phosphene.errors import (
     EncoderMissing,
     EncoderUnsupported,
     SchemaUnknown,
+    SettingError,
     SiteError,
 )
 from tests.families import (
@@ -501,6 +502,11 @@ def test_a_missing_folder_and_an_empty_one_are_missing(tmp_path: Path) -> None:
         load_encoder(str(tmp_path / "absent"))
     with pytest.raises(EncoderMissing, match=r"has no config.json; give a folder in the Hugging Face layout"):
         load_encoder(tmp_path)
+
+
+def test_a_local_folder_has_no_revision(folders: dict[Family, Path]) -> None:
+    with pytest.raises(SettingError, match="'v1' .* leave the revision out"):
+        load_encoder(folders[Family.VIT], revision="v1")
 
 
 def test_an_unreachable_hub_says_what_to_do() -> None:
