@@ -13,7 +13,6 @@ from rich.text import Text
 
 from phosphene.client.words import (
     caption_of,
-    density_words,
     image_metric_words,
     label_summary,
     name_evidence,
@@ -23,7 +22,6 @@ from phosphene.client.words import (
     percent,
     plain,
     provenance_words,
-    quantile_words,
     verdict,
 )
 from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse, NearestNeuron, Score
@@ -43,6 +41,7 @@ __all__ = [
 
 _BAR_WIDTH = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_WRAPPED_COLUMNS = {"name", "exemplars show", "image", "file", "corpora", "what speaks for it"}
 _GRADE_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 
 
@@ -79,10 +78,10 @@ def neuron_view(answer: GetNeuronResponse) -> RenderableType:
         heading.append(f": {neuron_title(neuron)}")
     parts: list[RenderableType] = [heading, Text(said)]
     if answer.names:
-        table = _table("Names", "name", "what speaks for it")
+        table = _table("name", "what speaks for it")
         for name in answer.names:
             table.add_row(Text(plain(name.name)), Text(name_evidence(name)))
-        parts.append(table)
+        parts.append(_titled("Names", table))
     if answer.top_images:
         parts.append(_exemplars("Images that excite it most", answer.top_images))
     if answer.spread_images:
@@ -94,15 +93,7 @@ def neuron_view(answer: GetNeuronResponse) -> RenderableType:
 
 def neuron_list_view(answer: ListNeuronsResponse) -> RenderableType:
     """Show a page of neurons."""
-    table = _table(
-        f"{len(answer.neurons)} of {answer.total_count} neurons",
-        "neuron",
-        "name",
-        "density",
-        "mean",
-        "largest",
-        "entropy",
-    )
+    table = _table("neuron", "name", "density", "mean", "largest", "label entropy")
     for neuron in answer.neurons:
         table.add_row(
             str(neuron.neuron_id),
@@ -112,7 +103,8 @@ def neuron_list_view(answer: ListNeuronsResponse) -> RenderableType:
             number(neuron.maximum) if neuron.HasField("maximum") else "-",
             f"{number(neuron.label_entropy)} bits" if neuron.HasField("label_entropy") else "-",
         )
-    return Group(table, _provenance(answer.provenance))
+    title = f"{len(answer.neurons)} of {answer.total_count} neurons"
+    return Group(_titled(title, table), _provenance(answer.provenance))
 
 
 def neuron_search_view(answer: SearchNeuronsResponse, title: str) -> RenderableType:
@@ -133,7 +125,7 @@ def image_search_view(answer: SearchImagesResponse, title: str) -> RenderableTyp
 
 def models_view(models: Sequence[Model]) -> RenderableType:
     """Show every bundle with its corpora."""
-    table = _table("Bundles (the first is the default)", "bundle", "encoder", "site", "neurons", "readout", "corpora")
+    table = _table("bundle", "encoder", "site", "neurons", "readout", "corpora")
     for model in models:
         corpora = [f"{plain(corpus.corpus)}: {corpus.image_count} images" for corpus in model.corpora]
         table.add_row(
@@ -144,27 +136,28 @@ def models_view(models: Sequence[Model]) -> RenderableType:
             ReadoutKind.Name(model.readout).removeprefix("READOUT_KIND_").lower(),
             Text("\n".join(corpora) or "none"),
         )
-    return table
+    return _titled("Bundles (the first is the default)", table)
 
 
-def _active_neurons(neurons: Sequence[ActiveNeuron]) -> Table:
+def _active_neurons(neurons: Sequence[ActiveNeuron]) -> Group:
     largest = max(active.activation for active in neurons)
-    table = _table("Its strongest neurons", "neuron", "name", "activation", "in the corpus", "exemplars show")
+    table = _table("neuron", "name", "activation", "against the corpus", "density", "exemplars show")
     for active in neurons:
         quantile = active.quantile if active.HasField("quantile") else None
-        density = active.neuron.density if active.neuron.HasField("density") else None
         table.add_row(
             str(active.neuron.neuron_id),
             _name(active.neuron),
             _bar(active.activation, largest),
-            Text(f"{quantile_words(quantile)}; {density_words(density)}"),
+            _against_corpus(quantile),
+            _density(active.neuron),
             Text(label_summary(active.top_images) or "-"),
         )
-    return table
+    note = "Against the corpus: of its images on which the neuron fires. Density: the share of images on which it does."
+    return Group(_titled("Its strongest neurons", table), Text(note, style="dim"))
 
 
-def _nearest_neurons(neurons: Sequence[NearestNeuron]) -> Table:
-    table = _table("Nearest neurons by direction", "neuron", "name", "cosine", "density", "exemplars show")
+def _nearest_neurons(neurons: Sequence[NearestNeuron]) -> Group:
+    table = _table("neuron", "name", "cosine", "density", "exemplars show")
     for nearest in neurons:
         table.add_row(
             str(nearest.neuron.neuron_id),
@@ -173,11 +166,11 @@ def _nearest_neurons(neurons: Sequence[NearestNeuron]) -> Table:
             _density(nearest.neuron),
             Text(label_summary(nearest.top_images) or "-"),
         )
-    return table
+    return _titled("Nearest neurons by direction", table)
 
 
-def _neuron_matches(title: str, matches: Sequence[NeuronMatch], metric: str) -> Table:
-    table = _table(title, "neuron", "name", metric, "density", "exemplars show")
+def _neuron_matches(title: str, matches: Sequence[NeuronMatch], metric: str) -> Group:
+    table = _table("neuron", "name", metric, "density", "exemplars show")
     for match in matches:
         table.add_row(
             str(match.neuron.neuron_id),
@@ -186,45 +179,57 @@ def _neuron_matches(title: str, matches: Sequence[NeuronMatch], metric: str) -> 
             _density(match.neuron),
             Text(label_summary(match.top_images) or "-"),
         )
-    return table
+    return _titled(title, table)
 
 
-def _exemplars(title: str, exemplars: Sequence[Exemplar]) -> Table:
-    table = _table(title, "activation", "stronger than", "image")
+def _exemplars(title: str, exemplars: Sequence[Exemplar]) -> Group:
+    table = _table("activation", "stronger than", "image")
     largest = max(exemplar.activation for exemplar in exemplars)
     for exemplar in exemplars:
         table.add_row(_bar(exemplar.activation, largest), percent(exemplar.quantile), Text(caption_of(exemplar.image)))
-    return table
+    return _titled(title, table)
 
 
-def _images(title: str, matches: Iterable[ImageMatch], metric: str) -> Table:
-    table = _table(title, metric, "image", "file")
+def _images(title: str, matches: Iterable[ImageMatch], metric: str) -> Group:
+    table = _table(metric, "image", "file")
     for match in matches:
         table.add_row(f"{match.score:.3f}", Text(caption_of(match.image)), Text(plain(match.image.uri)))
-    return table
+    return _titled(title, table)
 
 
-def _scores(scores: Iterable[Score]) -> Table:
-    table = _table("What the model would call it", "name", "score")
+def _scores(scores: Iterable[Score]) -> Group:
+    table = _table("name", "score")
     for score in scores:
         table.add_row(Text(plain(score.name)), number(score.score))
-    return table
+    return _titled("What the model would call it", table)
 
 
 def _provenance(provenance: Provenance) -> Text:
     said = " · ".join(f"{title} {value}" for title, value in provenance_words(provenance))
-    return Text(said, style="dim")
+    return Text(f"\n{said}", style="dim")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(Text(column, style="dim"), overflow="fold")
+        table.add_column(Text(column, style="dim"), overflow="fold", no_wrap=column not in _WRAPPED_COLUMNS)
     return table
+
+
+def _titled(title: str, table: Table) -> Group:
+    return Group(Text(f"\n{title}", style="bold"), table)
 
 
 def _name(neuron: NeuronSummary) -> Text:
     return Text(neuron_title(neuron)) if neuron.HasField("name") else Text("-")
+
+
+def _against_corpus(quantile: float | None) -> str:
+    if quantile is None:
+        return "-"
+    if quantile >= 1.0:
+        return "stronger than all"
+    return f"stronger than {percent(quantile)}" if quantile > 0.0 else "weaker than all"
 
 
 def _density(neuron: NeuronSummary) -> str:

@@ -1,0 +1,204 @@
+"""The command, through its main(): output, exit status, messages."""
+
+import json
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.json_format import Parse
+
+from phosphene.client.command import main
+from phosphene.v1.explain_pb2 import ExplainPart, ExplainResponse
+from phosphene.v1.models_pb2 import ListModelsResponse
+from phosphene.v1.neurons_pb2 import GetNeuronResponse, ListNeuronsResponse, NeuronOrder, SearchNeuronsResponse
+from tests.client.fake_service import Failure, FakeService
+from tests.client.sample_answers import NEURON_COUNT, drawing, model
+
+SHA256 = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(drawing("crimson", "circle", size_px=256))
+    return path
+
+
+def test_explain_prints_tables(service: FakeService, photo: Path, capsys) -> None:
+    assert main(["explain", str(photo), "--server", service.address, "--top", "4", "--exemplars", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "You can trust this list" in out
+    assert "stronger than 99.7 %" in out
+    assert "goldenrod things" in out
+    assert "encoder tiny-clip, block 5, patches" in out
+    assert out.count("█") > 4
+    assert err == ""
+    request = service.requests[-1]
+    assert (request.top_n, request.exemplars_per_neuron, request.include_thumbnails) == (4, 3, False)
+
+
+def test_texts_of_a_corpus_cannot_steer_the_terminal(service: FakeService, photo: Path, capsys) -> None:
+    for words in (["explain", str(photo)], ["neuron", "0"], ["neurons"], ["search", "red"], ["similar", str(photo)]):
+        assert main([*words, "--server", service.address]) == 0
+        out = capsys.readouterr().out
+        assert "alert('caught')" in out
+        assert "[bold]" in out
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", out)
+
+
+def test_explain_asks_for_what_the_bundle_can_give(service: FakeService, photo: Path) -> None:
+    def parts(*arguments: str) -> set[str]:
+        assert main(["explain", *arguments, "--json", "--server", service.address]) == 0
+        names = {ExplainPart.Name(part) for part in service.requests[-1].parts}
+        return {name.removeprefix("EXPLAIN_PART_").lower() for name in names}
+
+    stored = {"fidelity", "neurons", "top_images", "similar_images"}
+    page = photo.with_suffix(".html")
+    assert parts(str(photo)) == stored | {"nearest_neurons", "scores"}
+    assert parts(str(photo), "--html", str(page)) == stored | {"nearest_neurons", "scores", "patch_activations"}
+    assert parts("--sha256", SHA256) == stored
+    assert parts(str(photo), "--parts", "code,neurons") == {"code", "neurons"}
+    service.model = model(with_corpus=False, patches=False, score_count=0)
+    assert parts(str(photo), "--html", str(page)) == {"fidelity", "neurons"}
+
+
+def test_json_is_the_answer_without_thumbnails(service: FakeService, photo: Path, capsys) -> None:
+    assert main(["explain", str(photo), "--json", "--top", "2", "--server", service.address]) == 0
+    out, _ = capsys.readouterr()
+    answer = Parse(out, ExplainResponse())
+    assert len(answer.neurons) == 2
+    assert json.loads(out)["neurons"][0]["neuron"]["neuronId"] == 11
+    assert "thumbnail" not in out
+
+
+def test_json_keeps_thumbnails_where_they_are_asked_for(service: FakeService, photo: Path, capsys) -> None:
+    arguments = ["explain", str(photo), "--json", "--thumbnails", "--server", service.address]
+    assert main(arguments) == 0
+    answer = Parse(capsys.readouterr().out, ExplainResponse())
+    assert all(shown.image.thumbnail.startswith(b"\xff\xd8") for shown in answer.neurons[0].top_images)
+
+
+def test_json_of_every_verb_is_its_message(service: FakeService, photo: Path, capsys) -> None:
+    def said(*arguments: str) -> str:
+        assert main([*arguments, "--json", "--server", service.address]) == 0
+        return capsys.readouterr().out
+
+    assert Parse(said("neuron", "0"), GetNeuronResponse()).statistics.firing_count == 37
+    assert json.loads(said("neuron", "0"))["neuron"]["neuronId"] == 0
+    assert Parse(said("neurons", "--top", "7"), ListNeuronsResponse()).total_count == NEURON_COUNT
+    assert len(Parse(said("search", "red stripes", "--top", "3"), SearchNeuronsResponse()).neurons) == 3
+    assert len(json.loads(said("similar", "--neuron", "0"))["images"]) == 12
+    assert Parse(said("models"), ListModelsResponse()).models[0].bundle == "scenes"
+
+
+def test_lists_say_how_much_there_is(service: FakeService, capsys) -> None:
+    order = ["--order", "density", "--filter", "red", "--alive", "--max-density", "0.5"]
+    assert main(["neurons", "--top", "5", *order, "--server", service.address]) == 0
+    assert f"5 of {NEURON_COUNT} neurons" in capsys.readouterr().out
+    request = service.requests[-1]
+    assert request.order == NeuronOrder.NEURON_ORDER_DENSITY
+    assert (request.filter.name_contains, request.filter.alive_only, request.filter.max_density) == ("red", True, 0.5)
+    assert not request.filter.HasField("min_density")
+
+
+def test_the_other_verbs_print_tables(service: FakeService, photo: Path, capsys) -> None:
+    for words, expected in (
+        (["neuron", "42"], "fires on 37 of 4096 images"),
+        (["search", "red stripes"], "cosine of text and exemplars"),
+        (["search", "--neuron", "3"], "cosine of directions"),
+        (["similar", str(photo)], "cosine of codes"),
+        (["similar", "--sha256", SHA256], "cosine of codes"),
+        (["similar", "--neuron", "3"], "activation"),
+        (["models"], "scenes: 4096 images"),
+    ):
+        assert main([*words, "--server", service.address]) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_pages_are_written_whole(service: FakeService, photo: Path, tmp_path: Path, capsys) -> None:
+    page = tmp_path / "out.html"
+    assert main(["explain", str(photo), "--html", str(page), "--server", service.address]) == 0
+    assert f"wrote {page}" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert main(["neuron", "3", "--html", str(page), "--server", service.address]) == 0
+    assert "Neuron 3" in page.read_text(encoding="utf-8")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out.html", "photo.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explain", "no/such.jpg"], "'no/such.jpg' does not exist"),
+        (["explain", "."], "is a folder"),
+        (["explain"], "one of the arguments"),
+        (["explain", "x.jpg", "--sha256", SHA256], "not allowed with"),
+        (["explain", "--sha256", "abc"], "'abc' is not a SHA-256 digest"),
+        (["explain", "x.jpg", "--top", "0"], "'0' is not a whole number from 1 to 100"),
+        (["explain", "x.jpg", "--top", "101"], "'101' is not a whole number from 1 to 100"),
+        (["explain", "x.jpg", "--parts", "neurons,latents"], "unknown part 'latents'"),
+        (["explain", "x.jpg", "--html", "no/such/folder/x.html"], "no folder 'no/such/folder'"),
+        (["explain", "x.jpg", "--html", "."], "is a folder; name a file"),
+        (["neuron", "stripes"], 'use "search"'),
+        (["neuron", "-1"], "usage"),
+        (["neurons", "--order", "beauty"], "invalid choice"),
+        (["neurons", "--max-density", "1.5"], "'1.5' is not in [0, 1]"),
+        (["search"], "one of the arguments"),
+        (["models", "--timeout", "0"], "'0' is not a number of seconds above 0"),
+        (["dream"], "invalid choice"),
+        ([], "usage"),
+    ],
+)
+def test_what_is_typed_wrong_ends_with_2_before_anything_is_asked(
+    service: FakeService, capsys, arguments: list[str], said: str
+) -> None:
+    if arguments:
+        arguments = [*arguments, "--server", service.address]
+    try:
+        status = main(arguments)
+    except SystemExit as exit_:
+        status = exit_.code
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not service.requests
+
+
+def test_what_the_service_refuses_ends_with_1(service: FakeService, photo: Path, tmp_path: Path, capsys) -> None:
+    def refusal(*arguments: str) -> str:
+        assert main([*arguments, "--server", service.address]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("phosphene: ")
+        assert err.count("\n") == 1
+        return err
+
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    page = tmp_path / "out.html"
+    assert "not an image" in refusal("explain", str(text), "--html", str(page))
+    assert not page.exists()
+    assert "there is no neuron_id 999" in refusal("neuron", "999")
+    assert "there is no bundle nowhere" in refusal("explain", str(photo), "--bundle", "nowhere")
+    service.failures.append(Failure(grpc.StatusCode.INTERNAL, "see \x1b[31mr-7\n\nhere"))
+    assert "see [31mr-7  here" in refusal("models")
+
+
+def test_no_service_ends_with_1_and_the_remedy(deserted_address: str, capsys) -> None:
+    assert main(["models", "--server", deserted_address]) == 1
+    err = capsys.readouterr().err
+    assert deserted_address in err
+    assert "python -m service" in err
+
+
+def test_a_reader_that_goes_away_is_no_failure(service: FakeService, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m phosphene.client neurons --json --top 200 --server {service.address} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+    assert done.returncode == 0

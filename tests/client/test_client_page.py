@@ -1,0 +1,171 @@
+"""Pages: whole, self-contained, escaped, and with everything that the answer holds."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from phosphene.client import explanation_page, neuron_page
+from phosphene.client.page_figures import data_uri
+from phosphene.v1.explain_pb2 import ExplainResponse
+from phosphene.v1.neurons_pb2 import GetNeuronResponse
+from tests.client.sample_answers import HOSTILE, drawing, explanation, neuron_answer
+
+VOID = {"meta", "img", "br", "link"}
+ACTIVE = {"script", "link", "iframe", "object", "embed", "form", "base", "a"}
+
+
+class Reader(HTMLParser):
+    """Collects the elements of a page and refuses one that is not well nested."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] != "style":
+            self.words += data
+
+    def count(self, tag: str, kind: str | None = None) -> int:
+        return sum(
+            name == tag and (kind is None or kind in attributes.get("class", "").split())
+            for name, attributes in self.elements
+        )
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    photo = drawing("crimson", "circle", size_px=256)
+    return {
+        "whole": explanation_page(explanation(), image=photo, title=HOSTILE),
+        "wide": explanation_page(explanation(width=900, height=500), image=photo, title="wide.jpg"),
+        "bare": explanation_page(ExplainResponse()),
+        "without thumbnails": explanation_page(explanation(thumbnails=False, patches=False)),
+        "neuron": neuron_page(neuron_answer()),
+        "bare neuron": neuron_page(GetNeuronResponse()),
+    }
+
+
+def test_nothing_is_loaded_and_nothing_runs(pages: dict[str, str]) -> None:
+    for page in pages.values():
+        reader = Reader(page)
+        assert not {"script", "link", "iframe", "object", "embed", "form", "base", "a"} & {
+            t for t, _ in reader.elements
+        }
+        for tag, attributes in reader.elements:
+            assert not [name for name in attributes if name.startswith("on") or name in {"href", "srcset", "action"}]
+            assert attributes.get("src", "data:image/").startswith("data:image/"), tag
+        assert not re.search(r"url\((?!\"data:image/)", page)
+        assert "@import" not in page
+        assert "default-src 'none'" in page
+
+
+def test_hostile_texts_are_shown_as_they_are_written(pages: dict[str, str]) -> None:
+    reader = Reader(pages["whole"])
+    assert reader.words.count("<script>alert('caught')</script>") >= 3
+    assert any("<img src=x onerror=alert(1)>" in attributes.get("title", "") for _, attributes in reader.elements)
+    assert "<script" not in pages["whole"]
+    assert "<img src=x" not in pages["whole"]
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", pages["whole"])
+    assert "<b>big</b>" in reader.words
+
+
+def test_a_page_holds_every_neuron_with_its_bar_and_exemplars(pages: dict[str, str]) -> None:
+    answer, reader = explanation(), Reader(pages["whole"])
+    assert reader.count("li", "neuron") == len(answer.neurons) == 6
+    assert reader.count("div", "bar") == 6
+    shots = sum(len(active.top_images) for active in answer.neurons)
+    shots += sum(len(nearest.top_images) for nearest in answer.nearest_neurons) + len(answer.similar_images)
+    assert reader.count("li", "shot") == shots
+    assert reader.count("img") == shots + 1
+    assert reader.count("figure", "heat") == 6
+    for words in (
+        "You can trust this list",
+        "account for 88 %",
+        "stronger than 99.7 % of the images on which it fires",
+        "neuron 41",
+        "no name",
+        "Similar images",
+        "Nearest neurons",
+        "cosine 0.61",
+        "tiny-clip, block 5, patches",
+    ):
+        assert words in reader.words
+
+
+def test_bars_are_as_long_as_their_activations(pages: dict[str, str]) -> None:
+    widths = [float(width) for width in re.findall(r'<i style="width:([\d.]+)%">', pages["whole"])]
+    strongest = max(active.activation for active in explanation().neurons)
+    expected = [100 * active.activation / strongest for active in explanation().neurons]
+    assert widths == pytest.approx(expected, abs=0.06)
+
+
+def test_maps_lie_on_the_photo_only_where_they_match_it(pages: dict[str, str]) -> None:
+    assert pages["whole"].count("photo over") == 6
+    assert pages["whole"].count('--photo: url("data:image/jpeg;base64,') == 1
+    assert "photo over" not in pages["wide"]
+    assert "--photo: url" not in pages["wide"]
+    assert "not the whole photo" in Reader(pages["wide"]).words
+    reader = Reader(pages["whole"])
+    assert sum(tag == "i" and "opacity" in attributes.get("style", "") for tag, attributes in reader.elements) == 6 * 64
+
+
+def test_parts_that_were_not_asked_for_are_left_out(pages: dict[str, str]) -> None:
+    reader = Reader(pages["bare"])
+    for words in ("neurons", "Similar images", "trust", "would call it"):
+        assert words not in reader.words
+    assert reader.count("img") == 0
+
+
+def test_without_thumbnails_captions_stand_in(pages: dict[str, str]) -> None:
+    reader = Reader(pages["without thumbnails"])
+    assert reader.count("img") == 0
+    assert reader.count("div", "blank") == reader.count("li", "shot") > 50
+
+
+@pytest.mark.parametrize(
+    ("fvu", "grade", "words"),
+    [
+        (0.05, "good", "account for 95 %"),
+        (0.4, "fair", "Read this list as hints"),
+        (0.8, "poor", "account for only 2"),
+        (1.3, "poor", "worse than saying nothing"),
+    ],
+)
+def test_the_verdict_follows_the_fidelity(fvu: float, grade: str, words: str) -> None:
+    reader = Reader(explanation_page(explanation(fvu=fvu)))
+    assert reader.count("div", grade) == 1
+    assert words in reader.words
+
+
+def test_a_neuron_page_shows_its_range_and_relatives(pages: dict[str, str]) -> None:
+    reader = Reader(pages["neuron"])
+    assert reader.count("li", "shot") == reader.count("img") == 18
+    for words in ("Neuron 42", "37 of 4096 images", "Its whole range", "Neurons like it", "round"):
+        assert words in reader.words
+    assert "0 of 0 images" in Reader(pages["bare neuron"]).words
+
+
+@pytest.mark.parametrize(("kind", "name"), [("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_images_are_told_by_content(kind: str, name: str) -> None:
+    uri = data_uri(drawing("teal", "square", kind=kind))
+    assert uri is not None
+    assert uri.startswith(f"data:image/{name};base64,")
+
+
+def test_what_is_no_image_is_not_embedded() -> None:
+    assert data_uri(b"<svg onload=alert(1)>") is None
+    assert data_uri(b"") is None

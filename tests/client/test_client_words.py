@@ -1,0 +1,58 @@
+"""Figures in words: never more than was measured."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phosphene.client.words import density_words, label_summary, number, percent, plain, quantile_words
+from phosphene.v1.values_pb2 import CorpusImage, Exemplar
+
+
+@given(st.floats(0, 1))
+def test_a_percentage_never_rounds_to_all_or_nothing(share: float) -> None:
+    said = percent(share)
+    assert (said == "0 %") == (share == 0)
+    assert (said == "100 %") == (share == 1)
+
+
+@given(st.floats(0.0001, 0.99999))
+def test_a_percentage_is_close(share: float) -> None:
+    assert abs(float(percent(share).removesuffix(" %")) - 100 * share) <= (1.01 if share >= 0.1 else 0.51)
+
+
+def test_percentages() -> None:
+    shares = (0, 0.00001, 0.0081, 0.05, 0.123, 0.999, 0.9999, 1)
+    said = ["0 %", "< 0.01 %", "0.81 %", "5 %", "12 %", "99.9 %", "99.9 %", "100 %"]
+    assert [percent(float(share)) for share in shares] == said
+
+
+def test_numbers_have_three_digits() -> None:
+    values = (0.0, 12.0, 9.6, 123.4, 1234.5, 0.01234, -0.5)
+    assert [number(value) for value in values] == ["0", "12.0", "9.60", "123", "1234", "0.0123", "-0.500"]
+
+
+def test_quantiles_and_densities() -> None:
+    assert quantile_words(None) == "no corpus image to compare with"
+    assert quantile_words(0.97) == "stronger than 97 % of the images on which it fires"
+    assert quantile_words(0.0) == "weaker than every corpus image on which it fires"
+    assert quantile_words(1.0) == "stronger than every corpus image on which it fires"
+    assert density_words(0.0) == "never fires in the corpus"
+    assert density_words(0.02) == "fires on 2 % of images"
+    assert density_words(None) == "no corpus"
+
+
+@given(st.text())
+def test_plain_texts_are_one_line_of_printable_characters(text: str) -> None:
+    assert all(char.isprintable() or char.isspace() for char in plain(text))
+    assert len(plain(text).splitlines()) <= 1
+    assert plain(plain(text)) == plain(text)
+
+
+def test_labels_are_counted_and_captions_stand_in() -> None:
+    images = [
+        CorpusImage(label="cat"),
+        CorpusImage(label="cat"),
+        CorpusImage(caption="a dog"),
+        CorpusImage(label="emu"),
+    ]
+    assert label_summary([Exemplar(image=image) for image in images]) == "cat ×2, a dog"
+    assert label_summary([]) == ""
