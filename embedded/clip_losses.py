@@ -18,9 +18,9 @@ from torch.nn import functional
 from embedded.concepts import FACTORS, OBJECT_FACTORS, Factor, values_of
 
 FACTOR_WEIGHTS: dict[Factor, float] = {
-    "shape": 2.0,
+    "shape": 1.5,
     "colour": 1.0,
-    "texture": 1.0,
+    "texture": 2.5,
     "size": 1.0,
     "position": 0.5,
     "background": 1.0,
