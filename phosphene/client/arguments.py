@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import get_args
 
-from phosphene.client.requests import ExplainPartName, NeuronOrderName
+from phosphene.client.options import ExplainPartName, NeuronOrderName
 from phosphene.client.transport import DEFAULT_ADDRESS
 
 __all__ = ["build_parser"]

@@ -26,8 +26,9 @@ from rich.console import Console, RenderableType
 
 from phosphene.client.arguments import build_parser
 from phosphene.client.canonical import to_json
+from phosphene.client.options import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place
 from phosphene.client.page import explanation_page, neuron_page
-from phosphene.client.requests import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place, read_image
+from phosphene.client.requests import read_image
 from phosphene.client.sync import Client
 from phosphene.client.tables import (
     explanation_view,

@@ -36,7 +36,7 @@ from phosphene.v1.values_pb2 import Exemplar, NeuronSummary
 
 __all__ = ["explanation_page", "neuron_page"]
 
-# Up to this ratio of the sides, crop and resize move a patch by less than its size, so that a map may lie on the photo.
+# Up to this ratio of the sides, crop and resize move a patch by about its size at most: a map may lie on the photo.
 _SQUARE_RATIO = 1.05
 
 

@@ -1,8 +1,6 @@
 """Builds the requests of `phosphene.v1` from plain arguments; knows nothing of channels, retries or answers.
 
-`Client` and `AsyncClient` take the same options, which the typed dictionaries below describe once. An option that is
-left out leaves the choice to the service, whose default proto/phosphene/v1 names. Bounds are the service's to check;
-here only what no message can hold is refused.
+Bounds are the service's to check; here only what no message can hold is refused.
 """
 
 from __future__ import annotations
@@ -10,8 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Unpack
 
+from phosphene.client.options import (
+    ExplainOptions,
+    ListNeuronsOptions,
+    NeuronOptions,
+    Place,
+    SearchImagesOptions,
+    SearchNeuronsOptions,
+)
 from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError
 from phosphene.v1.explain_pb2 import ExplainPart, ExplainRequest
 from phosphene.v1.images_pb2 import GetImageRequest, SearchImagesRequest
@@ -28,16 +34,7 @@ from phosphene.v1.values_pb2 import ImageQuery
 
 __all__ = [
     "IMAGE_LIMIT_BYTES",
-    "ExplainOptions",
-    "ExplainPartName",
     "ImageSource",
-    "ListNeuronsOptions",
-    "NeuronOptions",
-    "NeuronOrderName",
-    "NeuronPartName",
-    "Place",
-    "SearchImagesOptions",
-    "SearchNeuronsOptions",
     "explain_request",
     "image_query",
     "image_request",
@@ -54,73 +51,10 @@ IMAGE_LIMIT_BYTES = 16 * 2**20
 """The largest encoded image that a service takes unless it is told otherwise (`ImageLimits.byte_limit`)."""
 
 ImageSource = bytes | str | Path
-ExplainPartName = Literal[
-    "fidelity", "neurons", "patch_activations", "nearest_neurons", "top_images", "similar_images", "scores", "code"
-]
-NeuronPartName = Literal["top_images", "spread_images", "similar_neurons"]
-NeuronOrderName = Literal["id", "density", "maximum", "mean", "label_entropy", "name_score"]
+"""An encoded JPEG, PNG or WebP file, or the path of one."""
 
 _UINT32_LIMIT = 2**32 - 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class Place(TypedDict, total=False):
-    """Where to look. `bundle`: a bundle's name, empty for the default; `corpus`: one of its corpora, likewise."""
-
-    bundle: str
-    corpus: str
-
-
-class ExplainOptions(Place, total=False):
-    """What `explain` answers; see `ExplainRequest`.
-
-    `parts`: what to compute; empty gives neurons alone. `top_n`, `nearest_count`, `similar_count`, `score_count`: how
-    many active neurons, nearest neurons, similar images and scores. `exemplars_per_neuron`: top images of each listed
-    neuron. `include_thumbnails`: whether each listed image brings its small JPEG.
-    """
-
-    parts: Iterable[ExplainPartName]
-    top_n: int
-    nearest_count: int
-    exemplars_per_neuron: int
-    similar_count: int
-    score_count: int
-    include_thumbnails: bool
-
-
-class NeuronOptions(Place, total=False):
-    """What `neuron` answers; see `GetNeuronRequest`. `exemplar_count`: images of each kind."""
-
-    parts: Iterable[NeuronPartName]
-    exemplar_count: int
-    similar_count: int
-    include_thumbnails: bool
-
-
-class ListNeuronsOptions(Place, total=False):
-    """Which neurons are listed, and how; see `ListNeuronsRequest` and `NeuronFilter`. Densities are in [0, 1]."""
-
-    order: NeuronOrderName
-    min_density: float
-    max_density: float
-    name_contains: str
-    alive_only: bool
-
-
-class SearchNeuronsOptions(Place, total=False):
-    """What `search_neurons` answers; see `SearchNeuronsRequest`. `count`: neurons."""
-
-    count: int
-    include_top_images: bool
-    exemplars_per_neuron: int
-    include_thumbnails: bool
-
-
-class SearchImagesOptions(Place, total=False):
-    """What `search_images` answers; see `SearchImagesRequest`. `count`: images."""
-
-    count: int
-    include_thumbnails: bool
 
 
 def image_query(

@@ -11,15 +11,17 @@ from typing import TypeVar, Unpack
 import grpc
 
 from phosphene.client.failures import error_from
-from phosphene.client.requests import (
-    IMAGE_LIMIT_BYTES,
+from phosphene.client.options import (
     ExplainOptions,
-    ImageSource,
     ListNeuronsOptions,
     NeuronOptions,
     Place,
     SearchImagesOptions,
     SearchNeuronsOptions,
+)
+from phosphene.client.requests import (
+    IMAGE_LIMIT_BYTES,
+    ImageSource,
     explain_request,
     image_query,
     image_request,

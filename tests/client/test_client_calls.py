@@ -6,7 +6,8 @@ from typing import Any, get_args
 import pytest
 
 from phosphene.client import AsyncClient, Client
-from phosphene.client.requests import ExplainPartName, NeuronOrderName, NeuronPartName, explain_request, image_query
+from phosphene.client.options import ExplainPartName, NeuronOrderName, NeuronPartName
+from phosphene.client.requests import explain_request, image_query
 from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError, SettingError
 from phosphene.v1.explain_pb2 import ExplainPart
 from phosphene.v1.neurons_pb2 import NeuronOrder, NeuronPart

@@ -1,0 +1,108 @@
+"""What a caller may choose for each call: described once, taken by `Client` and `AsyncClient` alike.
+
+An option that is left out leaves the choice to the service, whose defaults and bounds proto/phosphene/v1 names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypedDict
+
+__all__ = [
+    "ExplainOptions",
+    "ExplainPartName",
+    "ListNeuronsOptions",
+    "NeuronOptions",
+    "NeuronOrderName",
+    "NeuronPartName",
+    "Place",
+    "SearchImagesOptions",
+    "SearchNeuronsOptions",
+]
+
+ExplainPartName = Literal[
+    "fidelity", "neurons", "patch_activations", "nearest_neurons", "top_images", "similar_images", "scores", "code"
+]
+"""The values of `ExplainPart`, without prefix and in lower case."""
+NeuronPartName = Literal["top_images", "spread_images", "similar_neurons"]
+"""The values of `NeuronPart`, likewise."""
+NeuronOrderName = Literal["id", "density", "maximum", "mean", "label_entropy", "name_score"]
+"""The values of `NeuronOrder`, likewise."""
+
+
+class Place(TypedDict, total=False):
+    """Where to look."""
+
+    bundle: str
+    """Name of a bundle; the default one if empty."""
+    corpus: str
+    """Name of one of its corpora; its default one if empty."""
+
+
+class ExplainOptions(Place, total=False):
+    """What `explain` answers; see `ExplainRequest`."""
+
+    parts: Iterable[ExplainPartName]
+    """What to compute; neurons alone if empty. What this bundle or corpus cannot give is refused."""
+    top_n: int
+    """Active neurons to list."""
+    nearest_count: int
+    """Nearest neurons to list."""
+    exemplars_per_neuron: int
+    """Top images of each listed neuron."""
+    similar_count: int
+    """Similar images to list."""
+    score_count: int
+    """Scores to list."""
+    include_thumbnails: bool
+    """Whether each listed image brings its small JPEG."""
+
+
+class NeuronOptions(Place, total=False):
+    """What `neuron` answers; see `GetNeuronRequest`."""
+
+    parts: Iterable[NeuronPartName]
+    """What to answer beside statistics and names."""
+    exemplar_count: int
+    """Top images, and spread images, to list."""
+    similar_count: int
+    """Similar neurons to list."""
+    include_thumbnails: bool
+    """Whether each listed image brings its small JPEG."""
+
+
+class ListNeuronsOptions(Place, total=False):
+    """Which neurons are listed, and how; see `ListNeuronsRequest` and `NeuronFilter`."""
+
+    order: NeuronOrderName
+    """The order; by id if left out."""
+    min_density: float
+    """Least density, in [0, 1]."""
+    max_density: float
+    """Greatest density, in [0, 1]."""
+    name_contains: str
+    """A text that one of the neuron's names contains, letter case aside."""
+    alive_only: bool
+    """Whether to leave out neurons that fire on no image of the corpus."""
+
+
+class SearchNeuronsOptions(Place, total=False):
+    """What `search_neurons` answers; see `SearchNeuronsRequest`."""
+
+    count: int
+    """Neurons to list."""
+    include_top_images: bool
+    """Whether every neuron shows its top images."""
+    exemplars_per_neuron: int
+    """Top images of each neuron."""
+    include_thumbnails: bool
+    """Whether each listed image brings its small JPEG."""
+
+
+class SearchImagesOptions(Place, total=False):
+    """What `search_images` answers; see `SearchImagesRequest`."""
+
+    count: int
+    """Images to list."""
+    include_thumbnails: bool
+    """Whether each listed image brings its small JPEG."""
