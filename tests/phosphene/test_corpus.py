@@ -113,6 +113,12 @@ class TestReading:
         with pytest.raises(ImageTooLarge, match="100 bytes"):
             corpus.read(1)
 
+    def test_a_file_far_larger_than_memory_is_refused_unread(self, tmp_path):
+        put(tmp_path, {"a.jpg": b""})
+        os.truncate(tmp_path / "a.jpg", 4 * 2**40)
+        with pytest.raises(ImageTooLarge):
+            open_corpus(str(tmp_path)).read(0)
+
     def test_a_file_that_has_gone_is_named_without_its_folder(self, tmp_path):
         put(tmp_path, {"a.jpg": b"", "b.jpg": b""})
         corpus = open_corpus(str(tmp_path))

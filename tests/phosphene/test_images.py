@@ -220,14 +220,13 @@ def test_a_large_jpeg_is_drafted_and_stays_close():
 def test_a_drafted_jpeg_stays_in_place_whatever_its_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    # 905 / 4 is no whole number: the last drafted column lies mostly outside of the picture.
-    stripes = np.asarray(photo(905, 905)).copy()
-    data = encoded(Image.fromarray(stripes), "JPEG", quality=95, exif=exif)
+    # 451 / 2 is no whole number: the last drafted row lies half outside of the picture, the last column does not.
+    data = encoded(photo(451, 450), "JPEG", quality=95, exif=exif)
     exact = Preprocessing.from_config({"image_processor_type": "ViTImageProcessor", "size": 113})
     drafted = prepare(data, exact)
     assert drafted.drafted
     whole = Image.fromarray(read_image(data).pixels).resize((113, 113), Image.Resampling.BILINEAR)
-    assert np.abs(drafted.pixels.transpose(1, 2, 0).astype(int) - np.asarray(whole)).mean() < 1.0
+    assert np.abs(drafted.pixels.transpose(1, 2, 0).astype(int) - np.asarray(whole)).mean() < 0.5
 
 
 def test_a_line_of_pixels_costs_no_more_than_its_crop():
