@@ -134,15 +134,18 @@ def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
     partial.mkdir(parents=True, exist_ok=True)
     plan_id = plan.id
     shards = _plan_shards(plan)
-    quarantined_count = 0
     with progress.stage("harvest", plan.image_count, "images") as advance:
         advance(0, "")
         for name, rows in shards.items():
-            record = _read_record(partial, name, plan_id) or _write_shard(plan, plan_id, partial, name, rows, advance)
-            quarantined_count += len(record.quarantined)
-            advance(rows.stop, f"{quarantined_count} unreadable" if quarantined_count else "")
+            if _is_done(partial, name, plan_id):
+                advance(rows.stop, "")
+            else:
+                _write_shard(plan, plan_id, partial, name, rows, advance)
     _remove_leftovers(partial, set(shards))
     seal(partial, target, kind="activations", inputs=plan.inputs, config=plan.config)
+    unreadable = quarantined_images(target)
+    if unreadable:
+        progress.event("images left out", unreadable=len(unreadable), first=plan.corpus.rows[unreadable[0]["row"]].uri)
     return target
 
 
@@ -160,23 +163,19 @@ def _plan_shards(plan: HarvestPlan) -> dict[str, range]:
     }
 
 
-def _read_record(partial: Path, name: str, plan_id: str) -> ShardRecord | None:
+def _is_done(partial: Path, name: str, plan_id: str) -> bool:
     file = partial / f"{name}.json"
     if not file.is_file():
-        return None
+        return False
     try:
         record = ShardRecord(**json.loads(file.read_bytes()))
     except (ValueError, TypeError):
-        return None
-    sound = all(
-        (partial / part).is_file() and file_sha256(partial / part) == due for part, due in record.sha256.items()
-    )
-    return record if sound and record.plan_id == plan_id else None
+        return False
+    files = [(partial / file_name, sha256) for file_name, sha256 in record.sha256.items()]
+    return record.plan_id == plan_id and all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in files)
 
 
-def _write_shard(
-    plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range, advance: Advance
-) -> ShardRecord:
+def _write_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range, advance: Advance) -> None:
     blocks: list[Float32[np.ndarray, "rows d"]] = []
     image_rows: list[Int[np.ndarray, " rows"]] = []
     contents = hashlib.sha256()
@@ -209,7 +208,6 @@ def _write_shard(
         sha256={file_name: file_sha256(partial / file_name) for file_name in arrays},
     )
     write_durably(partial / f"{name}.json", canonical_json(asdict(record)))
-    return record
 
 
 class _Batch(NamedTuple):

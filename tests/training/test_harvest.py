@@ -1,0 +1,157 @@
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from phosphene.corpus import open_corpus
+from phosphene.encoder import Encoder, Site, Tokens, load_encoder
+from phosphene.errors import NumericError
+from phosphene.images import prepare
+from phosphene.manifest import open_artefact
+from tests.training.corpora import corrupt, write_corpus
+from training.harvest import HarvestPlan, harvest, quarantined_images
+from training.progress import Advance, SilentProgress
+from training.settings import Execution, HarvestSettings, Storage
+
+CLS, PATCHES = Site(block=1, tokens=Tokens.CLS), Site(block=1, tokens=Tokens.PATCHES)
+SETTINGS = HarvestSettings(batch_images=4)
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_folder: Path) -> Encoder:
+    return load_encoder(encoder_folder)
+
+
+def make_plan(folder: Path, encoder: Encoder, site: Site = CLS, **options: Any) -> HarvestPlan:
+    return HarvestPlan(
+        corpus=open_corpus(str(folder)),
+        encoder=encoder,
+        site=site,
+        settings=dataclasses.replace(SETTINGS, **options),
+        execution=Execution(),
+    )
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All residuals and the corpus row of each."""
+    files = sorted(path.glob("shard-?????.npy"))
+    rows = [np.load(file.with_suffix(".rows.npy")) for file in files]
+    return np.concatenate([np.load(file) for file in files]), np.concatenate(rows)
+
+
+class Killed(BaseException):
+    """What a kill looks like from within the process."""
+
+
+class KillingProgress(SilentProgress):
+    def __init__(self, image_count: int) -> None:
+        self._image_count = image_count
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        def advance(done: int, status: str) -> None:
+            if done >= self._image_count:
+                raise Killed
+
+        yield advance
+
+
+@pytest.mark.parametrize("site", [CLS, PATCHES, Site(block=None, tokens=Tokens.EMBEDDING)], ids=str)
+def test_residuals_are_those_of_the_encoder_in_corpus_order(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path, site: Site
+) -> None:
+    plan = make_plan(corpus_folder, encoder, site, image_limit=10)
+    residuals, rows = read(harvest(plan, tmp_path, SilentProgress()))
+    token_count = encoder.site_token_count(site)
+    assert rows.tolist() == [row for row in range(10) for _ in range(token_count)]
+    for row in (0, 5, 9):
+        pixels = prepare(plan.corpus.read(row), encoder.preprocessing).pixels
+        due = encoder.residuals(torch.from_numpy(pixels)[None], site)[0].numpy()
+        assert np.allclose(residuals[rows == row], due, atol=1e-5)
+
+
+def test_an_unreadable_image_is_counted_and_changes_no_other(encoder: Encoder, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", 20)
+    sound = read(harvest(make_plan(folder, encoder), tmp_path / "a", SilentProgress()))
+    corrupt(folder, 6)
+    path = harvest(make_plan(folder, encoder), tmp_path / "b", SilentProgress())
+    residuals, rows = read(path)
+    assert quarantined_images(path) == [{"row": 6, "error": "ImageUnreadable"}]
+    assert rows.tolist() == [row for row in range(20) if row != 6]
+    assert np.array_equal(residuals, sound[0][sound[1] != 6])
+
+
+@pytest.mark.parametrize("killed_after", [0, 6, 40, 95])
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path, killed_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 8 * 32 * 4)
+    plan = make_plan(corpus_folder, encoder)
+    assert plan.shard_images == 8
+    whole = open_artefact(harvest(plan, tmp_path / "whole", SilentProgress()), kind="activations")
+    with pytest.raises(Killed):
+        harvest(plan, tmp_path / "killed", KillingProgress(killed_after))
+    partial = next((tmp_path / "killed").glob("*.partial"))
+    (partial / "shard-00011.npy.draft").write_bytes(b"half")
+    (partial / "manifest.json").write_bytes(b"left before the rename")
+    for record in list(partial.glob("shard-*.json"))[:1]:
+        record.with_suffix(".npy").write_bytes(b"damaged")
+    path = harvest(plan, tmp_path / "killed", SilentProgress())
+    assert open_artefact(path, kind="activations").id == whole.id
+
+
+def test_a_finished_harvest_is_used_again(corpus_folder: Path, encoder: Encoder, tmp_path: Path) -> None:
+    plan = make_plan(corpus_folder, encoder, image_limit=20)
+    path = harvest(plan, tmp_path, SilentProgress())
+    assert harvest(plan, tmp_path, KillingProgress(0)) == path
+
+
+def test_other_settings_make_another_harvest_beside_it(corpus_folder: Path, encoder: Encoder, tmp_path: Path) -> None:
+    paths = {
+        harvest(make_plan(corpus_folder, encoder, image_limit=16, storage=storage), tmp_path, SilentProgress())
+        for storage in Storage
+    }
+    assert len(paths) == 2
+    halves, wholes = sorted((read(path)[0] for path in paths), key=lambda array: array.itemsize)
+    assert halves.dtype == np.float16
+    assert np.allclose(halves, wholes, rtol=1e-3, atol=1e-3)
+
+
+def test_a_subsample_of_tokens_follows_from_the_seed_and_lies_within_the_image(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    whole = read(harvest(make_plan(corpus_folder, encoder, PATCHES, image_limit=16), tmp_path, SilentProgress()))
+    options: dict[str, Any] = {"image_limit": 16, "tokens_per_image": 5}
+    paths = [
+        harvest(make_plan(corpus_folder, encoder, PATCHES, **options, seed=seed), tmp_path / name, SilentProgress())
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    first, again, other = (read(path) for path in paths)
+    assert np.array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])
+    for row in range(16):
+        kept = {residual.tobytes() for residual in first[0][first[1] == row]}
+        assert len(kept) == 5
+        assert kept <= {residual.tobytes() for residual in whole[0][whole[1] == row]}
+
+
+def test_residuals_beyond_the_storage_are_refused_with_shard_and_row(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    class Loud(Encoder):
+        def residuals(self, pixels: torch.Tensor, site: Site) -> torch.Tensor:
+            found = super().residuals(pixels, site).clone()
+            found[2, 0, 0] = 1e6
+            return found
+
+    loud = object.__new__(Loud)
+    loud.__dict__.update(encoder.__dict__)
+    plan = make_plan(corpus_folder, loud, image_limit=16, storage=Storage.FLOAT16)
+    with pytest.raises(NumericError, match=r"shard-00000 holds NaN or infinity .* first at row 2 \(image 2, 'blue/"):
+        harvest(plan, tmp_path, SilentProgress())
+    assert not list(tmp_path.glob("*/manifest.json"))
