@@ -13,7 +13,8 @@ import logging
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import numpy as np
 
@@ -29,20 +30,29 @@ from service.logs import log_event, open_logs
 from service.metrics import Metrics, MetricsServer
 from service.opening import open_catalogue
 from service.server import METHODS, Server
-from service.settings import Settings, load_settings
+from service.settings import ArtefactSettings, EngineSettings, Settings, load_settings
 from service.workers import WorkerPool
 
-__all__ = ["main"]
+__all__ = ["Opener", "image_limits", "main"]
+
+Opener = Callable[[ArtefactSettings, EngineSettings], AbstractAsyncContextManager[Catalogue]]
 
 
-def main() -> int:
-    """Run the service; returns the exit status."""
+def main(opener: Opener = open_catalogue) -> int:
+    """Run the service until it is told to stop.
+
+    Args:
+        opener: opens what the settings name.
+
+    Returns:
+        The exit status.
+    """
     open_logs("info")
     try:
         settings = load_settings()
         open_logs(settings.log_level)
         log_event("starting", version=phosphene.__version__, settings=settings.to_log())
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, opener))
     except PhospheneError as error:
         log_event("cannot serve", level=logging.ERROR, reason=str(error))
         sys.stderr.write(f"service: {error}\n")
@@ -51,7 +61,7 @@ def main() -> int:
     return 0
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, opener: Opener) -> None:
     clock = time.monotonic
     stop = _stop_on_signals()
     limits = image_limits(settings)
@@ -59,7 +69,7 @@ async def _serve(settings: Settings) -> None:
     async with AsyncExitStack() as lifetimes:
         enter = lifetimes.enter_async_context
         metrics_server = await enter(MetricsServer(metrics, settings.network.metrics_listen))
-        catalogue = await enter(open_catalogue(settings.artefacts, settings.engine))
+        catalogue = await enter(opener(settings.artefacts, settings.engine))
         batcher = await enter(
             Batcher(
                 queue_limit=settings.engine.queue_images,

@@ -173,7 +173,7 @@ def _fidelity(generation: Generation, image: LiveImage | StoredImage, code: Imag
             assert measured is not None, "the engine was asked for fidelity"
             return FidelityReport(
                 fvu=measured.fvu,
-                cut_count=code.cut_count,
+                cut_count=code.cut_count - measured.cut_count,
                 cosine=measured.cosine,
                 l0=measured.l0,
                 residual_norm=measured.residual_norm,

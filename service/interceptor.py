@@ -121,4 +121,6 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _done(self, method: str, code: str, duration_s: float) -> None:
         self._metrics.request_done(method=method, code=code, duration_s=duration_s)
-        log_event("answered", method=method, code=code, duration_ms=round(1000 * duration_s, 3))
+        # Answers are counted by the metrics; at level info a log holds what went wrong.
+        level = logging.DEBUG if code == "OK" else logging.INFO
+        log_event("answered", level=level, method=method, code=code, duration_ms=round(1000 * duration_s, 3))
