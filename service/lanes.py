@@ -36,9 +36,9 @@ class EngineRow:
 
     code: ImageCode
     """The image code."""
-    token_values: Float32[np.ndarray, "tokens width"] | None = None
+    token_values: Float32[np.ndarray, "tokens slots"] | None = None
     """Activations of every token's code, descending; 0 where unused."""
-    token_neuron_ids: Int64[np.ndarray, "tokens width"] | None = None
+    token_neuron_ids: Int64[np.ndarray, "tokens slots"] | None = None
     """Their neurons; 0 where unused."""
     fidelity: Fidelity | None = None
     """How well the code accounts for the residuals."""

@@ -1,0 +1,150 @@
+"""The real thing: bundles and indexes from disk, opened, refused where they must be, and asked over a real channel."""
+
+import shutil
+
+import pytest
+
+from index.build import BuildJob, build_index
+from index.plan import IndexConfig
+from phosphene.encoder import Family, Tokens
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SettingError
+from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
+from service.opening import open_catalogue
+from service.settings import ArtefactSettings, EngineSettings, NamedPath
+from tests.index.quiet import Notes
+from tests.index.small_world import NEURON_COUNT, write_bundle, write_corpus
+from tests.service.conftest import serving
+
+ENGINE = EngineSettings(device="cpu", thread_count=1)
+ALL_PARTS = [number for number in explain_pb2.ExplainPart.values() if number]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A bundle on CLIP's patches, another on its class token, and an index of the first."""
+    folder = tmp_path_factory.mktemp("world")
+    corpus = write_corpus(folder / "pictures", 12)
+    paths = {
+        "folder": folder,
+        "bundle": write_bundle(folder, Family.CLIP, tokens=Tokens.PATCHES),
+        "other": write_bundle(folder, Family.DINOV2, seed=1, tokens=Tokens.CLS),
+        "index": folder / "index",
+    }
+    config = IndexConfig(shard_images=16, batch_images=4, thread_count=1, top_count=10, spread_count=6)
+    build_index(BuildJob(corpus=str(corpus), bundle=paths["bundle"], out=paths["index"], config=config), Notes())
+    return paths
+
+
+def artefacts(bundles, indexes=()):
+    return ArtefactSettings(
+        bundles=tuple(NamedPath(name=name, path=path) for name, path in bundles),
+        indexes=tuple(NamedPath(name=name, path=path) for name, path in indexes),
+    )
+
+
+async def opened(*settings):
+    async with open_catalogue(artefacts(*settings), ENGINE) as catalogue:
+        return catalogue.entries
+
+
+async def test_real_artefacts_answer_alike_by_bytes_and_by_digest(world):
+    both = artefacts([("clip", world["bundle"]), ("dino", world["other"])], [("pictures", world["index"])])
+    async with open_catalogue(both, ENGINE) as catalogue, serving(catalogue.entries) as running:
+        stub = running.stub
+        models = (await stub.ListModels(models_pb2.ListModelsRequest())).models
+        assert [(model.bundle, len(model.corpora)) for model in models] == [("clip", 1), ("dino", 0)]
+        assert models[0].neuron_count == NEURON_COUNT
+        assert models[0].corpora[0].text_search
+        assert models[0].corpora[0].image_count == 12
+        data = (world["folder"] / "pictures" / "0003.png").read_bytes()
+        live = explain_pb2.ExplainRequest(image=values_pb2.ImageQuery(data=data), parts=ALL_PARTS[:6] + ALL_PARTS[7:])
+        answer = await stub.Explain(live)
+        assert answer.image.corpus_image.row == 3
+        assert len(answer.neurons) == 10
+        assert len(answer.neurons[0].patch_activations) == answer.grid.row_count * answer.grid.column_count
+        peaks = [max(active.patch_activations) for active in answer.neurons]
+        assert peaks == pytest.approx([active.activation for active in answer.neurons])
+        assert len(answer.nearest_neurons) == 10
+        assert -1 <= answer.nearest_neurons[0].cosine <= 1
+        assert answer.similar_images
+        assert 3 not in [match.image.row for match in answer.similar_images]
+        stored = await stub.Explain(
+            explain_pb2.ExplainRequest(
+                image=values_pb2.ImageQuery(sha256=answer.image.sha256),
+                parts=[explain_pb2.EXPLAIN_PART_CODE, explain_pb2.EXPLAIN_PART_FIDELITY],
+            )
+        )
+        live_code = dict(zip(answer.code.neuron_ids, answer.code.activations, strict=True))
+        stored_code = dict(zip(stored.code.neuron_ids, stored.code.activations, strict=True))
+        assert stored_code.keys() == live_code.keys()
+        assert stored_code == {neuron: pytest.approx(value, rel=2e-3) for neuron, value in live_code.items()}
+        assert stored.fidelity.fvu == pytest.approx(answer.fidelity.fvu, rel=2e-3)
+
+
+async def test_real_searches_answer(world):
+    one = artefacts([("clip", world["bundle"])], [("pictures", world["index"])])
+    async with open_catalogue(one, ENGINE) as catalogue, serving(catalogue.entries) as running:
+        stub = running.stub
+        listed = await stub.ListNeurons(
+            neurons_pb2.ListNeuronsRequest(
+                order=neurons_pb2.NEURON_ORDER_DENSITY,
+                filter=neurons_pb2.NeuronFilter(alive_only=True),
+                page_size=3,
+            )
+        )
+        best = listed.neurons[0].neuron_id
+        densities = [summary.density for summary in listed.neurons]
+        assert densities == sorted(densities, reverse=True)
+        profile = await stub.GetNeuron(
+            neurons_pb2.GetNeuronRequest(neuron_id=best, parts=[1, 2, 3], include_thumbnails=True)
+        )
+        assert profile.statistics.firing_count == round(profile.neuron.density * 12)
+        assert [quantile.level for quantile in profile.statistics.quantiles][-1] == 1
+        assert profile.statistics.quantiles[-1].activation == pytest.approx(profile.statistics.maximum)
+        assert profile.top_images[0].image.thumbnail.startswith(b"\xff\xd8")
+        by_text = await stub.SearchNeurons(neurons_pb2.SearchNeuronsRequest(text="a red circle", count=5))
+        assert len(by_text.neurons) == 5
+        scores = [match.score for match in by_text.neurons]
+        assert scores == sorted(scores, reverse=True)
+        by_neuron = await stub.SearchImages(images_pb2.SearchImagesRequest(neuron_id=best, count=3))
+        assert [match.image.row for match in by_neuron.images] == [
+            exemplar.image.row for exemplar in profile.top_images[:3]
+        ]
+
+
+async def test_an_index_of_another_bundle_is_refused_with_both_ids_and_the_remedy(world):
+    with pytest.raises(ArtefactMismatch) as caught:
+        await opened([("dino", world["other"])], [("pictures", world["index"])])
+    entries = await opened([("clip", world["bundle"]), ("dino", world["other"])])
+    for bundle, _ in entries:
+        assert bundle.facts.code_id in str(caught.value)
+    assert "python -m index build" in str(caught.value)
+
+
+async def test_what_is_not_there_is_named(world):
+    with pytest.raises(ArtefactMissing, match="nowhere"):
+        await opened([("clip", world["folder"] / "nowhere")])
+    with pytest.raises(ArtefactMissing, match="nowhere"):
+        await opened([("clip", world["bundle"])], [("pictures", world["folder"] / "nowhere")])
+
+
+@pytest.mark.parametrize("which", ["bundle", "index"])
+async def test_one_flipped_bit_in_any_file_is_refused(world, tmp_path, which):
+    names = sorted(str(path.relative_to(world[which])) for path in world[which].rglob("*") if path.is_file())
+    for number, name in enumerate(names):
+        if name == "manifest.json":
+            continue
+        copy = tmp_path / str(number)
+        shutil.copytree(world[which], copy, copy_function=shutil.os.link)
+        damaged = bytearray((copy / name).read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        (copy / name).unlink()
+        (copy / name).write_bytes(damaged)
+        with pytest.raises(ArtefactDamaged):
+            await opened([("clip", copy if which == "bundle" else world["bundle"])], [("p", copy)])
+
+
+async def test_a_device_that_is_not_here_is_named(world):
+    with pytest.raises(SettingError, match="cuda:9"):
+        async with open_catalogue(artefacts([("clip", world["bundle"])]), EngineSettings(device="cuda:9")):
+            pass
