@@ -7,7 +7,6 @@ sees the same data.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from phosphene.errors import CorpusError
 from phosphene.manifest import Manifest, open_artefact
+from training.shards import read_records
 
 MIN_IMAGE_COUNT = 16
 """Images that a corpus must yield: fewer leave nothing to hold out."""
@@ -65,8 +65,8 @@ class Activations:
         """
         self.manifest: Manifest = open_artefact(path, kind="activations")
         self._seed = seed
-        records = [json.loads(file.read_bytes()) for file in sorted(path.glob("shard-*.json"))]
-        image_rows = [np.load(path / f"{record['name']}.rows.npy", allow_pickle=False) for record in records]
+        records = read_records(path)
+        image_rows = [np.load(path / f"{record.name}.rows.npy", allow_pickle=False) for record in records]
         images = np.unique(np.concatenate(image_rows))
         if len(images) < MIN_IMAGE_COUNT:
             raise CorpusError(
@@ -76,13 +76,13 @@ class Activations:
         held_out = np.random.default_rng([seed, 0]).permutation(images)[: held_out_count(len(images), tokens_per_image)]
         self._halves = (np.sort(held_out[::2]), np.sort(held_out[1::2]))
         self.shards = [
-            Shard(path=path / f"{record['name']}.npy", image_rows=rows, held_out=np.isin(rows, held_out))
+            Shard(path=path / f"{record.name}.npy", image_rows=rows, held_out=np.isin(rows, held_out))
             for record, rows in zip(records, image_rows, strict=True)
         ]
         self.image_count = len(images)
         self.held_out_image_count = len(held_out)
         self.training_count = sum(shard.training_count for shard in self.shards)
-        self.width: int = int(records[0]["width"])
+        self.width: int = records[0].width
         self._loaded: tuple[tuple[int, ...], Float32[np.ndarray, "rows d"]] | None = None
 
     def moments(self) -> tuple[Float[Tensor, " d"], float]:

@@ -12,12 +12,9 @@ the same bytes. Knows nothing of autoencoders.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +26,10 @@ from phosphene.corpus import Corpus
 from phosphene.encoder import Encoder, Site
 from phosphene.errors import ImageError, NumericError
 from phosphene.images import image_sha256, prepare
-from phosphene.manifest import canonical_json, digest_of, file_sha256, find_artefact, partial_path, seal, write_durably
+from phosphene.manifest import digest_of, find_artefact, partial_path, seal
 from training.progress import Advance, Progress
 from training.settings import Execution, HarvestSettings, config_of
+from training.shards import is_done, read_records, remove_leftovers, shard_name, write_shard
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,26 +89,6 @@ class HarvestPlan:
         return digest_of({"inputs": self.inputs, "config": self.config})
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardRecord:
-    """What one shard holds."""
-
-    name: str
-    """Stem of its files."""
-    plan_id: str
-    """The plan that it belongs to."""
-    row_count: int
-    """Residuals."""
-    width: int
-    """Length of a residual."""
-    contents_sha256: str
-    """Digest over the digests of its images' bytes, in order; without those too large to read."""
-    quarantined: list[dict[str, Any]]
-    """Unreadable images: corpus row and error class."""
-    sha256: dict[str, str]
-    """Digests of its array files by name."""
-
-
 def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
     """Read all residuals, or what an earlier run has left to read.
 
@@ -137,11 +115,11 @@ def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
     with progress.stage("harvest", plan.image_count, "images") as advance:
         advance(0, "")
         for name, rows in shards.items():
-            if _is_done(partial, name, plan_id):
+            if is_done(partial, name, plan_id):
                 advance(rows.stop, "")
             else:
-                _write_shard(plan, plan_id, partial, name, rows, advance)
-    _remove_leftovers(partial, set(shards))
+                _harvest_shard(plan, plan_id, partial, name, rows, advance)
+    remove_leftovers(partial, set(shards))
     seal(partial, target, kind="activations", inputs=plan.inputs, config=plan.config)
     unreadable = quarantined_images(target)
     if unreadable:
@@ -151,31 +129,18 @@ def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
 
 def quarantined_images(path: Path) -> list[dict[str, Any]]:
     """The unreadable images of a finished harvest: corpus row and error class, in corpus order."""
-    records = [json.loads(file.read_bytes()) for file in sorted(path.glob("shard-*.json"))]
-    return [entry for record in records for entry in record["quarantined"]]
+    return [entry for record in read_records(path) for entry in record.quarantined]
 
 
 def _plan_shards(plan: HarvestPlan) -> dict[str, range]:
     starts = range(0, plan.image_count, plan.shard_images)
     return {
-        f"shard-{index:05d}": range(start, min(start + plan.shard_images, plan.image_count))
+        shard_name(index): range(start, min(start + plan.shard_images, plan.image_count))
         for index, start in enumerate(starts)
     }
 
 
-def _is_done(partial: Path, name: str, plan_id: str) -> bool:
-    file = partial / f"{name}.json"
-    if not file.is_file():
-        return False
-    try:
-        record = ShardRecord(**json.loads(file.read_bytes()))
-    except (ValueError, TypeError):
-        return False
-    files = [(partial / file_name, sha256) for file_name, sha256 in record.sha256.items()]
-    return record.plan_id == plan_id and all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in files)
-
-
-def _write_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range, advance: Advance) -> None:
+def _harvest_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range, advance: Advance) -> None:
     blocks: list[Float32[np.ndarray, "rows d"]] = []
     image_rows: list[Int[np.ndarray, " rows"]] = []
     contents = hashlib.sha256()
@@ -195,19 +160,15 @@ def _write_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows
         stored = np.concatenate([np.zeros((0, width), np.float32), *blocks]).astype(plan.settings.storage.value)
     origins = np.concatenate([np.zeros(0, np.int64), *image_rows])
     _refuse_non_finite(plan, name, stored, origins)
-    arrays = {f"{name}.npy": stored, f"{name}.rows.npy": origins}
-    for file_name, array in arrays.items():
-        write_durably(partial / file_name, _npy_bytes(array))
-    record = ShardRecord(
-        name=name,
+    write_shard(
+        partial,
+        name,
+        stored,
+        origins,
         plan_id=plan_id,
-        row_count=len(stored),
-        width=width,
         contents_sha256=contents.hexdigest(),
         quarantined=quarantined,
-        sha256={file_name: file_sha256(partial / file_name) for file_name in arrays},
     )
-    write_durably(partial / f"{name}.json", canonical_json(asdict(record)))
 
 
 class _Batch(NamedTuple):
@@ -259,17 +220,3 @@ def _refuse_non_finite(plan: HarvestPlan, name: str, stored: np.ndarray, origins
             f"(image {row}, {plan.corpus.rows[row].uri!r}) at {plan.site} as {plan.settings.storage.value}: "
             "use --storage float32, or another encoder or site"
         )
-
-
-def _npy_bytes(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _remove_leftovers(partial: Path, names: set[str]) -> None:
-    # What a killed run left half-written (drafts, a manifest before its rename) must not enter the artefact.
-    due = {f"{name}{suffix}" for name in names for suffix in (".npy", ".rows.npy", ".json")}
-    for path in partial.iterdir():
-        if path.name not in due:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()

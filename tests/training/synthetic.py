@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from phosphene.manifest import file_sha256, seal
+from phosphene.manifest import seal
+from training.shards import shard_name, write_shard
 
 WIDTH = 16
 
@@ -31,19 +31,9 @@ def write_activations(
     partial.mkdir(parents=True)
     shard_rows = shard_images * tokens_per_image
     for index, start in enumerate(range(0, len(residuals), shard_rows)):
-        name = f"shard-{index:05d}"
+        name = shard_name(index)
         part = residuals[start : start + shard_rows]
         rows = np.arange(start, start + len(part), dtype=np.int64) // tokens_per_image
-        np.save(partial / f"{name}.npy", part)
-        np.save(partial / f"{name}.rows.npy", rows)
-        record = {
-            "name": name,
-            "plan_id": "synthetic",
-            "row_count": len(part),
-            "width": residuals.shape[1],
-            "quarantined": [],
-            "sha256": {file: file_sha256(partial / file) for file in (f"{name}.npy", f"{name}.rows.npy")},
-        }
-        (partial / f"{name}.json").write_text(json.dumps(record))
+        write_shard(partial, name, part, rows, plan_id="synthetic", contents_sha256="0" * 64, quarantined=[])
     seal(partial, folder, kind="activations", inputs={}, config={})
     return folder
