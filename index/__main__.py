@@ -19,9 +19,11 @@ from phosphene.errors import PhospheneError
 
 __all__ = ["main"]
 
+_PLAIN_WIDTH = 120
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 refused, 130 stopped by the user."""
+    """Run one command; returns the exit status: 0 done, 2 refused, 130 stopped by the user."""
     options = _parser().parse_args(arguments)
     try:
         match options.command:
@@ -32,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case _:
                 _verify(options)
     except PhospheneError as error:
-        sys.stderr.write(f"index {options.command}: {error}\n")
-        return 1
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"index {options.command}: stopped; run it again to go on\n")
+        sys.stderr.write("stopped; the same command goes on from here\n")
         return 130
     return 0
 
@@ -84,7 +86,7 @@ def _build(options: argparse.Namespace) -> None:
         device=options.device,
         max_bad_ratio=options.max_bad_ratio,
     )
-    with open_progress(sys.stderr) as progress:
+    with open_progress(Console(stderr=True)) as progress:
         result = build_index(job, progress)
     _answer(
         {
@@ -102,7 +104,9 @@ def _show(options: argparse.Namespace) -> None:
     from index.show import describe_index
 
     with open_index(options.index) as index:
-        Console(file=sys.stdout).print(describe_index(options.index, index, name_count=options.names))
+        # Off a terminal rich assumes 80 columns, too few for a digest and its name.
+        console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+        console.print(describe_index(options.index, index, name_count=options.names))
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -38,9 +38,9 @@ class Progress(Protocol):
 class LineProgress:
     """One JSON object a line: at most one every five seconds within a stage, and one at its end."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        """Write to `stream`; `clock` gives seconds that only grow."""
-        self._stream = stream
+    def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+        """Hand each line to `write`; `clock` gives seconds that only grow."""
+        self._hand_over = write
         self._clock = clock
         self._title, self._unit = "", ""
         self._total, self._done, self._done_before = 0, 0, 0
@@ -78,8 +78,7 @@ class LineProgress:
         self._write({"event": "note", "text": sentence})
 
     def _write(self, record: dict[str, object]) -> None:
-        self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        self._hand_over(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 class TerminalProgress:
@@ -105,13 +104,13 @@ class TerminalProgress:
 
 
 @contextmanager
-def open_progress(stream: TextIO) -> Iterator[Progress]:
-    """Tell progress on `stream` as fits it: bars on a terminal, JSON lines on anything else."""
-    if not stream.isatty():
-        yield LineProgress(stream)
+def open_progress(console: Console) -> Iterator[Progress]:
+    """Tell progress on a console as fits it: bars on a terminal, JSON lines on anything else."""
+    if not console.is_terminal:
+        yield LineProgress(console.file.write)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with RichProgress(*columns, console=Console(file=stream)) as bars:
+    with RichProgress(*columns, console=console) as bars:
         yield TerminalProgress(bars)
 
 

@@ -219,9 +219,9 @@ def test_corrupt_images_are_quarantined_with_reason(built: Path) -> None:
         assert index.thumbnail(5) == b""
 
 
-def test_a_listed_file_that_is_missing_is_quarantined(bundle: Path, tmp_path: Path) -> None:
+def test_a_file_beyond_the_limit_is_quarantined_unread(bundle: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "pictures", 20)
-    (corpus.parent / "0003.png").unlink()
+    (corpus.parent / "0003.png").write_bytes(bytes(2**24 + 1))
     _build(corpus, bundle, tmp_path / "index")
     with open_index(tmp_path / "index") as index:
         assert index.quarantined_count == 1
@@ -277,7 +277,7 @@ def test_settings_out_of_bounds_are_named_all_at_once() -> None:
     with pytest.raises(SettingError, match=r"shard_images is 0.*top_count is -1"):
         IndexConfig(shard_images=0, top_count=-1)
     with pytest.raises(SettingError, match="max_bad_ratio is 2"):
-        BuildJob(corpus="x", bundle=Path("b"), out=Path("o"), config=SMALL, max_bad_ratio=2)
+        BuildJob(corpus="x", bundle=Path("b"), out=Path("o"), config=SMALL, max_bad_ratio=2.0)
 
 
 def test_the_index_holds_no_paths_and_no_times(built: Path, corpus: Path) -> None:

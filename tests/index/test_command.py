@@ -1,0 +1,72 @@
+"""The command line, and what it tells while it works."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from index.__main__ import main
+from index.progress import LineProgress, open_progress
+from index.reader import open_index
+
+
+def test_build_tells_in_json_lines_and_ends_with_the_id(
+    corpus: Path, bundle: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--shard-images", "16", "--batch", "4", "--threads", "1", "--top", "10", "--spread", "6"]
+    command = ["build", str(corpus), "--bundle", str(bundle), "--out", str(tmp_path / "index"), *options]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["stage"] for line in lines if line["event"] == "begin"] == ["digest", "encode", "assemble"]
+    assert any("quarantined 1 of 40 images: 0005.png" in line.get("text", "") for line in lines)
+    with open_index(built) as index:
+        assert json.loads(out)["id"] == index.id
+    assert json.loads(out)["was_finished"] is False
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["was_finished"] is True
+
+
+def test_show_prints_a_summary(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(built), "--names", "3"]) == 0
+    text = capsys.readouterr().out
+    with open_index(built) as index:
+        assert index.id in text
+    for part in ("39 indexed, 1 quarantined", "density of the living neurons", "best named neurons", "thumbnails"):
+        assert part in text
+
+
+def test_verify_passes_and_refuses(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(built)]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 39
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_lines_come_at_intervals_with_rate_and_remaining_time() -> None:
+    now_s = [0.0]
+    stream = io.StringIO()
+    progress = LineProgress(stream.write, clock=lambda: now_s[0])
+    progress.begin("encode", 100, 20, "images")
+    for _ in range(8):
+        now_s[0] += 1
+        progress.advance(10)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["begin", "progress", "progress"]
+    assert (lines[1]["done"], lines[1]["rate_per_s"], lines[1]["eta_s"]) == (70, 10.0, 3.0)
+    assert (lines[2]["done"], lines[2]["eta_s"]) == (100, 0.0)
+
+
+def test_a_terminal_gets_bars() -> None:
+    stream = io.StringIO()
+    with open_progress(Console(file=stream, force_terminal=True, width=100)) as progress:
+        progress.begin("encode", 4, 0, "images")
+        progress.advance(4)
+        progress.say("one image is odd")
+    assert "4/4" in stream.getvalue()
+    assert "one image is odd" in stream.getvalue()
+    assert "{" not in stream.getvalue()
