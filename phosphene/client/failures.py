@@ -79,7 +79,8 @@ def error_from(failure: grpc.RpcError | grpc.aio.AioRpcError, *, address: str, t
             return InputError(f"the message is too large ({text}); send a smaller image, or ask for fewer thumbnails")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExpired(
-                f"no answer from {address} within {timeout_s:g} s; ask for less, or allow more time (timeout_s)"
+                f"no answer from {address} within {timeout_s:g} s; "
+                "ask for less, or allow more time (timeout_s, --timeout)"
             )
         case grpc.StatusCode.UNAVAILABLE:
             return ServiceUnreachable(

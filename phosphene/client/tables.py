@@ -26,7 +26,7 @@ from phosphene.client.words import (
 )
 from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse, NearestNeuron, Score
 from phosphene.v1.images_pb2 import SearchImagesResponse
-from phosphene.v1.models_pb2 import Model, ReadoutKind
+from phosphene.v1.models_pb2 import CorpusSummary, Model, ReadoutKind
 from phosphene.v1.neurons_pb2 import GetNeuronResponse, ListNeuronsResponse, NeuronMatch, SearchNeuronsResponse
 from phosphene.v1.values_pb2 import Exemplar, ImageMatch, NeuronSummary, Provenance
 
@@ -127,7 +127,7 @@ def models_view(models: Sequence[Model]) -> RenderableType:
     """Show every bundle with its corpora."""
     table = _table("bundle", "encoder", "site", "neurons", "readout", "corpora")
     for model in models:
-        corpora = [f"{plain(corpus.corpus)}: {corpus.image_count} images" for corpus in model.corpora]
+        corpora = [_corpus(corpus) for corpus in model.corpora]
         table.add_row(
             Text(plain(model.bundle)),
             Text(plain(model.encoder.model)),
@@ -137,6 +137,11 @@ def models_view(models: Sequence[Model]) -> RenderableType:
             Text("\n".join(corpora) or "none"),
         )
     return _titled("Bundles (the first is the default)", table)
+
+
+def _corpus(corpus: CorpusSummary) -> str:
+    quarantined = f", {corpus.quarantined_image_count} quarantined" if corpus.quarantined_image_count else ""
+    return f"{plain(corpus.corpus)}: {corpus.image_count} images{quarantined}"
 
 
 def _active_neurons(neurons: Sequence[ActiveNeuron]) -> Group:

@@ -36,6 +36,8 @@ __all__ = [
 
 
 _LINE_BREAKS = "\t\n\v\f\r\u0085\u2028\u2029"
+# A neuron that fires on this share of a corpus tells its images apart by strength alone.
+_COMMONPLACE = 0.9
 _UNSHOWN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
 
 
@@ -91,7 +93,11 @@ def density_words(density: float | None) -> str:
     """Say how common a neuron is in the corpus; None where there is no corpus."""
     if density is None:
         return "no corpus"
-    return f"fires on {percent(density)} of images" if density > 0.0 else "never fires in the corpus"
+    if density <= 0.0:
+        return "never fires in the corpus"
+    if density >= _COMMONPLACE:
+        return f"fires on {percent(density)} of images, so that it says little by itself"
+    return f"fires on {percent(density)} of images"
 
 
 def neuron_title(neuron: NeuronSummary) -> str:
@@ -129,7 +135,7 @@ def verdict(fidelity: Fidelity) -> Verdict:
     from 0.5 on as hints.
     """
     explained = 1.0 - fidelity.fvu
-    cut = f" {fidelity.cut_count} weaker neurons were cut from the code." if fidelity.cut_count else ""
+    cut = _cuts(fidelity)
     if explained >= 0.8:
         return Verdict(
             grade="good",
@@ -187,3 +193,9 @@ def provenance_words(provenance: Provenance) -> list[tuple[str, str]]:
         ("service", plain(provenance.service_version)),
     ]
     return [(title, text) for title, text in pairs if text]
+
+
+def _cuts(fidelity: Fidelity) -> str:
+    image = f" {fidelity.cut_count} weaker neurons were cut from the code." if fidelity.cut_count else ""
+    tokens = f" {fidelity.token_cut_count} activations were cut from its tokens." if fidelity.token_cut_count else ""
+    return image + tokens

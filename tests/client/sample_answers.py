@@ -114,7 +114,15 @@ def explanation(
     answer = ExplainResponse(
         provenance=provenance(),
         image=QueryImage(sha256="ab" * 32, width=width, height=height),
-        fidelity=Fidelity(fvu=fvu, explained_variance=1 - fvu, cosine=0.94, l0=16.0, residual_norm=21.0, cut_count=3),
+        fidelity=Fidelity(
+            fvu=fvu,
+            explained_variance=1 - fvu,
+            cosine=0.94,
+            l0=16.0,
+            residual_norm=21.0,
+            cut_count=3,
+            token_cut_count=5,
+        ),
     )
     for place in range(neuron_count):
         neuron_id = 11 + 10 * place
@@ -202,6 +210,7 @@ def model(*, with_corpus: bool = True, patches: bool = True, score_count: int = 
                 index_id="1d" * 32,
                 plan_id="9a" * 32,
                 image_count=4096,
+                quarantined_image_count=2,
                 has_labels=True,
                 text_search=True,
                 created_by="phosphene 0.1.0",

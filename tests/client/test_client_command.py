@@ -110,7 +110,7 @@ def test_the_other_verbs_print_tables(service: FakeService, photo: Path, capsys)
         (["similar", str(photo)], "cosine of codes"),
         (["similar", "--sha256", SHA256], "cosine of codes"),
         (["similar", "--neuron", "3"], "activation"),
-        (["models"], "scenes: 4096 images"),
+        (["models"], "scenes: 4096 images, 2 quarantined"),
     ):
         assert main([*words, "--server", service.address]) == 0
         assert expected in capsys.readouterr().out

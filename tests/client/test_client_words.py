@@ -37,6 +37,7 @@ def test_quantiles_and_densities() -> None:
     assert quantile_words(1.0) == "stronger than every corpus image on which it fires"
     assert density_words(0.0) == "never fires in the corpus"
     assert density_words(0.02) == "fires on 2 % of images"
+    assert density_words(1.0) == "fires on 100 % of images, so that it says little by itself"
     assert density_words(None) == "no corpus"
 
 
