@@ -58,7 +58,7 @@ class Recipe:
 EMBEDDED = Recipe(
     name="scenes",
     encoder="embedded/tiny-clip",
-    fit=("--block", "4", "--tokens", "cls", "--neurons", "512", "--k", "12", "--variant", "batchtopk"),
+    fit=("--block", "5", "--tokens", "cls", "--neurons", "512", "--k", "16", "--variant", "topk", "--steps", "1000"),
 )
 
 
