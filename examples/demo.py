@@ -14,11 +14,13 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,11 +179,18 @@ def serving(name: str, bundle: Path, index: Path, *, free_ports: bool) -> Iterat
     process = subprocess.Popen(
         ["env", *(f"{key}={value}" for key, value in variables.items()), *command], stdout=subprocess.PIPE, text=True
     )
-    try:
-        yield _wait_until_ready(process)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
+    assert process.stdout is not None
+    with process.stdout as lines, (bundle.parent / "service.log").open("w", encoding="utf-8") as log:
+        drain = threading.Thread(target=shutil.copyfileobj, args=(lines, log), daemon=True)
+        try:
+            addresses = _wait_until_ready(process, lines)
+            drain.start()  # a full pipe would stop the service
+            yield addresses
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            if drain.is_alive():
+                drain.join()
 
 
 def explain(address: str, query: Path, folder: Path) -> None:
@@ -205,9 +214,8 @@ def wait_for_interrupt() -> None:
     console.print("stopping")
 
 
-def _wait_until_ready(process: subprocess.Popen[str]) -> tuple[str, str]:
-    assert process.stdout is not None
-    for line in process.stdout:
+def _wait_until_ready(process: subprocess.Popen[str], lines: Iterable[str]) -> tuple[str, str]:
+    for line in lines:
         event = json.loads(line)
         if event.get("event") == "serving":
             return event["address"], event["metrics"]
