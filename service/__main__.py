@@ -30,7 +30,7 @@ from service.logs import log_event, open_logs
 from service.metrics import Metrics, MetricsServer
 from service.opening import open_catalogue
 from service.server import METHODS, Server
-from service.settings import ArtefactSettings, EngineSettings, Settings, load_settings
+from service.settings import VARIABLES, ArtefactSettings, EngineSettings, Settings, load_settings
 from service.workers import WorkerPool
 
 __all__ = ["Opener", "image_limits", "main"]
@@ -152,5 +152,16 @@ def _count_artefacts(catalogue: Catalogue, metrics: Metrics) -> None:
             metrics.artefact_served(kind="index", name=corpus.name, id=corpus.reader.id, code_id=corpus.reader.code_id)
 
 
+def _command() -> int:
+    """Tell the settings (`--help`), or run; the service takes no other arguments."""
+    if len(sys.argv) == 1:
+        return main()
+    is_help = sys.argv[1:] in (["--help"], ["-h"])
+    known = "\n".join(f"  {name}\n      {meaning}" for name, meaning in VARIABLES.items())
+    stream = sys.stdout if is_help else sys.stderr
+    stream.write(f"python -m service takes no arguments; it is set by variables:\n{known}\n")
+    return 0 if is_help else 2
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(_command())

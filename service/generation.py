@@ -74,7 +74,9 @@ class ServedBundle:
     encode: Lane[EncodeItem, EngineRow]
     """Encodes images on the engine thread."""
     text: Lane[str, Float32[np.ndarray, " embedding"]] | None
-    """Turns texts into vectors on the engine thread; None without a text tower."""
+    """Turns texts into vectors on the engine thread; None where that cannot be done."""
+    no_text_reason: str = ""
+    """Why it cannot be done."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,8 +121,8 @@ class Generation:
         reader = self.reader
         if self.bundle.text is None:
             raise Unanswerable(
-                f"the encoder of bundle {self.bundle.name!r} ({self.bundle.facts.encoder.model}) has no text tower, so "
-                "neurons cannot be searched by words; search by neuron_id, or use a bundle on CLIP or SigLIP",
+                f"neurons of bundle {self.bundle.name!r} cannot be searched by words: {self.bundle.no_text_reason}; "
+                "search by neuron_id, or use a bundle on CLIP or SigLIP",
                 subject=f"bundle {self.bundle.name}",
             )
         if not reader.has_text:

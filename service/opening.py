@@ -14,9 +14,8 @@ import numpy as np
 
 from index.reader import IndexReader, open_index
 from phosphene.bundle import PRECISION
-from phosphene.errors import ArtefactMismatch
+from phosphene.errors import ArtefactMismatch, ReadoutMissing
 from phosphene.pipeline import Pipeline, open_bundle
-from phosphene.readout import SimilarityReadout
 from service.catalogue import Catalogue
 from service.generation import ModelFacts, ServedBundle, ServedCorpus
 from service.lanes import encode_lane, text_lane
@@ -60,6 +59,7 @@ def _open(artefacts: ArtefactSettings, engine: EngineSettings, open_readers: Exi
 
 def _served_bundle(name: str, pipeline: Pipeline) -> ServedBundle:
     bundle, engine = pipeline.bundle, pipeline.engine
+    no_text_reason = _no_text_reason(pipeline)
     facts = ModelFacts(
         bundle_id=bundle.id,
         code_id=bundle.code_id,
@@ -79,8 +79,18 @@ def _served_bundle(name: str, pipeline: Pipeline) -> ServedBundle:
         decoder_bias=bundle.sae.decoder_bias.detach().cpu().numpy().astype(np.float32),
         score_names=engine.score_names,
         encode=encode_lane(engine.run),
-        text=text_lane(pipeline.text_vectors) if isinstance(engine.readout, SimilarityReadout) else None,
+        text=None if no_text_reason else text_lane(pipeline.text_vectors),
+        no_text_reason=no_text_reason,
     )
+
+
+def _no_text_reason(pipeline: Pipeline) -> str:
+    """Why the bundle turns no words into vectors; empty where it does. An encoder may lack its tokenizer only."""
+    try:
+        pipeline.text_vectors(["red"])
+    except ReadoutMissing as error:
+        return str(error)
+    return ""
 
 
 def _served_corpus(name: str, reader: IndexReader) -> ServedCorpus:

@@ -16,6 +16,7 @@ from pathlib import Path
 from phosphene.errors import SettingError
 
 __all__ = [
+    "VARIABLES",
     "ArtefactSettings",
     "EngineSettings",
     "ImageSettings",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -286,17 +285,13 @@ def fake_entry(
         score_names=SCORE_NAMES if has_scores else (),
         encode=encode_lane(engine.run),
         text=text_lane(engine.text_vectors) if has_text_tower else None,
+        no_text_reason="" if has_text_tower else "encoder 'fake-clip' has no text tower",
     )
     shared_reader = reader if reader is not None else FakeReader(CORPUS)
     return bundle, tuple(
         ServedCorpus(name=corpus, reader=shared_reader, quarantined_image_count=1, created_by="fake 1")
         for corpus in corpora
     )
-
-
-def with_facts(entry: Entry, **changes: object) -> Entry:
-    """The same entry with other facts."""
-    return replace(entry[0], facts=replace(entry[0].facts, **changes)), entry[1]
 
 
 def _residuals(image: np.ndarray) -> np.ndarray:

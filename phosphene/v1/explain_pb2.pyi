@@ -313,7 +313,9 @@ class Fidelity(_message.Message):
     l0: _builtins.float
     """Neurons that fire for a token, averaged over the site's tokens. Unset: the image was given by digest."""
     cut_count: _builtins.int
-    """Neurons that fired and were cut from the image code by `Model.image_code_limit`. 0: nothing was lost."""
+    """Neurons that fired and were cut from the image code by `Model.image_code_limit`; for an image given by digest,
+    what `token_cut_count` counts is in it too. 0: nothing was lost.
+    """
     residual_norm: _builtins.float
     """Euclidean length of the residual, averaged over the site's tokens. Unset: the image was given by digest."""
     token_cut_count: _builtins.int
@@ -476,7 +478,7 @@ class Code(_message.Message):
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
     CUT_COUNT_FIELD_NUMBER: _builtins.int
     cut_count: _builtins.int
-    """Neurons that fired and were cut by `Model.image_code_limit`. 0: none."""
+    """Activations that `Model.token_code_limit` and `Model.image_code_limit` cut, together. 0: none."""
     @_builtins.property
     def neuron_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The neurons that fire, largest activation first, ties by neuron id; at most `Model.image_code_limit`."""

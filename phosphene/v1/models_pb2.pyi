@@ -272,7 +272,7 @@ class EncoderSummary(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     BLOCK_COUNT_FIELD_NUMBER: _builtins.int
     family: _builtins.str
-    """Its family: "clip", "siglip", "dinov2", "dinov2_registers", "vit", "deit"."""
+    """Its family: "clip", "siglip", "dinov2", "dinov2_with_registers", "vit", "deit"."""
     model: _builtins.str
     """Its hub id, or the name of its folder."""
     revision: _builtins.str

@@ -194,7 +194,7 @@ def loads(draw):
     return draw(st.lists(fates, min_size=count, max_size=count)), draw(st.integers(1, 9)), draw(st.integers(1, 3))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(loads())
 def test_results_go_to_exactly_the_request_that_asked(load):
     fates, batch_limit, lane_count = load

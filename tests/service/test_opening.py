@@ -112,6 +112,13 @@ async def test_real_searches_answer(world):
         ]
 
 
+async def test_a_bundle_says_why_it_reads_no_words(world):
+    (clip, _), (dino, _) = await opened([("clip", world["bundle"]), ("dino", world["other"])])
+    assert clip.text is not None
+    assert dino.text is None
+    assert "text" in dino.no_text_reason
+
+
 async def test_an_index_of_another_bundle_is_refused_with_both_ids_and_the_remedy(world):
     with pytest.raises(ArtefactMismatch) as caught:
         await opened([("dino", world["other"])], [("pictures", world["index"])])
