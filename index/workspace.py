@@ -121,7 +121,13 @@ def discard_workspace(out: Path, plan: Plan) -> None:
     """Remove the workspace of a finished job, if it is this plan's."""
     folder = partial_path(out)
     if _read_json(folder / _PLAN) == plan.to_config():
-        shutil.rmtree(folder)
+        # The plan goes last: a job killed in between is known by it.
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        (folder / _PLAN).unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_the_same_job_gives_the_same_id_and_a_finished_one_returns_at_once(
 
 @pytest.mark.parametrize(
     ("stage", "steps"),
-    [("digest", 1), ("encode", 1), ("encode", 4), ("encode", 7), ("encode", 10), *(("assemble", n) for n in (1, 5, 8))],
+    [("digest", 1), ("encode", 3), ("encode", 4), ("encode", 10), ("assemble", 1), ("assemble", 8)],
 )
 def test_stopped_anywhere_and_run_again_gives_the_same_id(
     built: Path, bundle: Path, corpus: Path, tmp_path: Path, stage: str, steps: int
@@ -181,6 +181,23 @@ def test_a_leftover_of_another_plan_is_set_aside_and_taken_back(bundle: Path, co
     notes = Notes()
     build_index(_job(corpus, bundle, out), notes)
     assert notes.encoded == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("kept", [("plan.json", "shards"), ("plan.json",), ()])
+def test_a_job_killed_while_it_cleans_up_leaves_nothing_for_good(
+    bundle: Path, corpus: Path, tmp_path: Path, kept: tuple[str, ...]
+) -> None:
+    out, partial = tmp_path / "index", tmp_path / "index.partial"
+    with pytest.raises(Killed):
+        build_index(_job(corpus, bundle, out), Fuse("assemble", 8))
+    shutil.copytree(partial, tmp_path / "copy")
+    _build(corpus, bundle, out)
+    partial.mkdir()
+    for name in kept:
+        (tmp_path / "copy" / name).rename(partial / name)
+    shutil.rmtree(tmp_path / "copy")
+    assert _build(corpus, bundle, out).was_finished
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
