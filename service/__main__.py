@@ -25,11 +25,12 @@ from phosphene.images import ImageLimits
 from service.answers import Answers
 from service.batcher import Batcher
 from service.catalogue import Catalogue
+from service.interceptor import AnswerInterceptor
 from service.lanes import EncodeItem
 from service.logs import log_event, open_logs
 from service.metrics import Metrics, MetricsServer
 from service.opening import open_catalogue
-from service.server import METHODS, Server
+from service.server import MESSAGE_OVERHEAD_BYTES, METHODS, SERVICE, Port, Server
 from service.settings import VARIABLES, ArtefactSettings, EngineSettings, Settings, load_settings
 from service.workers import WorkerPool
 
@@ -69,6 +70,13 @@ async def _serve(settings: Settings, opener: Opener) -> None:
     async with AsyncExitStack() as lifetimes:
         enter = lifetimes.enter_async_context
         metrics_server = await enter(MetricsServer(metrics, settings.network.metrics_listen))
+        port = await enter(
+            Port(
+                settings.network.listen,
+                message_limit_bytes=limits.file_bytes + MESSAGE_OVERHEAD_BYTES,
+                interceptor=AnswerInterceptor(service=SERVICE, metrics=metrics, clock=clock),
+            )
+        )
         catalogue = await enter(opener(settings.artefacts, settings.engine))
         batcher = await enter(
             Batcher(
@@ -99,19 +107,11 @@ async def _serve(settings: Settings, opener: Opener) -> None:
             metrics=metrics,
             clock=clock,
         )
-        server = await enter(
-            Server(
-                answers,
-                listen=settings.network.listen,
-                drain_s=settings.network.drain_s,
-                metrics=metrics,
-                clock=clock,
-            )
-        )
+        server = await enter(Server(port, answers, drain_s=settings.network.drain_s, clock=clock))
         await _warm(catalogue, batcher)
         _count_artefacts(catalogue, metrics)
         await server.open_for_business()
-        log_event("serving", address=str(server.address), metrics=str(metrics_server.address))
+        log_event("serving", address=str(port.address), metrics=str(metrics_server.address))
         await stop.wait()
         log_event("draining", limit_s=settings.network.drain_s)
 

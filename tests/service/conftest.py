@@ -12,8 +12,9 @@ from phosphene.v1 import service_pb2_grpc
 from service.answers import Answers
 from service.batcher import Batcher
 from service.catalogue import Catalogue
+from service.interceptor import AnswerInterceptor
 from service.metrics import Metrics, MetricsServer
-from service.server import METHODS, Server
+from service.server import MESSAGE_OVERHEAD_BYTES, METHODS, SERVICE, Port, Server
 from service.settings import ListenAddress
 from service.workers import WorkerPool
 from tests.fakes import FakeEngine, fake_entry
@@ -38,9 +39,17 @@ async def serving(entries=None, *, engine=None, queue_limit=64, limits=None, dra
     engine = engine or FakeEngine()
     metrics = Metrics(methods=METHODS, queue_capacity=queue_limit)
     clock = time.monotonic
+    answered = limits or ImageLimits()
     async with AsyncExitStack() as lifetimes:
         enter = lifetimes.enter_async_context
         page = await enter(MetricsServer(metrics, ANY_PORT))
+        port = await enter(
+            Port(
+                ANY_PORT,
+                message_limit_bytes=answered.file_bytes + MESSAGE_OVERHEAD_BYTES,
+                interceptor=AnswerInterceptor(service=SERVICE, metrics=metrics, clock=clock),
+            )
+        )
         batcher = await enter(Batcher(queue_limit=queue_limit, batch_limit=8, clock=clock, events=metrics))
         decoders, lookups = [
             await enter(
@@ -53,16 +62,16 @@ async def serving(entries=None, *, engine=None, queue_limit=64, limits=None, dra
             batcher=batcher,
             decoders=decoders,
             lookups=lookups,
-            limits=limits or ImageLimits(),
+            limits=answered,
             metrics=metrics,
             clock=clock,
         )
-        server = await enter(Server(answers, listen=ANY_PORT, drain_s=drain_s, metrics=metrics, clock=clock))
+        server = await enter(Server(port, answers, drain_s=drain_s, clock=clock))
         if is_open:
             await server.open_for_business()
         # The channel closes before the server stops, as a client that leaves does.
         channel = await enter(
-            grpc.aio.insecure_channel(str(server.address), options=[("grpc.max_send_message_length", -1)])
+            grpc.aio.insecure_channel(str(port.address), options=[("grpc.max_send_message_length", -1)])
         )
         lifetimes.callback(engine.gate.set)
         yield Running(

@@ -32,13 +32,8 @@ class SlowEngine(FakeEngine):
 
 @asynccontextmanager
 async def open_fakes(artefacts, engine):
-    yield Catalogue([fake_entry(SlowEngine(0.0))])
-
-
-@asynccontextmanager
-async def open_slow_fakes(artefacts, engine):
     yield Catalogue([fake_entry(SlowEngine(float(sys.argv[1])))])
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(open_slow_fakes))
+    raise SystemExit(main(open_fakes))

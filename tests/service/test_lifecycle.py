@@ -24,7 +24,6 @@ from service.server import METHODS, SERVICE
 from service.settings import ListenAddress
 from tests.fakes import CORPUS
 from tests.service.conftest import ANY_PORT, serving
-from tests.service.fake_process import open_fakes
 
 VARIABLES = {
     "PHOSPHENE_BUNDLES": "colours=unused",
@@ -215,7 +214,7 @@ def test_a_port_in_use_is_named_and_exits_with_two(environment, capsys, variable
         holder.listen()
         address = f"127.0.0.1:{holder.getsockname()[1]}"
         environment.setenv(variable, address)
-        assert main(open_fakes) == 2
+        assert main(lambda artefacts, engine: pytest.fail("loaded for nothing")) == 2
     captured = capsys.readouterr()
     assert f"{variable} is {address}" in captured.err
     assert "Traceback" not in captured.err + captured.out
