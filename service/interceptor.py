@@ -13,8 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from phosphene.errors import InputError
 from service.logs import log_event, new_request_id, request_id
 from service.metrics import Metrics
 from service.outcomes import outcome_of
@@ -68,25 +70,24 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if handler is None or not path.startswith(self._prefix):
             return handler
         method = path.removeprefix(self._prefix)
-        return grpc.unary_unary_rpc_method_handler(
-            self._answering(method, handler.unary_unary),
-            request_deserializer=self._timed("receive", handler.request_deserializer),
-            response_serializer=self._timed("serialise", handler.response_serializer),
-        )
+        # Without serialisers gRPC hands over bytes: parsing and serialising belong inside the try below, because what
+        # they raise out there reaches the caller with its text.
+        return grpc.unary_unary_rpc_method_handler(self._answering(method, handler))
 
-    def _timed(self, stage: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def timed(argument: Any) -> Any:
-            begun_s = self._clock()
-            result = function(argument)
-            self._metrics.stage_done(stage, self._clock() - begun_s)
-            return result
+    def _timed(self, stage: str, function: Callable[[Any], Any], argument: Any) -> Any:
+        begun_s = self._clock()
+        result = function(argument)
+        self._metrics.stage_done(stage, self._clock() - begun_s)
+        return result
 
-        return timed
+    def _answering(self, method: str, handler: Any) -> Callable[[bytes, CallContext], Awaitable[bytes | None]]:
+        def parse(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError as error:
+                raise InputError(f"the request is not a message that {method} takes; make the stubs anew") from error
 
-    def _answering(
-        self, method: str, answer: Callable[[Any, CallContext], Awaitable[Any]]
-    ) -> Callable[[Any, CallContext], Awaitable[Any]]:
-        async def answering(request: Any, context: CallContext) -> Any:
+        async def answering(data: bytes, context: CallContext) -> bytes | None:
             offered = next(
                 (value for key, value in context.invocation_metadata() or () if key == _REQUEST_ID_KEY), None
             )
@@ -96,9 +97,11 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             code = "CANCELLED"
             try:
                 await context.send_initial_metadata(((_REQUEST_ID_KEY, identity),))
-                reply = await answer(request, context)
+                request = self._timed("receive", parse, data)
+                reply = await handler.unary_unary(request, context)
+                sent: bytes = self._timed("serialise", handler.response_serializer, reply)
                 code = "OK"
-                return reply
+                return sent
             except asyncio.CancelledError:
                 remaining_s = context.time_remaining()
                 if remaining_s is not None and remaining_s <= 0:

@@ -24,7 +24,8 @@ from phosphene.errors import (
 
 __all__ = ["Outcome", "outcome_of"]
 
-_MESSAGE_LIMIT_CHARACTERS = 1000
+_TEXT_LIMIT_BYTES = 1000
+_NAME_LIMIT_BYTES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,9 @@ def outcome_of(error: Exception, *, request_id: str) -> Outcome:
     match error:
         case NotFound():
             resource = error_details_pb2.ResourceInfo(
-                resource_type=_plain(error.field or "thing"), resource_name=_plain(error.name), description=text
+                resource_type=error.field or "thing",
+                resource_name=_plain(error.name, _NAME_LIMIT_BYTES),
+                description=text,
             )
             return _outcome(grpc.StatusCode.NOT_FOUND, "not_found", text, resource)
         case InputError():
@@ -105,7 +108,10 @@ def _precondition(kind: str, subject: str, text: str) -> error_details_pb2.Preco
     return error_details_pb2.PreconditionFailure(violations=[violation])
 
 
-def _plain(text: str) -> str:
-    """Without control characters, and short: a status travels in HTTP/2 headers of at most 8 KiB or so."""
+def _plain(text: str, limit_bytes: int = _TEXT_LIMIT_BYTES) -> str:
+    """Without control characters, and short: a status travels in HTTP/2 headers, of which clients take 8 KiB."""
     shown = "".join(character if character.isprintable() else " " for character in text)
-    return shown if len(shown) <= _MESSAGE_LIMIT_CHARACTERS else shown[: _MESSAGE_LIMIT_CHARACTERS - 1] + "…"
+    encoded = shown.encode()
+    if len(encoded) <= limit_bytes:
+        return shown
+    return encoded[: limit_bytes - len("…".encode())].decode(errors="ignore") + "…"

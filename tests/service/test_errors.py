@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phosphene.encoder import Tokens
-from phosphene.errors import InputError, PhospheneError
+from phosphene.errors import NotFound, PhospheneError
 from phosphene.images import ImageLimits, image_sha256
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
 from service.logs import open_logs
@@ -285,6 +285,15 @@ async def test_a_defect_shows_an_id_and_no_text():
     assert "secret path" in defect["traceback"]
 
 
+async def test_bytes_that_are_no_message_are_refused_without_a_parsers_words(running):
+    method = running.channel.unary_unary("/phosphene.v1.PhospheneService/Explain")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await method(b"\xff\xff\xffgarbage")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Explain" in caught.value.details()
+    assert "class" not in caught.value.details()
+
+
 async def test_one_poisoned_image_harms_no_other():
     async with serving() as running:
         running.engine.is_poison = lambda pixels: bool(np.all(pixels[2] == 77))
@@ -320,7 +329,14 @@ def test_no_foreign_exception_text_ever_reaches_a_caller(text):
 @settings(deadline=None)
 @given(st.text(max_size=3000))
 def test_a_status_is_short_and_plain(text):
-    outcome = outcome_of(InputError(text, field="image"), request_id="r1")
-    assert len(outcome.message) <= 1000
-    assert all(character.isprintable() for character in outcome.message)
-    assert len(outcome.to_status().SerializeToString()) < 8500
+    outcome = outcome_of(NotFound(text, field="bundle", name=text), request_id="r1")
+    assert len(outcome.message.encode()) <= 1000
+    assert outcome.message.isprintable()
+    assert len(outcome.to_status().SerializeToString()) < 2500
+
+
+async def test_a_huge_name_still_gets_its_status(running):
+    for name in ("é" * 100_000, "\x00\n" * 50_000, "😀" * 20_000):
+        code, _, details = await refused(running, explain(bundle=name))
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert "ResourceInfo" in details
