@@ -75,6 +75,8 @@ def fit(request: FitRequest, progress: Progress) -> FitResult:
         activations, scaling, plan.sae, plan.training, checkpoints=checkpoints, device=device, progress=progress
     )
     selection, calibration = choose_selection(plan, weights, scaling, activations)
+    if calibration is not None:
+        progress.event("calibrated", k=plan.sae.k, **asdict(calibration))
     sae = export(plan, weights, selection, scaling, activations)
     training, held_out = measure(plan, sae, scaling, activations)
     check_publishable(training=training, held_out=held_out, calibration=calibration, k=plan.sae.k)
