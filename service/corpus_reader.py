@@ -23,24 +23,41 @@ class CorpusReader(Protocol):
     """Everything precomputed over one corpus for one bundle; see `index.reader` for the meaning of each."""
 
     @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def plan_id(self) -> str: ...  # noqa: D102
-    @property
-    def code_id(self) -> str: ...  # noqa: D102
-    @property
-    def image_count(self) -> int: ...  # noqa: D102
-    @property
-    def neuron_count(self) -> int: ...  # noqa: D102
-    @property
-    def quantile_levels(self) -> tuple[float, ...]: ...  # noqa: D102
-    @property
-    def has_labels(self) -> bool: ...  # noqa: D102
-    @property
-    def has_text(self) -> bool: ...  # noqa: D102
+    def id(self) -> str:
+        """Digest of the contents."""
 
-    def neuron(self, neuron_id: int) -> NeuronRow: ...  # noqa: D102
-    def list_neurons(  # noqa: D102
+    @property
+    def plan_id(self) -> str:
+        """Digest of what it was built from, and how."""
+
+    @property
+    def code_id(self) -> str:
+        """What decides the codes that it holds."""
+
+    @property
+    def image_count(self) -> int:
+        """Images that were indexed."""
+
+    @property
+    def neuron_count(self) -> int:
+        """Neurons of the SAE."""
+
+    @property
+    def quantile_levels(self) -> tuple[float, ...]:
+        """Levels of `NeuronRow.quantiles`."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether an image has a label."""
+
+    @property
+    def has_text(self) -> bool:
+        """Whether neurons can be found by a text vector."""
+
+    def neuron(self, neuron_id: int) -> NeuronRow:
+        """A neuron's figures and names."""
+
+    def list_neurons(
         self,
         order: NeuronOrder,
         *,
@@ -48,19 +65,40 @@ class CorpusReader(Protocol):
         max_density: float | None = None,
         name_contains: str = "",
         alive_only: bool = False,
-    ) -> Sequence[int]: ...
-    def exemplars(self, neuron_id: int, kind: ExemplarKind, count: int) -> Sequence[Exemplar]: ...  # noqa: D102
-    def image(self, row: int) -> ImageRow: ...  # noqa: D102
-    def row_of(self, sha256: str) -> int | None: ...  # noqa: D102
-    def thumbnail(self, row: int) -> bytes: ...  # noqa: D102
-    def code(self, row: int) -> ImageCode: ...  # noqa: D102
-    def fvu(self, row: int) -> float: ...  # noqa: D102
-    def quantile(self, neuron_id: int, value: float) -> float: ...  # noqa: D102
-    def similar_images(  # noqa: D102
-        self, code: ImageCode, count: int, *, exclude_row: int | None = None
-    ) -> Sequence[SimilarImage]: ...
-    def nearest_neurons(self, vector: Float32[np.ndarray, " width"], count: int) -> Sequence[tuple[int, float]]: ...  # noqa: D102
-    def neurons_like(self, neuron_id: int, count: int) -> Sequence[tuple[int, float]]: ...  # noqa: D102
-    def neurons_by_text(  # noqa: D102
+    ) -> Sequence[int]:
+        """Ids of all neurons that pass the filter, in order."""
+
+    def exemplars(self, neuron_id: int, kind: ExemplarKind, count: int) -> Sequence[Exemplar]:
+        """At most `count` exemplars, strongest first."""
+
+    def image(self, row: int) -> ImageRow:
+        """A row of the corpus."""
+
+    def row_of(self, sha256: str) -> int | None:
+        """The row of an indexed image by digest; None where there is none."""
+
+    def thumbnail(self, row: int) -> bytes:
+        """A row's small JPEG."""
+
+    def code(self, row: int) -> ImageCode:
+        """A row's stored code."""
+
+    def fvu(self, row: int) -> float:
+        """Share of a row's residual variance that its code does not explain."""
+
+    def quantile(self, neuron_id: int, value: float) -> float:
+        """Share of the neuron's firing images with a smaller activation."""
+
+    def similar_images(self, code: ImageCode, count: int, *, exclude_row: int | None = None) -> Sequence[SimilarImage]:
+        """At most `count` images by cosine of codes, best first."""
+
+    def nearest_neurons(self, vector: Float32[np.ndarray, " width"], count: int) -> Sequence[tuple[int, float]]:
+        """At most `count` (neuron id, cosine of its direction with the vector), best first."""
+
+    def neurons_like(self, neuron_id: int, count: int) -> Sequence[tuple[int, float]]:
+        """At most `count` other neurons by cosine of directions, best first."""
+
+    def neurons_by_text(
         self, text_vector: Float32[np.ndarray, " embedding"], count: int
-    ) -> Sequence[tuple[int, float]]: ...
+    ) -> Sequence[tuple[int, float]]:
+        """At most `count` (neuron id, score) by a vector of the text tower, best first."""

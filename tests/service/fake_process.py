@@ -26,9 +26,6 @@ class SlowEngine(FakeEngine):
             threading.Event().wait(self._hold_s)
         return super().run(pixels, want)
 
-    def text_vectors(self, texts):
-        return super().text_vectors(["red" for _ in texts])
-
 
 @asynccontextmanager
 async def open_fakes(artefacts, engine):
