@@ -77,7 +77,16 @@ def render(name: str, first_seed: int, count: int) -> Path:
 
 def fit(corpus: Path, bundle: Path, seed: int) -> None:
     """Train the demo's SAE on the scenes with another seed."""
-    options = ("--encoder", EMBEDDED.encoder, *EMBEDDED.fit, "--seed", str(seed), "--out", str(bundle))
+    options = (
+        "--encoder",
+        EMBEDDED.encoder,
+        *EMBEDDED.fit,
+        *EMBEDDED.threads,
+        "--seed",
+        str(seed),
+        "--out",
+        str(bundle),
+    )
     subprocess.run([sys.executable, "-m", "training", "fit", str(corpus / "captions.csv"), *options], check=True)
 
 

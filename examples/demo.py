@@ -55,12 +55,20 @@ class Recipe:
     """Options of `python -m training fit` (or `import`) beside corpus, encoder and output."""
     sae: str | None = None
     """A folder in the SAELens layout to serve instead of training one."""
+    thread_count: int | None = None
+    """CPU threads of encoder and training; None leaves the choice to the commands."""
+
+    @property
+    def threads(self) -> tuple[str, ...]:
+        """The option that says so."""
+        return () if self.thread_count is None else ("--threads", str(self.thread_count))
 
 
 EMBEDDED = Recipe(
     name="scenes",
     encoder="embedded/tiny-clip",
     fit=("--block", "5", "--tokens", "cls", "--neurons", "512", "--k", "16", "--variant", "topk", "--steps", "1000"),
+    thread_count=1,  # the tiny encoder's work is too small to be worth dividing
 )
 
 
@@ -88,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         corpus, query = hold_one_out(options.images, folder)
     bundle, index = folder / "bundle", folder / "index"
     make_bundle(recipe, corpus, bundle)
-    build_index(corpus, bundle, index)
+    build_index(recipe, corpus, bundle, index)
     with serving(recipe.name, bundle, index, free_ports=False) as (address, metrics):
         explain(address, query, folder)
         console.print(f"\nserving [bold]{address}[/], metrics on http://{metrics}/metrics")
@@ -150,14 +158,15 @@ def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
 def make_bundle(recipe: Recipe, corpus: str, bundle: Path) -> None:
     """Train an SAE on the corpus, or take in the one that was given."""
     if recipe.sae is None:
-        step("train", "training", "fit", corpus, "--encoder", recipe.encoder, *recipe.fit, "--out", str(bundle))
+        options = (*recipe.fit, *recipe.threads)
+        step("train", "training", "fit", corpus, "--encoder", recipe.encoder, *options, "--out", str(bundle))
     else:
         step("import", "training", "import", recipe.sae, "--encoder", recipe.encoder, *recipe.fit, "--out", str(bundle))
 
 
-def build_index(corpus: str, bundle: Path, index: Path) -> None:
+def build_index(recipe: Recipe, corpus: str, bundle: Path, index: Path) -> None:
     """Index the corpus for the bundle."""
-    step("index", "index", "build", corpus, "--bundle", str(bundle), "--out", str(index))
+    step("index", "index", "build", corpus, "--bundle", str(bundle), *recipe.threads, "--out", str(index))
 
 
 @contextmanager

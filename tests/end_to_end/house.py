@@ -35,7 +35,7 @@ def open_house(folder: Path, recipe: Recipe, corpus: Path) -> Iterator[House]:
     """Train, index and serve; the service ends with the block."""
     bundle, index = folder / "bundle", folder / "index"
     make_bundle(recipe, str(corpus), bundle)
-    build_index(str(corpus), bundle, index)
+    build_index(recipe, str(corpus), bundle, index)
     with serving(recipe.name, bundle, index, free_ports=True) as (address, metrics):
         yield House(corpus=corpus, bundle=bundle, index=index, address=address, metrics=metrics)
 
