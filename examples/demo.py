@@ -28,6 +28,7 @@ from pathlib import Path
 from rich.console import Console
 
 from phosphene.corpus import open_corpus
+from phosphene.encoder import Tokens, load_encoder
 from phosphene.errors import CorpusError, PhospheneError
 from phosphene.manifest import digest_of
 
@@ -123,6 +124,8 @@ def render_scenes(folder: Path) -> tuple[str, Path]:
 def own_recipe(options: argparse.Namespace) -> Recipe:
     """Choose settings for an encoder that the demo does not know: second-to-last block, 4 neurons per dimension."""
     fit: tuple[str, ...] = ("--tokens", options.tokens)
+    if options.tokens != Tokens.EMBEDDING:
+        fit += ("--block", str(max(0, load_encoder(options.encoder).spec.block_count - 2)))
     if options.sae is None:
         fit += ("--expansion", "4", "--k", "16")
     if options.tokens in ("patches", "all"):

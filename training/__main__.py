@@ -1,4 +1,7 @@
-"""The command line of training: `python -m training fit CORPUS --encoder DIR --block B --neurons N --k K --out BUNDLE`.
+"""The command line of training.
+
+    python -m training fit CORPUS --encoder DIR --block B --neurons N --k K --out BUNDLE
+    python -m training import SAE --encoder DIR --block B --out BUNDLE
 
 Parses, calls the job, prints. Exit codes: 0 done, 2 refused (the message says what and the remedy), 130 stopped.
 """
@@ -16,6 +19,7 @@ from rich.console import Console
 from phosphene.encoder import Site, Tokens
 from phosphene.errors import PhospheneError
 from training.fit import FitResult, fit
+from training.importing import ImportRequest, ImportResult, import_sae
 from training.plan import FitRequest, Sources
 from training.progress import LineProgress, Progress, TerminalProgress
 from training.settings import (
@@ -34,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     progress: Progress = TerminalProgress(Console()) if sys.stdout.isatty() else LineProgress(_write_line)
     try:
-        _report(fit(_request(options), progress), progress)
+        if options.command == "import":
+            _report_import(import_sae(_import_request(options)), progress)
+        else:
+            _report(fit(_request(options), progress), progress)
     except PhospheneError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -46,18 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Makes sparse autoencoders.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    _add_import(commands.add_parser("import", help="publish a bundle around an SAE in the SAELens layout"))
     command = commands.add_parser(
         "fit",
         help="train a sparse autoencoder on a corpus and publish a bundle",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("corpus", help="folder of images, CSV or Parquet list, or WebDataset tars")
-    command.add_argument("--encoder", required=True, help="folder in the Hugging Face layout, or a hub id")
-    command.add_argument("--revision", help="revision of a hub id")
-    command.add_argument("--block", type=int, help="0-based block to listen at; none for --tokens embedding")
-    command.add_argument("--tokens", type=Tokens, choices=list(Tokens), default=Tokens.CLS, help="tokens to read")
-    command.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    _add_place(command)
     command.add_argument("--work", type=Path, help="folder for activations and checkpoints (default: OUT.work)")
     command.add_argument("--name", help="a name for people (default: the name of OUT)")
     command.add_argument("--vocabulary", type=Path, help="file of names, one per line (default: the corpus's labels)")
@@ -65,6 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_harvest(command.add_argument_group("activations"))
     _add_training(command.add_argument_group("optimisation"))
     return parser
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    command.add_argument("sae", type=Path, help="folder with cfg.json and sae_weights.safetensors")
+    _add_place(command)
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--encoder", required=True, help="folder in the Hugging Face layout, or a hub id")
+    command.add_argument("--revision", help="revision of a hub id")
+    command.add_argument("--block", type=int, help="0-based block to listen at; none for --tokens embedding")
+    command.add_argument("--tokens", type=Tokens, choices=list(Tokens), default=Tokens.CLS, help="tokens to read")
+    command.add_argument("--out", type=Path, required=True, help="the bundle's folder")
 
 
 def _add_sae(group: argparse._ArgumentGroup) -> None:
@@ -127,6 +144,21 @@ def _request(options: argparse.Namespace) -> FitRequest:
         execution=Execution(device=options.device, thread_count=options.threads),
         name=options.name,
     )
+
+
+def _import_request(options: argparse.Namespace) -> ImportRequest:
+    return ImportRequest(
+        sae=options.sae,
+        encoder=options.encoder,
+        revision=options.revision,
+        site=Site(block=options.block, tokens=options.tokens),
+        out=options.out,
+    )
+
+
+def _report_import(result: ImportResult, progress: Progress) -> None:
+    bundle = result.bundle
+    progress.event("published" if result.is_new else "already finished", bundle=str(bundle.path), id=bundle.id)
 
 
 def _report(result: FitResult, progress: Progress) -> None:
