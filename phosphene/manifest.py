@@ -6,16 +6,25 @@ files mean. The rules are docs/design.md section 4; the fields are docs/artefact
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, ArtefactRefused, SchemaUnknown
+from phosphene.errors import (
+    ArtefactDamaged,
+    ArtefactMismatch,
+    ArtefactMissing,
+    ArtefactRefused,
+    SchemaUnknown,
+    SettingError,
+)
 
 __all__ = [
     "MANIFEST_NAME",
@@ -28,6 +37,7 @@ __all__ = [
     "digest_of",
     "file_sha256",
     "find_artefact",
+    "hold_folder",
     "open_artefact",
     "partial_path",
     "publish",
@@ -132,13 +142,15 @@ def publish(
 
     Raises:
         ArtefactMismatch: `target` exists.
+        SettingError: another process writes it.
     """
     partial = partial_path(target)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    write(partial)
-    return seal(partial, target, kind=kind, inputs=inputs, config=config)
+    partial.mkdir(parents=True, exist_ok=True)
+    with hold_folder(partial):
+        for leftover in partial.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+        write(partial)
+        return seal(partial, target, kind=kind, inputs=inputs, config=config)
 
 
 def seal(partial: Path, target: Path, *, kind: Kind, inputs: dict[str, str], config: dict[str, Any]) -> Manifest:
@@ -235,11 +247,18 @@ def open_artefact(path: Path, *, kind: Kind) -> Manifest:
         ArtefactMissing: no artefact, or a file of it is gone.
         ArtefactDamaged: a file's length or digest differs; all such files in one error.
         ArtefactMismatch: it is of another kind.
-        ArtefactRefused, SchemaUnknown: as `read_manifest`.
+        ArtefactRefused: a file that the manifest does not name (hidden ones, which nothing reads, aside), or as
+            `read_manifest`.
+        SchemaUnknown: as `read_manifest`.
     """
     manifest = read_manifest(path)
     if manifest.kind != kind:
         raise ArtefactMismatch(f"{path.name!r} is of kind {manifest.kind!r}; due is {kind!r}")
+    foreign = sorted(_visible_files(path) - manifest.files.keys() - {MANIFEST_NAME})
+    if foreign:
+        raise ArtefactRefused(
+            f"{kind} {path.name!r} holds {foreign}, which its manifest does not name: remove what does not belong there"
+        )
     missing = [name for name in manifest.files if not (path / name).is_file()]
     if missing:
         raise ArtefactMissing(f"{kind} {path.name!r} lacks {missing}; {_REMEDY}")
@@ -287,6 +306,31 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder in which work grows, so that no other process works there; let go of at the end, also by a kill.
+
+    Raises:
+        SettingError: another process holds it, or has just renamed or removed it.
+    """
+    busy = SettingError(f"another process works in {folder.name!r}; wait for it, or choose another --out")
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise busy from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        # Who held it before may have renamed or removed it between the opening and the lock.
+        if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
+            raise busy
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -302,6 +346,11 @@ _REMEDY = "copy it again from where it was made, or remove it and run its job ag
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _visible_files(folder: Path) -> set[str]:
+    names = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return {name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)}
 
 
 def _refuse_names(artefact: str, files: dict[str, FileEntry]) -> None:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, ArtefactRefused, SchemaUnknown
+from phosphene.errors import (
+    ArtefactDamaged,
+    ArtefactMismatch,
+    ArtefactMissing,
+    ArtefactRefused,
+    SchemaUnknown,
+    SettingError,
+)
 from phosphene.manifest import (
     FileEntry,
     Manifest,
@@ -17,6 +24,7 @@ from phosphene.manifest import (
     differences,
     digest_of,
     find_artefact,
+    hold_folder,
     open_artefact,
     partial_path,
     publish,
@@ -140,3 +148,28 @@ def test_canonical_json_survives_a_round_trip(value: object) -> None:
 
 def test_differences_name_the_keys() -> None:
     assert differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}) == ["b.c: 3 -> 2", "d: 4 -> None"]
+
+
+def test_a_file_that_no_manifest_names_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    (tmp_path / "x" / ".DS_Store").write_bytes(b"what file managers leave behind")
+    open_artefact(tmp_path / "x", kind="index")
+    (tmp_path / "x" / "inner" / "vocabulary.json").write_bytes(b"[]")
+    with pytest.raises(ArtefactRefused, match=r"inner/vocabulary\.json.*remove"):
+        open_artefact(tmp_path / "x", kind="index")
+
+
+def test_two_writers_of_one_artefact_do_not_meet(tmp_path: Path) -> None:
+    def write_while_another_begins(folder: Path) -> None:
+        write(folder)
+        with pytest.raises(SettingError, match="another process"):
+            make(tmp_path / "x")
+        assert (folder / "a.npy").is_file()
+
+    publish(tmp_path / "x", kind="index", inputs={}, config={}, write=write_while_another_begins)
+    open_artefact(tmp_path / "x", kind="index")
+
+
+def test_a_folder_that_was_renamed_meanwhile_is_not_held(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="another process"), hold_folder(tmp_path / "gone"):
+        pass
