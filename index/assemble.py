@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import faiss
@@ -22,6 +23,7 @@ from index.sketch import SimilarImages, sketch_recall, write_sketch
 from index.summary import write_summary
 from index.text_search import concatenate_embeddings, write_text_search
 from index.thumbnails import concatenate_thumbnails
+from phosphene.errors import InputError, ReadoutMissing
 from phosphene.pipeline import Pipeline
 
 __all__ = ["assemble"]
@@ -81,13 +83,29 @@ def assemble(
 
 
 def _text_mean(images: ImageTable, pipeline: Pipeline) -> Float32[np.ndarray, " embedding"]:
-    """Return the mean vector of a sample of the corpus's own words; zeros where it has none."""
+    """Return the mean vector of a sample of the corpus's own words; zeros where none can be read."""
     width = pipeline.engine.encoder.spec.embedding_width
     assert width is not None
     texts = sorted({text for name in ("label", "caption") for text in images.column(name) if text})
     if not texts:
         return np.zeros(width, dtype=np.float32)
     places = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), _TEXT_SAMPLE_COUNT)).astype(np.int64))
-    vectors = pipeline.text_vectors([texts[place] for place in places])
-    mean: Float32[np.ndarray, " embedding"] = vectors.astype(np.float64).mean(axis=0).astype(np.float32)
+    vectors = _text_vectors([texts[place] for place in places], pipeline)
+    if not vectors:
+        return np.zeros(width, dtype=np.float32)
+    mean: Float32[np.ndarray, " embedding"] = np.stack(vectors).astype(np.float64).mean(axis=0).astype(np.float32)
     return mean
+
+
+def _text_vectors(texts: list[str], pipeline: Pipeline) -> list[Float32[np.ndarray, " embedding"]]:
+    """Return the vectors of the texts that the text tower reads; none where the encoder lacks its tokenizer."""
+    try:
+        return list(pipeline.text_vectors(texts))
+    except ReadoutMissing:
+        return []
+    except InputError:  # A caption may be longer than the text tower reads.
+        vectors: list[Float32[np.ndarray, " embedding"]] = []
+        for text in texts:
+            with suppress(InputError):
+                vectors += list(pipeline.text_vectors([text]))
+        return vectors

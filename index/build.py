@@ -95,7 +95,12 @@ def build_index(job: BuildJob, progress: Progress) -> BuildResult:
             return BuildResult(manifest=finished, plan_id=plan.id, was_finished=True)
         pipeline = Pipeline(TorchEngine(bundle, device=job.device, thread_count=job.config.thread_count))
         with_text = isinstance(pipeline.engine.readout, SimilarityReadout)
-        with open_workspace(job.out, plan, report=progress.say) as workspace:
+        device = pipeline.engine.device.type
+        with open_workspace(job.out, plan, device=device, report=progress.say) as workspace:
+            finished = _find_finished(job.out, plan)
+            if finished is not None:  # By another process, while this one read the corpus.
+                discard_workspace(job.out, plan)
+                return BuildResult(manifest=finished, plan_id=plan.id, was_finished=True)
             encode = partial(
                 run_shard,
                 config=plan.config,

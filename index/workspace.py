@@ -11,17 +11,23 @@ aside as `OUT.partial-PLAN`, and taken back when its plan is run again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from index.plan import Plan, ShardRows
-from phosphene.errors import SettingError
-from phosphene.manifest import canonical_json, digest_of, file_sha256, partial_path, sync_folder, write_durably
+from phosphene.manifest import (
+    canonical_json,
+    digest_of,
+    file_sha256,
+    hold_folder,
+    partial_path,
+    sync_folder,
+    write_durably,
+)
 
 __all__ = ["Workspace", "discard_workspace", "open_workspace"]
 
@@ -33,9 +39,10 @@ _RECORD = "record.json"
 class Workspace:
     """The folder of one job; hold it through `open_workspace`."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take the folder, which the caller has locked."""
+    def __init__(self, folder: Path, device: str) -> None:
+        """Take the folder, which the caller holds, and the kind of device that this run computes on."""
         self._folder = folder
+        self._device = device
 
     @property
     def draft_index(self) -> Path:
@@ -47,10 +54,13 @@ class Workspace:
         return self._folder / "shards" / shard.name
 
     def is_finished(self, shard: ShardRows) -> bool:
-        """Tell whether a shard lies there whole; every file is read and its digest compared."""
+        """Tell whether a shard lies there whole, made on this kind of device; reads every file and compares its digest.
+
+        Devices differ in the last bits of a code: an index that mixes two has an id that no run on one of them has.
+        """
         folder = self.shard_folder(shard)
         record = _read_json(folder / _RECORD)
-        if record is None or record.get("rows") != [shard.start, shard.stop]:
+        if record is None or record.get("rows") != [shard.start, shard.stop] or record.get("device") != self._device:
             return False
         digests = record.get("files")
         if not isinstance(digests, dict):
@@ -71,7 +81,7 @@ class Workspace:
                 shutil.rmtree(stale)
         draft.mkdir(parents=True)
         write(draft)
-        record = {"rows": [shard.start, shard.stop], "files": _digests(draft)}
+        record = {"rows": [shard.start, shard.stop], "device": self._device, "files": _digests(draft)}
         for path in draft.rglob("*"):
             _sync(path)
         write_durably(draft / _RECORD, canonical_json(record))
@@ -87,12 +97,13 @@ class Workspace:
 
 
 @contextmanager
-def open_workspace(out: Path, plan: Plan, *, report: Callable[[str], None]) -> Iterator[Workspace]:
+def open_workspace(out: Path, plan: Plan, *, device: str, report: Callable[[str], None]) -> Iterator[Workspace]:
     """Hold the workspace of a job, alone.
 
     Args:
         out: the index to be.
         plan: the job; a leftover of another plan is set aside.
+        device: kind of device that computes: `cpu` or `cuda`; shards of another kind are made again.
         report: takes a sentence for the person who waits.
 
     Raises:
@@ -101,7 +112,7 @@ def open_workspace(out: Path, plan: Plan, *, report: Callable[[str], None]) -> I
     folder = partial_path(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
-        with _locked(folder):
+        with hold_folder(folder):
             found = _read_json(folder / _PLAN)
             if found != plan.to_config() and any(path.name != _PLAN_DRAFT for path in folder.iterdir()):
                 aside = _set_aside(folder, found)
@@ -111,38 +122,28 @@ def open_workspace(out: Path, plan: Plan, *, report: Callable[[str], None]) -> I
         kept.rename(folder)
         report(f"{kept.name} holds work of this plan; it goes on from there")
     folder.mkdir(exist_ok=True)
-    with _locked(folder):
+    with hold_folder(folder):
         if _read_json(folder / _PLAN) is None:
             write_durably(folder / _PLAN, canonical_json(plan.to_config()))
-        yield Workspace(folder)
+        yield Workspace(folder, device)
 
 
 def discard_workspace(out: Path, plan: Plan) -> None:
-    """Remove the workspace of a finished job, if it is this plan's."""
+    """Remove the workspace of a finished job, if it is this plan's; another process may be doing the same."""
     folder = partial_path(out)
     if _read_json(folder / _PLAN) == plan.to_config():
         # The plan goes last: a job killed in between is known by it.
-        for path in folder.iterdir():
+        for path in _entries(folder):
             if path.is_dir():
-                shutil.rmtree(path)
-        (folder / _PLAN).unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+                shutil.rmtree(path, ignore_errors=True)
+        (folder / _PLAN).unlink(missing_ok=True)
+    if not _entries(folder):
+        with suppress(OSError):
+            folder.rmdir()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingError(
-                f"another process is building in {folder.name}; wait for it, or choose another --out"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _set_aside(folder: Path, found: dict[str, object] | None) -> Path:

@@ -23,9 +23,19 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), 
 SHAPES = ("circle", "square", "bar")
 
 
-def write_bundle(folder: Path, family: Family = Family.CLIP, *, seed: int = 0, tokens: Tokens = Tokens.CLS) -> Path:
+def write_bundle(
+    folder: Path,
+    family: Family = Family.CLIP,
+    *,
+    seed: int = 0,
+    tokens: Tokens = Tokens.CLS,
+    with_tokenizer: bool = True,
+) -> Path:
     """Write a random encoder and a bundle with a random SAE on it; returns the bundle's folder."""
     source = write_encoder(folder / f"{family.value}-{seed}", family, seed=0)
+    if not with_tokenizer:
+        for path in source.glob("tokenizer*"):
+            path.unlink()
     encoder = load_encoder(source)
     site = Site(block=1, tokens=tokens)
     width = encoder.site_width(site)

@@ -149,6 +149,45 @@ def test_a_damaged_shard_is_made_again(built: Path, bundle: Path, corpus: Path, 
         assert result.manifest.id == index.id
 
 
+def test_shards_of_another_device_are_made_again(built: Path, bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    with pytest.raises(Killed):
+        build_index(_job(corpus, bundle, out), Fuse("assemble", 1))
+    record = tmp_path / "index.partial" / "shards" / "00001" / "record.json"
+    record.write_text(record.read_text().replace('"device":"cpu"', '"device":"cuda"'))
+    notes = Notes()
+    result = build_index(_job(corpus, bundle, out), notes)
+    assert notes.encoded == 16
+    with open_index(built) as index:
+        assert result.manifest.id == index.id
+
+
+class Rival(Notes):
+    """Another process finishes the same job while this one reads the corpus."""
+
+    def __init__(self, job: BuildJob) -> None:
+        super().__init__()
+        self._job: BuildJob | None = job
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        job, self._job = self._job, None
+        if job is not None:
+            build_index(job, Notes())
+
+
+def test_a_job_that_another_process_finishes_meanwhile_is_not_done_twice(
+    built: Path, bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    job = _job(corpus, bundle, tmp_path / "index")
+    rival = Rival(job)
+    result = build_index(job, rival)
+    assert result.was_finished
+    with open_index(built) as index:
+        assert result.manifest.id == index.id
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
 def test_another_plan_on_a_finished_index_is_refused_with_the_differences(
     built: Path, bundle: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -209,7 +248,7 @@ def test_two_builders_of_one_index_do_not_meet(built: Path, bundle: Path, corpus
         digests = digest_images(opened, readers, lambda _: None)
     plan = plan_index(opened, digests, load_bundle(bundle), SMALL)
     with (
-        open_workspace(tmp_path / "index", plan, report=lambda _: None),
+        open_workspace(tmp_path / "index", plan, device="cpu", report=lambda _: None),
         pytest.raises(SettingError, match="another process"),
     ):
         _build(corpus, bundle, tmp_path / "index")
@@ -288,6 +327,24 @@ def test_an_empty_folder_is_as_good_as_none(built: Path, bundle: Path, corpus: P
     result = _build(corpus, bundle, tmp_path / "index")
     with open_index(built) as index:
         assert result.manifest.id == index.id
+
+
+def test_captions_that_the_text_tower_cannot_read_are_left_out_of_its_mean(bundle: Path, tmp_path: Path) -> None:
+    short, long = write_corpus(tmp_path / "short", 6), write_corpus(tmp_path / "long", 6)
+    long.write_text(long.read_text().strip() + " and more words than the text tower reads" * 9 + "\n")
+    for corpus in (short, long):
+        _build(corpus, bundle, tmp_path / f"index-{corpus.parent.name}")
+    means = [np.load(tmp_path / f"index-{name}" / "text" / "text_mean.npy") for name in ("short", "long")]
+    assert np.linalg.norm(means[1]) > 0.1
+    assert float(means[0] @ means[1]) / float(np.linalg.norm(means[0]) * np.linalg.norm(means[1])) > 0.5
+
+
+def test_an_encoder_without_its_tokenizer_is_indexed(corpus: Path, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, with_tokenizer=False)
+    _build(corpus, bundle, tmp_path / "index")
+    with open_index(tmp_path / "index") as index:
+        assert index.image_count == 39
+    assert not np.load(tmp_path / "index" / "text" / "text_mean.npy").any()
 
 
 def test_settings_out_of_bounds_are_named_all_at_once() -> None:
