@@ -207,6 +207,13 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoe
     reshaping = config.get("reshape_activations", "none")
     if reshaping not in ("none", None):
         raise ArtefactRefused(f"reshape_activations is {reshaping!r}; only 'none' is read")
+    # SAELens before 6 spelt TopK and tanh-ReLU as options of the standard architecture.
+    activation = config.get("activation_fn_str", config.get("activation_fn", "relu"))
+    if activation != "relu":
+        raise ArtefactRefused(
+            f"the activation function is {activation!r}; only 'relu' is read beside topk and jumprelu: save the SAE "
+            "with SAELens 6 or newer"
+        )
     selection: Selection
     match config.get("architecture"):
         case "topk":

@@ -89,6 +89,8 @@ def test_rescaling_by_decoder_norm_is_folded(tmp_path: Path) -> None:
         ({"architecture": "gated"}, ArtefactRefused),
         ({"normalize_activations": "layer_norm"}, ArtefactRefused),
         ({"reshape_activations": "hook_z"}, ArtefactRefused),
+        ({"architecture": "standard", "activation_fn_str": "topk"}, ArtefactRefused),
+        ({"architecture": "standard", "activation_fn": "tanh-relu"}, ArtefactRefused),
         ({"d_sae": NEURONS + 1}, ArtefactDamaged),
         ({"k": 0}, ArtefactDamaged),
         ({"k": NEURONS + 1}, ArtefactDamaged),
