@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from index.assemble import assemble
-from index.contents import content_digest, digest_images
+from index.contents import digest_images
 from index.image_table import read_quarantined
 from index.plan import IndexConfig, Plan
 from index.progress import Progress
@@ -136,7 +136,7 @@ def plan_index(corpus: Corpus, digests: Sequence[str], bundle: Bundle, config: I
         CorpusError: the corpus is empty.
     """
     return Plan(
-        corpus_digest=content_digest(corpus, digests),
+        corpus_digest=corpus.content_digest(digests),
         row_count=len(corpus),
         bundle_id=bundle.id,
         code_id=bundle.code_id,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from index.ahead import blocks_ahead
@@ -11,7 +10,7 @@ from phosphene.corpus import Corpus
 from phosphene.errors import CorpusError, ImageError
 from phosphene.images import image_sha256
 
-__all__ = ["content_digest", "digest_images"]
+__all__ = ["digest_images"]
 
 _BLOCK_ROWS = 256
 
@@ -37,11 +36,3 @@ def digest_images(corpus: Corpus, readers: Executor, advance: Callable[[int], No
         digests += block
         advance(len(block))
     return digests
-
-
-def content_digest(corpus: Corpus, digests: Sequence[str]) -> str:
-    """Return the digest of a corpus with its contents: of `corpus.digest` and the digest of every image, in order."""
-    whole = hashlib.sha256(corpus.digest.encode())
-    for digest in digests:
-        whole.update(b"\n" + digest.encode())
-    return whole.hexdigest()

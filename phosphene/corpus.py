@@ -51,7 +51,7 @@ class Corpus:
     source: str
     """What it was read from, for people: kind and last name, no path."""
     digest: str
-    """SHA-256 over (uri, label, caption) of every row in order; contents are hashed when they are indexed."""
+    """SHA-256 over (uri, label, caption) of every row in order; see `content_digest` for what the images hold."""
     limit_bytes: int
     storage: Storage = field(repr=False)
     spans: Mapping[int, Span] = field(repr=False)
@@ -93,6 +93,18 @@ class Corpus:
                 f"{uri!r} holds {len(data)} of {span.byte_count} bytes; the tar has changed: list it anew"
             )
         return data
+
+    def content_digest(self, sha256: Sequence[str]) -> str:
+        """Name the corpus with its contents: SHA-256 over `digest` and the digests of its images.
+
+        Args:
+            sha256: of each image's bytes, in order and in hexadecimal; empty for one that cannot be read. Fewer than
+                there are images name a corpus of which only the first are used.
+        """
+        whole = hashlib.sha256(self.digest.encode())
+        for digest in sha256:
+            whole.update(b"\n" + digest.encode())
+        return whole.hexdigest()
 
     def _too_large(self, uri: str) -> ImageTooLarge:
         return ImageTooLarge(

@@ -146,6 +146,11 @@ class SimilarityReadout:
             return np.zeros((0, side.width), dtype=np.float32)
         return np.concatenate(vectors)
 
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Refuse what `text_vectors` would refuse, and encode nothing; raises as it does."""
+        if texts:
+            self._token_ids(self._load_text_side(), list(texts))
+
     def _embed(self, side: _TextSide, texts: list[str]) -> Float32[np.ndarray, "texts embedding"]:
         ids = self._token_ids(side, texts)
         padded = self._pad(side, ids)

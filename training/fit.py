@@ -16,7 +16,7 @@ from torch import Tensor
 
 from phosphene.bundle import Bundle, load_bundle, save_bundle
 from phosphene.errors import ArtefactMismatch
-from phosphene.manifest import MANIFEST_NAME, differences, digest_of
+from phosphene.manifest import MANIFEST_NAME, differences, digest_of, hold_folder
 from phosphene.readout import SimilarityReadout, Vocabulary, load_readout
 from phosphene.sae import SparseAutoencoder
 from phosphene.selection import Selection
@@ -58,13 +58,22 @@ def fit(request: FitRequest, progress: Progress) -> FitResult:
     Raises:
         PhospheneError: see `plan_fit`, `harvest`, `train` and `check_publishable`; nothing is published then.
         ArtefactMismatch: `out` holds something else.
+        SettingError: another process makes the same bundle.
     """
     torch.set_num_threads(request.execution.thread_count)
-    plan = plan_fit(request)
+    plan = plan_fit(request, progress)
     finished = find_finished(plan)
     if finished is not None:
         return FitResult(bundle=finished, is_new=False)
-    device = torch.device(request.execution.device)
+    plan.work.mkdir(parents=True, exist_ok=True)
+    with hold_folder(plan.work):
+        finished = find_finished(plan)  # Another process may have ended meanwhile.
+        return FitResult(bundle=finished or make_bundle(plan, progress), is_new=finished is None)
+
+
+def make_bundle(plan: FitPlan, progress: Progress) -> Bundle:
+    """Harvest, train, calibrate, check and publish, or what an earlier run has left to do; errors as `fit`."""
+    device = torch.device(plan.request.execution.device)
     path = harvest(plan.harvest, plan.work / "activations", progress)
     activations = Activations(path, seed=plan.training.seed)
     scaling = make_scaling(*activations.moments())
@@ -83,7 +92,7 @@ def fit(request: FitRequest, progress: Progress) -> FitResult:
     facts = _facts(plan, activations, path, training, held_out, calibration)
     bundle = publish(plan, sae, facts)
     checkpoints.remove()
-    return FitResult(bundle=bundle, is_new=True)
+    return bundle
 
 
 def find_finished(plan: FitPlan) -> Bundle | None:

@@ -12,7 +12,7 @@ the same bytes. Knows nothing of autoencoders.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from phosphene.corpus import Corpus
 from phosphene.encoder import Encoder, Site
-from phosphene.errors import ImageError, NumericError
+from phosphene.errors import CorpusError, ImageError, NumericError
 from phosphene.images import image_sha256, prepare
 from phosphene.manifest import digest_of, find_artefact, partial_path, seal
 from training.progress import Advance, Progress
@@ -38,6 +38,8 @@ class HarvestPlan:
 
     corpus: Corpus
     """The images."""
+    digests: Sequence[str]
+    """sha256 of the bytes of each image that is used; empty for one that cannot be read."""
     encoder: Encoder
     """The frozen model."""
     site: Site
@@ -50,8 +52,7 @@ class HarvestPlan:
     @property
     def image_count(self) -> int:
         """Images of the corpus that are used."""
-        limit = self.settings.image_limit
-        return len(self.corpus) if limit is None else min(limit, len(self.corpus))
+        return len(self.digests)
 
     @property
     def tokens_per_image(self) -> int:
@@ -81,7 +82,7 @@ class HarvestPlan:
     @property
     def inputs(self) -> dict[str, str]:
         """What it is made from."""
-        return {"corpus": self.corpus.digest, "encoder": self.encoder.spec.weights_sha256}
+        return {"corpus": self.corpus.content_digest(self.digests), "encoder": self.encoder.spec.weights_sha256}
 
     @property
     def id(self) -> str:
@@ -102,6 +103,7 @@ def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
 
     Raises:
         NumericError: the encoder gave NaN or infinity; names shard and row.
+        CorpusError: an image changed since the plan was made.
         ArtefactDamaged: a finished harvest of this plan lies there and is not sound.
     """
     target = folder / plan.id[:16]
@@ -195,12 +197,19 @@ def _prepare_batch(plan: HarvestPlan, rows: range) -> _Batch:
     size = plan.encoder.preprocessing.size
     batch = _Batch(rows, np.zeros((len(rows), 3, size.height, size.width), dtype=np.uint8), [], {})
     for slot, row in enumerate(rows):
+        digest = ""
         try:
             data = plan.corpus.read(row)
-            batch.sha256.append(image_sha256(data))
+            digest = image_sha256(data)
             batch.pixels[slot] = prepare(data, plan.encoder.preprocessing).pixels
-        except ImageError as error:
+        except (CorpusError, ImageError) as error:
             batch.errors[row] = type(error).__name__
+        if digest != plan.digests[row]:
+            raise CorpusError(
+                f"{plan.corpus.rows[row].uri!r} changed while the corpus was being read; run it again once nothing "
+                "writes there"
+            )
+        batch.sha256.append(digest)
     return batch
 
 

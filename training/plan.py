@@ -5,18 +5,21 @@ Everything that can be refused is refused here, before any work: options, corpus
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phosphene.codes import CodeLimits
-from phosphene.corpus import open_corpus
+from phosphene.corpus import Row, open_corpus
 from phosphene.encoder import Encoder, Site, load_encoder
-from phosphene.errors import CorpusError, SettingError
+from phosphene.errors import CorpusError, InputError, ReadoutMissing, SettingError
 from phosphene.manifest import digest_of
 from phosphene.readout import SimilarityReadout, load_readout
 from training.activations import MIN_IMAGE_COUNT, held_out_count
+from training.contents import digest_images
 from training.harvest import HarvestPlan
+from training.progress import Progress, SilentProgress
 from training.settings import (
     Execution,
     HarvestSettings,
@@ -117,8 +120,12 @@ class FitPlan:
         }
 
 
-def plan_fit(request: FitRequest) -> FitPlan:
-    """Check a request and fix its numbers.
+def plan_fit(request: FitRequest, progress: Progress | None = None) -> FitPlan:
+    """Check a request and fix its numbers; reads every image once, for its digest.
+
+    Args:
+        request: what was asked for.
+        progress: where to report; None reports nothing.
 
     Raises:
         SettingError: an option is out of its bounds or contradicts another.
@@ -132,16 +139,23 @@ def plan_fit(request: FitRequest) -> FitPlan:
     corpus = open_corpus(request.sources.corpus)
     encoder = load_encoder(request.sources.encoder, revision=request.sources.revision, device=request.execution.device)
     sae = request.sae.resolve(encoder.site_width(request.site))
-    harvest = HarvestPlan(
-        corpus=corpus, encoder=encoder, site=request.site, settings=request.harvest, execution=request.execution
-    )
-    if harvest.image_count < MIN_IMAGE_COUNT:
+    image_count = request.harvest.image_count(len(corpus))
+    if image_count < MIN_IMAGE_COUNT:
         raise CorpusError(
-            f"{harvest.image_count} images are too few to train on and to hold some out; the least is "
+            f"{image_count} images are too few to train on and to hold some out; the least is "
             f"{MIN_IMAGE_COUNT}: add images to {request.sources.corpus!r}"
             + (" or raise --limit" if request.harvest.image_limit is not None else ""),
             field="corpus",
         )
+    vocabulary = _vocabulary(request, encoder, corpus.rows[:image_count], named)
+    harvest = HarvestPlan(
+        corpus=corpus,
+        digests=digest_images(corpus, image_count, progress or SilentProgress()),
+        encoder=encoder,
+        site=request.site,
+        settings=request.harvest,
+        execution=request.execution,
+    )
     held_out = held_out_count(harvest.image_count, harvest.tokens_per_image)
     row_count = (harvest.image_count - held_out) * harvest.tokens_per_image
     return FitPlan(
@@ -149,7 +163,7 @@ def plan_fit(request: FitRequest) -> FitPlan:
         harvest=harvest,
         sae=sae,
         training=request.training.resolve(row_count, sae),
-        vocabulary=_vocabulary(request, harvest, named),
+        vocabulary=vocabulary,
     )
 
 
@@ -174,8 +188,9 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _vocabulary(request: FitRequest, harvest: HarvestPlan, named: tuple[str, ...] | None) -> tuple[str, ...]:
-    encoder = harvest.encoder
+def _vocabulary(
+    request: FitRequest, encoder: Encoder, rows: Sequence[Row], named: tuple[str, ...] | None
+) -> tuple[str, ...]:
     readout = load_readout(request.sources.encoder, encoder, revision=request.sources.revision)
     if not isinstance(readout, SimilarityReadout):
         if named is not None:
@@ -185,5 +200,22 @@ def _vocabulary(request: FitRequest, harvest: HarvestPlan, named: tuple[str, ...
                 field="vocabulary",
             )
         return ()
-    labels = sorted({row.label for row in harvest.corpus.rows[: harvest.image_count] if row.label})
-    return named if named is not None else tuple(labels[:_VOCABULARY_LIMIT_NAMES])
+    if named is not None:
+        readout.check_texts(named)
+        return named
+    labels = sorted({row.label for row in rows if row.label})
+    return _legible(readout, labels[:_VOCABULARY_LIMIT_NAMES])
+
+
+def _legible(readout: SimilarityReadout, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels that the text tower reads: nobody asked for them, so one too long is left out, not refused."""
+    legible: list[str] = []
+    for label in labels:
+        try:
+            readout.check_texts([label])
+        except ReadoutMissing:
+            return ()
+        except InputError:
+            continue
+        legible.append(label)
+    return tuple(legible)

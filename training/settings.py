@@ -122,6 +122,10 @@ class HarvestSettings:
         if self.image_limit is not None and self.image_limit < 1:
             raise SettingError(f"--limit is {self.image_limit}; the least is 1 image")
 
+    def image_count(self, corpus_count: int) -> int:
+        """Images used of a corpus of so many."""
+        return corpus_count if self.image_limit is None else min(self.image_limit, corpus_count)
+
     def shard_images(self, token_count: int, width: int) -> int:
         """Images per shard: whole batches of about 64 MiB, between one batch and 32 of them."""
         image_bytes = token_count * width * (2 if self.storage is Storage.FLOAT16 else 4)

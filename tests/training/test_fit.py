@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from phosphene.encoder import Family, Site, Tokens
-from phosphene.errors import ArtefactDamaged, ArtefactMismatch, CorpusError, NumericError
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, CorpusError, NumericError, SettingError
+from phosphene.manifest import hold_folder
 from phosphene.pipeline import open_bundle
 from phosphene.selection import JumpReLU, TopK
 from tests.families import write_encoder
@@ -101,6 +102,23 @@ def test_another_configuration_at_the_same_place_is_refused_by_name(
     with pytest.raises(ArtefactMismatch, match=r"sae\.k: 4 -> 3\n(.*\n)*.*training\.seed: 0 -> 1"):
         fit(other, SilentProgress())
     assert fit(request, SilentProgress()).bundle.id == bundle.id
+
+
+def test_changed_images_under_the_same_names_are_another_configuration(encoder_folder: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", 40)
+    request = make_request(corpus, encoder_folder, tmp_path / "b")
+    fit(request, SilentProgress())
+    first, second = sorted(corpus.rglob("*.png"))[:2]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ArtefactMismatch, match=r"inputs\.corpus"):
+        fit(request, SilentProgress())
+
+
+def test_two_fits_of_one_bundle_do_not_meet(corpus_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.work").mkdir()
+    with hold_folder(tmp_path / "b.work"), pytest.raises(SettingError, match="another process works in 'b.work'"):
+        fit(make_request(corpus_folder, encoder_folder, tmp_path / "b"), SilentProgress())
+    assert not (tmp_path / "b").exists()
 
 
 def test_something_else_at_the_same_place_is_left_alone(

@@ -10,10 +10,11 @@ import torch
 
 from phosphene.corpus import open_corpus
 from phosphene.encoder import Encoder, Site, Tokens, load_encoder
-from phosphene.errors import NumericError
+from phosphene.errors import CorpusError, NumericError
 from phosphene.images import prepare
 from phosphene.manifest import open_artefact
 from tests.training.corpora import corrupt, write_corpus
+from training.contents import digest_images
 from training.harvest import HarvestPlan, harvest, quarantined_images
 from training.progress import Advance, SilentProgress
 from training.settings import Execution, HarvestSettings, Storage
@@ -28,11 +29,13 @@ def encoder(encoder_folder: Path) -> Encoder:
 
 
 def make_plan(folder: Path, encoder: Encoder, site: Site = CLS, **options: Any) -> HarvestPlan:
+    corpus, settings = open_corpus(str(folder)), dataclasses.replace(SETTINGS, **options)
     return HarvestPlan(
-        corpus=open_corpus(str(folder)),
+        corpus=corpus,
+        digests=digest_images(corpus, settings.image_count(len(corpus)), SilentProgress()),
         encoder=encoder,
         site=site,
-        settings=dataclasses.replace(SETTINGS, **options),
+        settings=settings,
         execution=Execution(),
     )
 
@@ -109,6 +112,39 @@ def test_a_finished_harvest_is_used_again(corpus_folder: Path, encoder: Encoder,
     plan = make_plan(corpus_folder, encoder, image_limit=20)
     path = harvest(plan, tmp_path, SilentProgress())
     assert harvest(plan, tmp_path, KillingProgress(0)) == path
+
+
+def test_shards_of_images_that_have_changed_since_are_not_used(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 8 * 32 * 4)
+    folder = write_corpus(tmp_path / "corpus", 24)
+    with pytest.raises(Killed):
+        harvest(make_plan(folder, encoder), tmp_path / "killed", KillingProgress(16))
+    first, second = sorted(folder.rglob("*.png"))[:2]
+    first.write_bytes(second.read_bytes())
+    resumed, _ = read(harvest(make_plan(folder, encoder), tmp_path / "killed", SilentProgress()))
+    fresh, _ = read(harvest(make_plan(folder, encoder), tmp_path / "fresh", SilentProgress()))
+    assert np.array_equal(resumed, fresh)
+    assert np.array_equal(resumed[0], resumed[1])
+
+
+def test_an_image_that_changes_after_it_was_planned_is_refused(encoder: Encoder, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", 16)
+    plan = make_plan(folder, encoder)
+    corrupt(folder, 3)
+    with pytest.raises(CorpusError, match=r"'blue/00014\.png' changed while .* run it again"):
+        harvest(plan, tmp_path / "work", SilentProgress())
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_an_image_that_cannot_be_read_is_counted(encoder: Encoder, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", 20)
+    plan = make_plan(folder, encoder)
+    sorted(folder.rglob("*.png"))[3].unlink()
+    plan = dataclasses.replace(plan, digests=digest_images(plan.corpus, plan.image_count, SilentProgress()))
+    path = harvest(plan, tmp_path / "work", SilentProgress())
+    assert quarantined_images(path) == [{"row": 3, "error": "CorpusError"}]
 
 
 def test_other_settings_make_another_harvest_beside_it(corpus_folder: Path, encoder: Encoder, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from phosphene.encoder import Family, Site, Tokens
-from phosphene.errors import CorpusError, EncoderMissing, PhospheneError, SettingError, SiteError
+from phosphene.errors import CorpusError, EncoderMissing, InputError, PhospheneError, SettingError, SiteError
 from tests.families import write_encoder
+from tests.training.corpora import write_corpus
 from training.plan import FitRequest, Sources, plan_fit
 from training.settings import HarvestSettings, SaeRequest, TrainingRequest
 
@@ -37,6 +38,25 @@ def test_what_was_left_open_is_fixed(request_: FitRequest) -> None:
 def test_the_limits_leave_room_for_a_large_k(request_: FitRequest) -> None:
     plan = plan_fit(dataclasses.replace(request_, sae=SaeRequest(k=100, expansion=8)))
     assert (plan.limits.image_code_limit, plan.limits.token_code_limit) == (100, 200)
+
+
+def test_labels_that_the_text_tower_cannot_read_are_no_vocabulary(request_: FitRequest, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", 16)
+    (corpus / "white").rename(corpus / " ".join(["white"] * 40))
+    assert plan_fit(with_sources(request_, corpus=str(corpus))).vocabulary == ("blue", "green", "red")
+    encoder = write_encoder(tmp_path / "clip", Family.CLIP)
+    for path in encoder.glob("tokenizer*"):
+        path.unlink()
+    assert plan_fit(with_sources(request_, encoder=str(encoder))).vocabulary == ()
+
+
+def test_names_that_the_text_tower_cannot_read_are_refused_before_any_work(
+    request_: FitRequest, tmp_path: Path
+) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("red square\n" + "very " * 40 + "long\n", encoding="utf-8")
+    with pytest.raises(InputError, match="at most 32"):
+        plan_fit(with_sources(request_, vocabulary=file))
 
 
 def test_the_vocabulary_can_come_from_a_file(request_: FitRequest, tmp_path: Path) -> None:
