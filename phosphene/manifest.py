@@ -6,7 +6,6 @@ files mean. The rules are docs/design.md section 4; the fields are docs/artefact
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -313,6 +312,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         SettingError: another process holds it, or has just renamed or removed it.
     """
+    import fcntl  # Windows has none; there artefacts can be read, not made.
+
     busy = SettingError(f"another process works in {folder.name!r}; wait for it, or choose another --out")
     try:
         descriptor = os.open(folder, os.O_RDONLY)
