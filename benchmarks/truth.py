@@ -31,7 +31,7 @@ from phosphene.selection import TopK
 
 FOLDER = Path("build/bench/truth")
 HELD_OUT_SCENE_SEED = 1_500_000
-SCENE_SIZE_PX = 160
+SCENE_SIZE_PX = 128
 SEEDS = (0, 1, 2)
 LEAST_SHOWN = 10
 

@@ -68,7 +68,7 @@ class Recipe:
 EMBEDDED = Recipe(
     name="scenes",
     encoder="embedded/tiny-clip",
-    fit=("--block", "5", "--tokens", "cls", "--neurons", "512", "--k", "16", "--variant", "topk", "--steps", "1000"),
+    fit=("--block", "5", "--tokens", "cls", "--neurons", "128", "--k", "20", "--variant", "topk", "--steps", "1000"),
     thread_count=1,  # the tiny encoder's work is too small to be worth dividing
 )
 
