@@ -118,9 +118,10 @@ class Activations:
         """Batches from step `first_step` on, without end; every epoch drops its last incomplete batch.
 
         Args:
-            batch_rows: rows per batch, at most `training_count`.
+            batch_rows: rows per batch; `training_count`, where that is less: unreadable images have no rows.
             first_step: how many batches an earlier run has used.
         """
+        batch_rows = min(batch_rows, self.training_count)
         batches_per_epoch = self.training_count // batch_rows
         epoch, done = divmod(first_step, batches_per_epoch)
         while True:

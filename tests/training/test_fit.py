@@ -157,6 +157,14 @@ def test_unreadable_images_are_counted(encoder_folder: Path, tmp_path: Path) -> 
     assert bundle.training["image_count"] == 39
 
 
+def test_a_batch_of_everything_shrinks_with_what_cannot_be_read(encoder_folder: Path, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus", 41)
+    corrupt(folder, 11)
+    training = TrainingRequest(step_count=20, batch_rows=4096)
+    bundle = fit(make_request(folder, encoder_folder, tmp_path / "b", training=training), SilentProgress()).bundle
+    assert bundle.training["training_quality"]["row_count"] < bundle.training["plan"]["training"]["batch_rows"]
+
+
 def test_a_corpus_of_unreadable_images_is_refused(encoder_folder: Path, tmp_path: Path) -> None:
     folder = write_corpus(tmp_path / "corpus", 20)
     for position in range(10):
