@@ -19,7 +19,7 @@ from phosphene.errors import ArtefactMismatch, NumericError, ReadoutMissing, Set
 from phosphene.fidelity import Fidelity, fidelities
 from phosphene.readout import ClassifierReadout, NoReadout, SimilarityReadout, load_readout
 
-__all__ = ["EngineBatch", "TorchEngine", "Want"]
+__all__ = ["EngineBatch", "TorchEngine", "Want", "open_device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class TorchEngine:
             ArtefactMismatch: the encoder is not the one that the bundle was made with.
         """
         self.bundle = bundle
-        self.device = _open_device(device)
+        self.device = open_device(device)
         if thread_count is not None:
             torch.set_num_threads(thread_count)
         self.encoder = load_encoder(bundle.encoder_source, revision=bundle.encoder_revision, device=device)
@@ -169,7 +169,15 @@ class TorchEngine:
         return values
 
 
-def _open_device(name: str) -> torch.device:
+def open_device(name: str) -> torch.device:
+    """Find a device, and turn TF32 off on it.
+
+    Args:
+        name: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        SettingError: no such device.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as cause:

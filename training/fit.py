@@ -60,8 +60,8 @@ def fit(request: FitRequest, progress: Progress) -> FitResult:
         ArtefactMismatch: `out` holds something else.
         SettingError: another process makes the same bundle.
     """
-    torch.set_num_threads(request.execution.thread_count)
     plan = plan_fit(request, progress)
+    torch.set_num_threads(request.execution.thread_count)
     finished = find_finished(plan)
     if finished is not None:
         return FitResult(bundle=finished, is_new=False)

@@ -13,6 +13,7 @@ from typing import Any
 from phosphene.codes import CodeLimits
 from phosphene.corpus import Row, open_corpus
 from phosphene.encoder import Encoder, Site, load_encoder
+from phosphene.engine import open_device
 from phosphene.errors import CorpusError, InputError, ReadoutMissing, SettingError
 from phosphene.manifest import digest_of
 from phosphene.readout import SimilarityReadout, load_readout
@@ -135,6 +136,8 @@ def plan_fit(request: FitRequest, progress: Progress | None = None) -> FitPlan:
     request.sae.check()
     request.harvest.check()
     request.training.check()
+    request.execution.check()
+    open_device(request.execution.device)
     named = None if request.sources.vocabulary is None else read_vocabulary(request.sources.vocabulary)
     corpus = open_corpus(request.sources.corpus)
     encoder = load_encoder(request.sources.encoder, revision=request.sources.revision, device=request.execution.device)

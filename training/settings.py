@@ -226,6 +226,15 @@ class Execution:
     thread_count: int = 1
     """CPU threads of torch; results are equal only for equal counts."""
 
+    def check(self) -> None:
+        """Refuse values out of bounds; whether the device is here, the engine knows.
+
+        Raises:
+            SettingError: naming the option, its value and the limits.
+        """
+        if not 1 <= self.thread_count <= 1024:
+            raise SettingError(f"--threads is {self.thread_count}; it must be from 1 to 1024")
+
 
 def config_of(settings: SaeSettings | HarvestSettings | TrainingSettings | Execution) -> dict[str, Any]:
     """The settings as plain JSON values."""

@@ -31,6 +31,15 @@ def test_build_tells_in_json_lines_and_ends_with_the_id(
     assert json.loads(capsys.readouterr().out)["was_finished"] is True
 
 
+def test_a_place_that_cannot_be_written_is_named(
+    corpus: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["build", str(corpus), "--bundle", str(bundle), "--out", str(tmp_path / "file" / "index")]) == 2
+    assert f"({tmp_path / 'file'})" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_show_prints_a_summary(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(built), "--names", "3"]) == 0
     text = capsys.readouterr().out

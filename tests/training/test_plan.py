@@ -9,7 +9,7 @@ from phosphene.errors import CorpusError, EncoderMissing, InputError, PhospheneE
 from tests.families import write_encoder
 from tests.training.corpora import write_corpus
 from training.plan import FitRequest, Sources, plan_fit
-from training.settings import HarvestSettings, SaeRequest, TrainingRequest
+from training.settings import Execution, HarvestSettings, SaeRequest, TrainingRequest
 
 
 @pytest.fixture
@@ -96,10 +96,13 @@ def test_a_vocabulary_is_refused_where_nothing_can_read_it(request_: FitRequest,
         ({"sae": SaeRequest(k=65, neuron_count=64)}, SettingError, "--k is 65; the limit .* 64"),
         ({"sae": SaeRequest(k=4, expansion=0)}, SettingError, "--expansion is 0; the least is 1"),
         ({"training": TrainingRequest(step_count=0)}, SettingError, "--steps is 0"),
+        ({"execution": Execution(thread_count=0)}, SettingError, "--threads is 0; it must be from 1 to 1024"),
+        ({"execution": Execution(device="tpu")}, SettingError, "device 'tpu' is not one; use cpu"),
+        ({"execution": Execution(device="cuda:63")}, SettingError, "device 'cuda:63' is not here.*use cpu"),
         ({"harvest": HarvestSettings(image_limit=15)}, CorpusError, "15 images are too few .* least is 16.*--limit"),
         ({"site": Site(block=3, tokens=Tokens.CLS)}, SiteError, "block 3 does not exist; .* 0 to 2"),
     ],
-    ids=["k", "expansion", "steps", "limit", "block"],
+    ids=["k", "expansion", "steps", "threads", "device", "cuda", "limit", "block"],
 )
 def test_what_cannot_be_done_is_refused(
     request_: FitRequest, changes: dict[str, Any], error: type[PhospheneError], message: str
