@@ -3,6 +3,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,19 @@ def test_killed_at_random_moments_and_run_again_publishes_the_same_bundle(
     corpus_folder: Path, encoder_folder: Path, tmp_path: Path, root: Path
 ) -> None:
     whole, killed = tmp_path / "whole" / "b", tmp_path / "killed" / "b"
-    command = [sys.executable, "-m", "training", *arguments(corpus_folder, encoder_folder, killed)]
-    assert main(arguments(corpus_folder, encoder_folder, whole)) == 0
-    random_moment = random.Random(0)
+    commands = {
+        out: [sys.executable, "-m", "training", *arguments(corpus_folder, encoder_folder, out)]
+        for out in (whole, killed)
+    }
+    begun_s = time.monotonic()
+    subprocess.run(commands[whole], cwd=root, stdout=subprocess.DEVNULL, check=True)
+    whole_s = time.monotonic() - begun_s
+    random_share = random.Random(0)
+    shares = (0.4, *(random_share.uniform(0.3, 0.9) for _ in range(9)))
     kill_count = 0
-    for limit_s in (*(random_moment.uniform(0.5, 12) for _ in range(10)), 600):
-        process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+    # Shares of a whole run, so that they fall into it on a fast machine as on a slow one.
+    for limit_s in (*(share * whole_s for share in shares), 600):
+        process = subprocess.Popen(commands[killed], cwd=root, stdout=subprocess.DEVNULL)
         try:
             assert process.wait(timeout=limit_s) == 0
             break
