@@ -83,7 +83,8 @@ class Pipeline:
                 return readout.text_vectors(texts)
             case _:
                 raise ReadoutMissing(
-                    f"encoder {self.bundle.encoder_spec.model!r} has no text tower to compare text with images"
+                    f"encoder {self.bundle.encoder_spec.model!r} has no text tower to compare text with images; use a "
+                    "bundle of a CLIP or SigLIP model with both towers"
                 )
 
     def _read(self, image: bytes | str | Path) -> bytes:
@@ -91,10 +92,13 @@ class Pipeline:
             return image
         path = Path(image)
         if not path.is_file():
-            raise ImageUnreadable(f"no image file at {str(path)!r}")
+            raise ImageUnreadable(f"no image file at {str(path)!r}; give the path of a JPEG, PNG or WebP file")
         size_bytes = path.stat().st_size
         if size_bytes > self.limits.file_bytes:
-            raise ImageTooLarge(f"{path.name!r} is {size_bytes} B; the limit is {self.limits.file_bytes} B")
+            raise ImageTooLarge(
+                f"{path.name!r} has {size_bytes} bytes; the limit is {self.limits.file_bytes} bytes "
+                "(ImageLimits.file_bytes); save it smaller"
+            )
         return path.read_bytes()
 
 
