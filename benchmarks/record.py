@@ -26,7 +26,7 @@ class Must:
 
     value: float
     bar: float
-    sense: Literal[">=", "<=", ">"]
+    sense: Literal[">=", "<="]
 
     @property
     def holds(self) -> bool:
@@ -36,8 +36,6 @@ class Must:
                 return self.value >= self.bar
             case "<=":
                 return self.value <= self.bar
-            case ">":
-                return self.value > self.bar
             case _:
                 assert_never(self.sense)
 

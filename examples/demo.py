@@ -21,15 +21,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from phosphene.corpus import open_corpus
+from phosphene.corpus import Corpus, Row, open_corpus
 from phosphene.encoder import Tokens, load_encoder
-from phosphene.errors import CorpusError, PhospheneError
+from phosphene.errors import CorpusError, ImageError, PhospheneError
+from phosphene.images import read_image
 from phosphene.manifest import digest_of
 
 ROOT = Path("build/demo")
@@ -76,8 +77,12 @@ EMBEDDED = Recipe(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns a process exit status."""
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service never outlives us
     try:
         return run(options)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        return 130
     except subprocess.CalledProcessError as failure:
         console.print(f"[red]demo: this step failed with status {failure.returncode}; its message is above[/]")
         return 1
@@ -144,11 +149,11 @@ def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
         raise CorpusError(
             f"the demo needs a folder or a CSV list of at least 2 image files; {corpus.source} is not that"
         )
-    held_out = corpus.rows[len(corpus) // 2]
+    held_out, data = _readable(corpus)
     root = Path(images) if Path(images).is_dir() else Path(images).parent
     listing, query = folder / "corpus.csv", folder / "query" / Path(held_out.uri).name
     query.parent.mkdir(parents=True, exist_ok=True)
-    query.write_bytes(corpus.read(held_out.row))
+    query.write_bytes(data)
     with listing.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "label", "caption"))
@@ -156,6 +161,16 @@ def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
             if row is not held_out:
                 writer.writerow((os.path.relpath(root / row.uri, folder), row.label or "", row.caption or ""))
     return str(listing), query
+
+
+def _readable(corpus: Corpus) -> tuple[Row, bytes]:
+    """Return the first image from the middle of the corpus on that decodes."""
+    for row in corpus.rows[len(corpus) // 2 :]:
+        with suppress(ImageError, CorpusError):
+            data = corpus.read(row.row)
+            read_image(data)
+            return row, data
+    raise CorpusError(f"no image in the second half of {corpus.source} can be read; give images in JPEG, PNG or WebP")
 
 
 def make_bundle(recipe: Recipe, corpus: str, bundle: Path) -> None:
@@ -222,7 +237,8 @@ def step(title: str, module: str, *arguments: str) -> None:
 
 def wait_for_interrupt() -> None:
     """Sleep until Ctrl-C or SIGTERM."""
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    with suppress(KeyboardInterrupt):
+        signal.pause()
     console.print("stopping")
 
 

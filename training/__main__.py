@@ -45,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PhospheneError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except OSError as error:
+        place = "" if error.filename is None else f" ({error.filename})"
+        sys.stderr.write(
+            f"error: {error.strerror or error}{place}; make room or mend access, or choose another --out\n"
+        )
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from here\n")
         return 130
