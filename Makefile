@@ -5,6 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
+# Processes that share the tests: two, because that is what the machines of contributors and of CI have at least.
+WORKERS ?= -n 2 --dist loadgroup
 # cpu or gpu: which of the two run-time sets is installed, never both.
 DEVICE ?= cpu
 # Tags the image that `make image` builds.
@@ -16,6 +18,7 @@ PY := $(BIN)/python
 REQUIREMENTS_STAMP := $(VENV)/.installed-$(DEVICE)
 EDITABLE_STAMP := $(VENV)/.editable
 PROTOS := $(sort $(wildcard proto/phosphene/v1/*.proto))
+GOOGLE_PROTO := build/googleapis/google/rpc/status.proto
 CONTRACT := proto/phosphene_v1.binpb
 
 ifeq ($(DEVICE),cpu)
@@ -83,12 +86,12 @@ arrows: setup
 	@echo "check: import-linter"
 	@log=$$($(BIN)/lint-imports 2>&1) || { echo "$$log" >&2; exit 1; }
 
-contract: setup
+contract: $(GOOGLE_PROTO)
 	@echo "check: buf lint, buf breaking"
 	@$(BIN)/buf lint
 	@$(BIN)/buf breaking proto --against $(CONTRACT)
 
-stubs: setup
+stubs: $(GOOGLE_PROTO)
 	@echo "check: stubs and image agree with proto/"
 	@rm -rf build/stubs
 	@$(call generate,build/stubs)
@@ -96,19 +99,24 @@ stubs: setup
 	  && cmp -s build/stubs/contract.binpb $(CONTRACT) \
 	  || { echo "phosphene/v1 or $(CONTRACT) is not what proto/ generates: run 'make proto'" >&2; exit 1; }
 
+# The one message of others that the contract uses, from the package that brings its Python side.
+$(GOOGLE_PROTO): | setup
+	@mkdir -p $(@D)
+	@cp "$$($(PY) -c 'import google.rpc.status_pb2 as m; print(m.__file__.replace("_pb2.py", ".proto"))')" $@
+
 # -- contract ---------------------------------------------------------------------------------------------------------
 
 # $(call generate,DIR): stubs and their .pyi files under DIR, the image of the contract as DIR/contract.binpb.
 define generate
 mkdir -p $(1); \
-$(PY) -m grpc_tools.protoc -I proto \
+$(PY) -m grpc_tools.protoc -I proto -I build/googleapis \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS); \
 for stub in $(1)/phosphene/v1/*_pb2_grpc.py; do grep -q 'add_.*_to_server' "$$stub" || rm -f "$$stub" "$${stub}i"; done; \
 $(BIN)/buf build proto --exclude-source-info -o $(1)/contract.binpb
 endef
 
-proto: setup
+proto: $(GOOGLE_PROTO)
 	@if [ -e $(CONTRACT) ] && [ -z "$(BREAKING)" ]; then $(BIN)/buf breaking proto --against $(CONTRACT) || { \
 	  echo "make proto: the changes above break clients; where that is meant, say BREAKING=1" >&2; exit 1; }; fi
 	@rm -rf build/stubs
@@ -121,10 +129,10 @@ proto: setup
 # -- run --------------------------------------------------------------------------------------------------------------
 
 test: setup
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q $(WORKERS)
 
 test-all: setup
-	@$(PY) -m pytest -q -m "slow or not slow"
+	@$(PY) -m pytest -q $(WORKERS) -m "slow or not slow"
 
 demo: setup
 	@$(PY) -m examples.demo $(if $(ONCE),--once) $(if $(ENCODER),--encoder "$(ENCODER)") $(if $(IMAGES),--images "$(IMAGES)") \
@@ -137,4 +145,4 @@ bench-%: setup
 
 image:
 	@command -v docker >/dev/null || { echo "make image: no docker on PATH" >&2; exit 1; }
-	docker build --tag $(IMAGE) .
+	docker build --target $(if $(filter gpu,$(DEVICE)),cuda,cpu) --tag $(IMAGE) .

@@ -29,22 +29,24 @@ class _ExplainPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExplainPa
     EXPLAIN_PART_UNSPECIFIED: _ExplainPart.ValueType  # 0
     """Refused with INVALID_ARGUMENT."""
     EXPLAIN_PART_FIDELITY: _ExplainPart.ValueType  # 1
-    """`ExplainResponse.fidelity`. For an image given by digest, only what the index stored is set."""
+    """`ExplainResponse.fidelity`. For an image of the corpus given by digest, only what the index stored is set."""
     EXPLAIN_PART_NEURONS: _ExplainPart.ValueType  # 2
     """`ExplainResponse.neurons`."""
     EXPLAIN_PART_PATCH_ACTIVATIONS: _ExplainPart.ValueType  # 3
     """`ActiveNeuron.patch_activations` and `ExplainResponse.grid`; implies EXPLAIN_PART_NEURONS. FAILED_PRECONDITION where
-    the site has no patches, or for an image given by digest.
+    the site has no patches; IMAGE_REQUIRED for a digest unless the cache holds it.
     """
     EXPLAIN_PART_NEAREST_NEURONS: _ExplainPart.ValueType  # 4
-    """`ExplainResponse.nearest_neurons`. FAILED_PRECONDITION without a corpus, or for an image given by digest."""
+    """`ExplainResponse.nearest_neurons`. FAILED_PRECONDITION without a corpus; IMAGE_REQUIRED for a digest
+    unless the cache holds it.
+    """
     EXPLAIN_PART_TOP_IMAGES: _ExplainPart.ValueType  # 5
     """`top_images` of every neuron that the answer lists; implies EXPLAIN_PART_NEURONS. FAILED_PRECONDITION without a corpus."""
     EXPLAIN_PART_SIMILAR_IMAGES: _ExplainPart.ValueType  # 6
     """`ExplainResponse.similar_images`. FAILED_PRECONDITION without a corpus."""
     EXPLAIN_PART_SCORES: _ExplainPart.ValueType  # 7
-    """`ExplainResponse.scores`. FAILED_PRECONDITION where the bundle has no scores to give (`Model.score_count` is 0), or
-    for an image given by digest.
+    """`ExplainResponse.scores`. FAILED_PRECONDITION where the bundle has no scores to give (`Model.score_count` is 0);
+    IMAGE_REQUIRED for a digest unless the cache holds it.
     """
     EXPLAIN_PART_CODE: _ExplainPart.ValueType  # 8
     """`ExplainResponse.code`."""
@@ -55,22 +57,24 @@ class ExplainPart(_ExplainPart, metaclass=_ExplainPartEnumTypeWrapper):
 EXPLAIN_PART_UNSPECIFIED: ExplainPart.ValueType  # 0
 """Refused with INVALID_ARGUMENT."""
 EXPLAIN_PART_FIDELITY: ExplainPart.ValueType  # 1
-"""`ExplainResponse.fidelity`. For an image given by digest, only what the index stored is set."""
+"""`ExplainResponse.fidelity`. For an image of the corpus given by digest, only what the index stored is set."""
 EXPLAIN_PART_NEURONS: ExplainPart.ValueType  # 2
 """`ExplainResponse.neurons`."""
 EXPLAIN_PART_PATCH_ACTIVATIONS: ExplainPart.ValueType  # 3
 """`ActiveNeuron.patch_activations` and `ExplainResponse.grid`; implies EXPLAIN_PART_NEURONS. FAILED_PRECONDITION where
-the site has no patches, or for an image given by digest.
+the site has no patches; IMAGE_REQUIRED for a digest unless the cache holds it.
 """
 EXPLAIN_PART_NEAREST_NEURONS: ExplainPart.ValueType  # 4
-"""`ExplainResponse.nearest_neurons`. FAILED_PRECONDITION without a corpus, or for an image given by digest."""
+"""`ExplainResponse.nearest_neurons`. FAILED_PRECONDITION without a corpus; IMAGE_REQUIRED for a digest
+unless the cache holds it.
+"""
 EXPLAIN_PART_TOP_IMAGES: ExplainPart.ValueType  # 5
 """`top_images` of every neuron that the answer lists; implies EXPLAIN_PART_NEURONS. FAILED_PRECONDITION without a corpus."""
 EXPLAIN_PART_SIMILAR_IMAGES: ExplainPart.ValueType  # 6
 """`ExplainResponse.similar_images`. FAILED_PRECONDITION without a corpus."""
 EXPLAIN_PART_SCORES: ExplainPart.ValueType  # 7
-"""`ExplainResponse.scores`. FAILED_PRECONDITION where the bundle has no scores to give (`Model.score_count` is 0), or
-for an image given by digest.
+"""`ExplainResponse.scores`. FAILED_PRECONDITION where the bundle has no scores to give (`Model.score_count` is 0);
+IMAGE_REQUIRED for a digest unless the cache holds it.
 """
 EXPLAIN_PART_CODE: ExplainPart.ValueType  # 8
 """`ExplainResponse.code`."""
@@ -263,7 +267,7 @@ class QueryImage(_message.Message):
     """Height in pixels, as it is shown."""
     drafted: _builtins.bool
     """Whether a large JPEG was decoded at a reduced size, which saves time and moves its code slightly. False also for an
-    image given by digest.
+    image of the corpus given by digest.
     """
     @_builtins.property
     def corpus_image(self) -> _values_pb2.CorpusImage:
@@ -307,20 +311,20 @@ class Fidelity(_message.Message):
     explained_variance: _builtins.float
     """1 - `fvu`; at most 1, negative where `fvu` is above 1."""
     cosine: _builtins.float
-    """Cosine between residual and reconstruction, in [-1, 1], averaged over the site's tokens. Unset: the image was given
-    by digest.
+    """Cosine between residual and reconstruction, in [-1, 1], averaged over the site's tokens. Unset: answered from
+    the index.
     """
     l0: _builtins.float
-    """Neurons that fire for a token, averaged over the site's tokens. Unset: the image was given by digest."""
+    """Neurons that fire for a token, averaged over the site's tokens. Unset: answered from the index."""
     cut_count: _builtins.int
-    """Neurons that fired and were cut from the image code by `Model.image_code_limit`; for an image given by digest,
+    """Neurons that fired and were cut from the image code by `Model.image_code_limit`; for an answer from the index,
     what `token_cut_count` counts is in it too. 0: nothing was lost.
     """
     residual_norm: _builtins.float
-    """Euclidean length of the residual, averaged over the site's tokens. Unset: the image was given by digest."""
+    """Euclidean length of the residual, averaged over the site's tokens. Unset: answered from the index."""
     token_cut_count: _builtins.int
     """Activations that `Model.token_code_limit` cut from the codes of the site's tokens, all tokens together. 0: nothing
-    was lost. Unset: the image was given by digest.
+    was lost. Unset: answered from the index.
     """
     def __init__(
         self,

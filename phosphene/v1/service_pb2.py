@@ -26,15 +26,16 @@ from phosphene.v1 import explain_pb2 as phosphene_dot_v1_dot_explain__pb2
 from phosphene.v1 import images_pb2 as phosphene_dot_v1_dot_images__pb2
 from phosphene.v1 import models_pb2 as phosphene_dot_v1_dot_models__pb2
 from phosphene.v1 import neurons_pb2 as phosphene_dot_v1_dot_neurons__pb2
+from phosphene.v1 import streams_pb2 as phosphene_dot_v1_dot_streams__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aphosphene/v1/service.proto\x12\x0cphosphene.v1\x1a\x1aphosphene/v1/explain.proto\x1a\x19phosphene/v1/images.proto\x1a\x19phosphene/v1/models.proto\x1a\x1aphosphene/v1/neurons.proto2\x94\x05\n\x10PhospheneService\x12\x46\n\x07\x45xplain\x12\x1c.phosphene.v1.ExplainRequest\x1a\x1d.phosphene.v1.ExplainResponse\x12L\n\tGetNeuron\x12\x1e.phosphene.v1.GetNeuronRequest\x1a\x1f.phosphene.v1.GetNeuronResponse\x12R\n\x0bListNeurons\x12 .phosphene.v1.ListNeuronsRequest\x1a!.phosphene.v1.ListNeuronsResponse\x12X\n\rSearchNeurons\x12\".phosphene.v1.SearchNeuronsRequest\x1a#.phosphene.v1.SearchNeuronsResponse\x12U\n\x0cSearchImages\x12!.phosphene.v1.SearchImagesRequest\x1a\".phosphene.v1.SearchImagesResponse\x12I\n\x08GetImage\x12\x1d.phosphene.v1.GetImageRequest\x1a\x1e.phosphene.v1.GetImageResponse\x12O\n\nListModels\x12\x1f.phosphene.v1.ListModelsRequest\x1a .phosphene.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.phosphene.v1.GetModelRequest\x1a\x1e.phosphene.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aphosphene/v1/service.proto\x12\x0cphosphene.v1\x1a\x1aphosphene/v1/explain.proto\x1a\x19phosphene/v1/images.proto\x1a\x19phosphene/v1/models.proto\x1a\x1aphosphene/v1/neurons.proto\x1a\x1aphosphene/v1/streams.proto2\xf2\x05\n\x10PhospheneService\x12\x46\n\x07\x45xplain\x12\x1c.phosphene.v1.ExplainRequest\x1a\x1d.phosphene.v1.ExplainResponse\x12\\\n\rExplainImages\x12\".phosphene.v1.ExplainImagesRequest\x1a#.phosphene.v1.ExplainImagesResponse(\x01\x30\x01\x12L\n\tGetNeuron\x12\x1e.phosphene.v1.GetNeuronRequest\x1a\x1f.phosphene.v1.GetNeuronResponse\x12R\n\x0bListNeurons\x12 .phosphene.v1.ListNeuronsRequest\x1a!.phosphene.v1.ListNeuronsResponse\x12X\n\rSearchNeurons\x12\".phosphene.v1.SearchNeuronsRequest\x1a#.phosphene.v1.SearchNeuronsResponse\x12U\n\x0cSearchImages\x12!.phosphene.v1.SearchImagesRequest\x1a\".phosphene.v1.SearchImagesResponse\x12I\n\x08GetImage\x12\x1d.phosphene.v1.GetImageRequest\x1a\x1e.phosphene.v1.GetImageResponse\x12O\n\nListModels\x12\x1f.phosphene.v1.ListModelsRequest\x1a .phosphene.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.phosphene.v1.GetModelRequest\x1a\x1e.phosphene.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phosphene.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHOSPHENESERVICE']._serialized_start=155
-  _globals['_PHOSPHENESERVICE']._serialized_end=815
+  _globals['_PHOSPHENESERVICE']._serialized_start=183
+  _globals['_PHOSPHENESERVICE']._serialized_end=937
 # @@protoc_insertion_point(module_scope)

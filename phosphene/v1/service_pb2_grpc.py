@@ -7,6 +7,7 @@ from phosphene.v1 import explain_pb2 as phosphene_dot_v1_dot_explain__pb2
 from phosphene.v1 import images_pb2 as phosphene_dot_v1_dot_images__pb2
 from phosphene.v1 import models_pb2 as phosphene_dot_v1_dot_models__pb2
 from phosphene.v1 import neurons_pb2 as phosphene_dot_v1_dot_neurons__pb2
+from phosphene.v1 import streams_pb2 as phosphene_dot_v1_dot_streams__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -31,7 +32,7 @@ if _version_not_supported:
 class PhospheneServiceStub:
     """Explains images by the neurons of a sparse autoencoder, and looks neurons and images up.
 
-    Every call is unary and has no effects: repeating one is safe. The answer to equal requests is equal as long as
+    No call has effects: repeating one is safe. The answer to equal requests is equal as long as
     `Provenance.generation` is.
 
     Every call can end in these statuses, beside those that its fields name:
@@ -39,8 +40,12 @@ class PhospheneServiceStub:
     - INVALID_ARGUMENT: the request is wrong, and wrong again if repeated. `google.rpc.BadRequest` names each field.
     - NOT_FOUND: a bundle, corpus, neuron or image that is not here.
     - FAILED_PRECONDITION: the request is right, but this bundle or corpus cannot answer it; the message says what can.
-    - RESOURCE_EXHAUSTED: the service is full; `google.rpc.RetryInfo` says when to try again. Without that detail: the
-    message is larger than either end takes (`ImageLimits.byte_limit` + 1 MiB).
+    A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
+    - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
+    it may; told before an image costs any work (where look-ups in the index pile up, after it), and
+    `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
+    (`ImageLimits.byte_limit` + 1 MiB).
+    - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
     - INTERNAL: a defect. The message holds no more than a request id, which the service's log explains, as
@@ -57,6 +62,11 @@ class PhospheneServiceStub:
                 '/phosphene.v1.PhospheneService/Explain',
                 request_serializer=phosphene_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=phosphene_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.ExplainImages = channel.stream_stream(
+                '/phosphene.v1.PhospheneService/ExplainImages',
+                request_serializer=phosphene_dot_v1_dot_streams__pb2.ExplainImagesRequest.SerializeToString,
+                response_deserializer=phosphene_dot_v1_dot_streams__pb2.ExplainImagesResponse.FromString,
                 _registered_method=True)
         self.GetNeuron = channel.unary_unary(
                 '/phosphene.v1.PhospheneService/GetNeuron',
@@ -98,7 +108,7 @@ class PhospheneServiceStub:
 class PhospheneServiceServicer:
     """Explains images by the neurons of a sparse autoencoder, and looks neurons and images up.
 
-    Every call is unary and has no effects: repeating one is safe. The answer to equal requests is equal as long as
+    No call has effects: repeating one is safe. The answer to equal requests is equal as long as
     `Provenance.generation` is.
 
     Every call can end in these statuses, beside those that its fields name:
@@ -106,8 +116,12 @@ class PhospheneServiceServicer:
     - INVALID_ARGUMENT: the request is wrong, and wrong again if repeated. `google.rpc.BadRequest` names each field.
     - NOT_FOUND: a bundle, corpus, neuron or image that is not here.
     - FAILED_PRECONDITION: the request is right, but this bundle or corpus cannot answer it; the message says what can.
-    - RESOURCE_EXHAUSTED: the service is full; `google.rpc.RetryInfo` says when to try again. Without that detail: the
-    message is larger than either end takes (`ImageLimits.byte_limit` + 1 MiB).
+    A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
+    - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
+    it may; told before an image costs any work (where look-ups in the index pile up, after it), and
+    `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
+    (`ImageLimits.byte_limit` + 1 MiB).
+    - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
     - INTERNAL: a defect. The message holds no more than a request id, which the service's log explains, as
@@ -117,6 +131,15 @@ class PhospheneServiceServicer:
     def Explain(self, request, context):
         """What lights up on an image: how well the SAE explains it, its active neurons, the nearest ones, their top images,
         similar images. The caller names the parts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainImages(self, request_iterator, context):
+        """Explain for many images on one call, in the bulk lane: whoever calls Explain at the same time goes first, up to the
+        share that bulk work keeps. The service reads on as fast as it answers, so a caller may send without end. An item
+        that fails does not end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +202,11 @@ def add_PhospheneServiceServicer_to_server(servicer, server):
                     request_deserializer=phosphene_dot_v1_dot_explain__pb2.ExplainRequest.FromString,
                     response_serializer=phosphene_dot_v1_dot_explain__pb2.ExplainResponse.SerializeToString,
             ),
+            'ExplainImages': grpc.stream_stream_rpc_method_handler(
+                    servicer.ExplainImages,
+                    request_deserializer=phosphene_dot_v1_dot_streams__pb2.ExplainImagesRequest.FromString,
+                    response_serializer=phosphene_dot_v1_dot_streams__pb2.ExplainImagesResponse.SerializeToString,
+            ),
             'GetNeuron': grpc.unary_unary_rpc_method_handler(
                     servicer.GetNeuron,
                     request_deserializer=phosphene_dot_v1_dot_neurons__pb2.GetNeuronRequest.FromString,
@@ -225,7 +253,7 @@ def add_PhospheneServiceServicer_to_server(servicer, server):
 class PhospheneService:
     """Explains images by the neurons of a sparse autoencoder, and looks neurons and images up.
 
-    Every call is unary and has no effects: repeating one is safe. The answer to equal requests is equal as long as
+    No call has effects: repeating one is safe. The answer to equal requests is equal as long as
     `Provenance.generation` is.
 
     Every call can end in these statuses, beside those that its fields name:
@@ -233,8 +261,12 @@ class PhospheneService:
     - INVALID_ARGUMENT: the request is wrong, and wrong again if repeated. `google.rpc.BadRequest` names each field.
     - NOT_FOUND: a bundle, corpus, neuron or image that is not here.
     - FAILED_PRECONDITION: the request is right, but this bundle or corpus cannot answer it; the message says what can.
-    - RESOURCE_EXHAUSTED: the service is full; `google.rpc.RetryInfo` says when to try again. Without that detail: the
-    message is larger than either end takes (`ImageLimits.byte_limit` + 1 MiB).
+    A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
+    - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
+    it may; told before an image costs any work (where look-ups in the index pile up, after it), and
+    `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
+    (`ImageLimits.byte_limit` + 1 MiB).
+    - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
     - INTERNAL: a defect. The message holds no more than a request id, which the service's log explains, as
@@ -258,6 +290,33 @@ class PhospheneService:
             '/phosphene.v1.PhospheneService/Explain',
             phosphene_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
             phosphene_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainImages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/phosphene.v1.PhospheneService/ExplainImages',
+            phosphene_dot_v1_dot_streams__pb2.ExplainImagesRequest.SerializeToString,
+            phosphene_dot_v1_dot_streams__pb2.ExplainImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,7 @@ from phosphene.v1 import explain_pb2 as _explain_pb2
 from phosphene.v1 import images_pb2 as _images_pb2
 from phosphene.v1 import models_pb2 as _models_pb2
 from phosphene.v1 import neurons_pb2 as _neurons_pb2
+from phosphene.v1 import streams_pb2 as _streams_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -32,7 +33,7 @@ GRPC_VERSION: str
 class PhospheneServiceStub:
     """Explains images by the neurons of a sparse autoencoder, and looks neurons and images up.
 
-    Every call is unary and has no effects: repeating one is safe. The answer to equal requests is equal as long as
+    No call has effects: repeating one is safe. The answer to equal requests is equal as long as
     `Provenance.generation` is.
 
     Every call can end in these statuses, beside those that its fields name:
@@ -40,8 +41,12 @@ class PhospheneServiceStub:
     - INVALID_ARGUMENT: the request is wrong, and wrong again if repeated. `google.rpc.BadRequest` names each field.
     - NOT_FOUND: a bundle, corpus, neuron or image that is not here.
     - FAILED_PRECONDITION: the request is right, but this bundle or corpus cannot answer it; the message says what can.
-    - RESOURCE_EXHAUSTED: the service is full; `google.rpc.RetryInfo` says when to try again. Without that detail: the
-      message is larger than either end takes (`ImageLimits.byte_limit` + 1 MiB).
+      A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
+    - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
+      it may; told before an image costs any work (where look-ups in the index pile up, after it), and
+      `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
+      (`ImageLimits.byte_limit` + 1 MiB).
+    - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
     - INTERNAL: a defect. The message holds no more than a request id, which the service's log explains, as
@@ -55,6 +60,11 @@ class PhospheneServiceStub:
     Explain: _grpc.UnaryUnaryMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]
     """What lights up on an image: how well the SAE explains it, its active neurons, the nearest ones, their top images,
     similar images. The caller names the parts.
+    """
+    ExplainImages: _grpc.StreamStreamMultiCallable[_streams_pb2.ExplainImagesRequest, _streams_pb2.ExplainImagesResponse]
+    """Explain for many images on one call, in the bulk lane: whoever calls Explain at the same time goes first, up to the
+    share that bulk work keeps. The service reads on as fast as it answers, so a caller may send without end. An item
+    that fails does not end the stream.
     """
     GetNeuron: _grpc.UnaryUnaryMultiCallable[_neurons_pb2.GetNeuronRequest, _neurons_pb2.GetNeuronResponse]
     """One neuron: statistics, names, exemplars, neurons alike."""
@@ -75,7 +85,7 @@ class PhospheneServiceStub:
 class PhospheneServiceAsyncStub(PhospheneServiceStub):
     """Explains images by the neurons of a sparse autoencoder, and looks neurons and images up.
 
-    Every call is unary and has no effects: repeating one is safe. The answer to equal requests is equal as long as
+    No call has effects: repeating one is safe. The answer to equal requests is equal as long as
     `Provenance.generation` is.
 
     Every call can end in these statuses, beside those that its fields name:
@@ -83,8 +93,12 @@ class PhospheneServiceAsyncStub(PhospheneServiceStub):
     - INVALID_ARGUMENT: the request is wrong, and wrong again if repeated. `google.rpc.BadRequest` names each field.
     - NOT_FOUND: a bundle, corpus, neuron or image that is not here.
     - FAILED_PRECONDITION: the request is right, but this bundle or corpus cannot answer it; the message says what can.
-    - RESOURCE_EXHAUSTED: the service is full; `google.rpc.RetryInfo` says when to try again. Without that detail: the
-      message is larger than either end takes (`ImageLimits.byte_limit` + 1 MiB).
+      A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
+    - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
+      it may; told before an image costs any work (where look-ups in the index pile up, after it), and
+      `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
+      (`ImageLimits.byte_limit` + 1 MiB).
+    - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
     - INTERNAL: a defect. The message holds no more than a request id, which the service's log explains, as
@@ -95,6 +109,11 @@ class PhospheneServiceAsyncStub(PhospheneServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]  # type: ignore[assignment]
     """What lights up on an image: how well the SAE explains it, its active neurons, the nearest ones, their top images,
     similar images. The caller names the parts.
+    """
+    ExplainImages: _aio.StreamStreamMultiCallable[_streams_pb2.ExplainImagesRequest, _streams_pb2.ExplainImagesResponse]  # type: ignore[assignment]
+    """Explain for many images on one call, in the bulk lane: whoever calls Explain at the same time goes first, up to the
+    share that bulk work keeps. The service reads on as fast as it answers, so a caller may send without end. An item
+    that fails does not end the stream.
     """
     GetNeuron: _aio.UnaryUnaryMultiCallable[_neurons_pb2.GetNeuronRequest, _neurons_pb2.GetNeuronResponse]  # type: ignore[assignment]
     """One neuron: statistics, names, exemplars, neurons alike."""
@@ -114,7 +133,7 @@ class PhospheneServiceAsyncStub(PhospheneServiceStub):
 class PhospheneServiceServicer(metaclass=_abc_1.ABCMeta):
     """Explains images by the neurons of a sparse autoencoder, and looks neurons and images up.
 
-    Every call is unary and has no effects: repeating one is safe. The answer to equal requests is equal as long as
+    No call has effects: repeating one is safe. The answer to equal requests is equal as long as
     `Provenance.generation` is.
 
     Every call can end in these statuses, beside those that its fields name:
@@ -122,8 +141,12 @@ class PhospheneServiceServicer(metaclass=_abc_1.ABCMeta):
     - INVALID_ARGUMENT: the request is wrong, and wrong again if repeated. `google.rpc.BadRequest` names each field.
     - NOT_FOUND: a bundle, corpus, neuron or image that is not here.
     - FAILED_PRECONDITION: the request is right, but this bundle or corpus cannot answer it; the message says what can.
-    - RESOURCE_EXHAUSTED: the service is full; `google.rpc.RetryInfo` says when to try again. Without that detail: the
-      message is larger than either end takes (`ImageLimits.byte_limit` + 1 MiB).
+      A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
+    - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
+      it may; told before an image costs any work (where look-ups in the index pile up, after it), and
+      `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
+      (`ImageLimits.byte_limit` + 1 MiB).
+    - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
     - INTERNAL: a defect. The message holds no more than a request id, which the service's log explains, as
@@ -138,6 +161,17 @@ class PhospheneServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_explain_pb2.ExplainResponse, _abc.Awaitable[_explain_pb2.ExplainResponse]]:
         """What lights up on an image: how well the SAE explains it, its active neurons, the nearest ones, their top images,
         similar images. The caller names the parts.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainImages(
+        self,
+        request_iterator: _MaybeAsyncIterator[_streams_pb2.ExplainImagesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_streams_pb2.ExplainImagesResponse], _abc.AsyncIterator[_streams_pb2.ExplainImagesResponse]]:
+        """Explain for many images on one call, in the bulk lane: whoever calls Explain at the same time goes first, up to the
+        share that bulk work keeps. The service reads on as fast as it answers, so a caller may send without end. An item
+        that fails does not end the stream.
         """
 
     @_abc_1.abstractmethod

@@ -24,29 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phosphene/v1/values.proto\x12\x0cphosphene.v1\"8\n\nImageQuery\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"\x8c\x02\n\nProvenance\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ode_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x04 \x01(\t\x12\x10\n\x08index_id\x18\x05 \x01(\t\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\x12\n\ngeneration\x18\x07 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x08 \x01(\t\x12\x18\n\x10\x65ncoder_revision\x18\t \x01(\t\x12\x0c\n\x04site\x18\n \x01(\t\x12\x0e\n\x06\x65ngine\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x11\n\tprecision\x18\r \x01(\t\x12\x17\n\x0fservice_version\x18\x0e \x01(\t\"c\n\nNeuronName\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0e\n\x06margin\x18\x03 \x01(\x02\x12(\n\x06source\x18\x04 \x01(\x0e\x32\x18.phosphene.v1.NameSource\"\xd8\x01\n\rNeuronSummary\x12\x11\n\tneuron_id\x18\x01 \x01(\r\x12\x14\n\x07\x64\x65nsity\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04mean\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x1a\n\rlabel_entropy\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12&\n\x04name\x18\x06 \x01(\x0b\x32\x18.phosphene.v1.NeuronNameB\n\n\x08_densityB\n\n\x08_maximumB\x07\n\x05_meanB\x10\n\x0e_label_entropy\"\x89\x01\n\x0b\x43orpusImage\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x11\n\tthumbnail\x18\x08 \x01(\x0c\"Z\n\x08\x45xemplar\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x19.phosphene.v1.CorpusImage\x12\x12\n\nactivation\x18\x02 \x01(\x02\x12\x10\n\x08quantile\x18\x03 \x01(\x02\"`\n\nImageMatch\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x19.phosphene.v1.CorpusImage\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x19\n\x11shared_neuron_ids\x18\x03 \x03(\r\"4\n\tPatchGrid\x12\x11\n\trow_count\x18\x01 \x01(\r\x12\x14\n\x0c\x63olumn_count\x18\x02 \x01(\r*Y\n\nNameSource\x12\x1b\n\x17NAME_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11NAME_SOURCE_LABEL\x10\x01\x12\x17\n\x13NAME_SOURCE_CAPTION\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phosphene/v1/values.proto\x12\x0cphosphene.v1\"`\n\nImageQuery\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x02 \x01(\tH\x00\x12&\n\x06upload\x18\x03 \x01(\x0b\x32\x14.phosphene.v1.UploadH\x00\x42\x08\n\x06source\"\x1c\n\x06Upload\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\"\x8c\x02\n\nProvenance\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12\x0f\n\x07\x63ode_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x04 \x01(\t\x12\x10\n\x08index_id\x18\x05 \x01(\t\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\x12\n\ngeneration\x18\x07 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x08 \x01(\t\x12\x18\n\x10\x65ncoder_revision\x18\t \x01(\t\x12\x0c\n\x04site\x18\n \x01(\t\x12\x0e\n\x06\x65ngine\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x11\n\tprecision\x18\r \x01(\t\x12\x17\n\x0fservice_version\x18\x0e \x01(\t\"c\n\nNeuronName\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0e\n\x06margin\x18\x03 \x01(\x02\x12(\n\x06source\x18\x04 \x01(\x0e\x32\x18.phosphene.v1.NameSource\"\xd8\x01\n\rNeuronSummary\x12\x11\n\tneuron_id\x18\x01 \x01(\r\x12\x14\n\x07\x64\x65nsity\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04mean\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x1a\n\rlabel_entropy\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12&\n\x04name\x18\x06 \x01(\x0b\x32\x18.phosphene.v1.NeuronNameB\n\n\x08_densityB\n\n\x08_maximumB\x07\n\x05_meanB\x10\n\x0e_label_entropy\"\x89\x01\n\x0b\x43orpusImage\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\x11\n\tthumbnail\x18\x08 \x01(\x0c\"Z\n\x08\x45xemplar\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x19.phosphene.v1.CorpusImage\x12\x12\n\nactivation\x18\x02 \x01(\x02\x12\x10\n\x08quantile\x18\x03 \x01(\x02\"`\n\nImageMatch\x12(\n\x05image\x18\x01 \x01(\x0b\x32\x19.phosphene.v1.CorpusImage\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x19\n\x11shared_neuron_ids\x18\x03 \x03(\r\"4\n\tPatchGrid\x12\x11\n\trow_count\x18\x01 \x01(\r\x12\x14\n\x0c\x63olumn_count\x18\x02 \x01(\r*Y\n\nNameSource\x12\x1b\n\x17NAME_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11NAME_SOURCE_LABEL\x10\x01\x12\x17\n\x13NAME_SOURCE_CAPTION\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phosphene.v1.values_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NAMESOURCE']._serialized_start=1076
-  _globals['_NAMESOURCE']._serialized_end=1165
+  _globals['_NAMESOURCE']._serialized_start=1146
+  _globals['_NAMESOURCE']._serialized_end=1235
   _globals['_IMAGEQUERY']._serialized_start=43
-  _globals['_IMAGEQUERY']._serialized_end=99
-  _globals['_PROVENANCE']._serialized_start=102
-  _globals['_PROVENANCE']._serialized_end=370
-  _globals['_NEURONNAME']._serialized_start=372
-  _globals['_NEURONNAME']._serialized_end=471
-  _globals['_NEURONSUMMARY']._serialized_start=474
-  _globals['_NEURONSUMMARY']._serialized_end=690
-  _globals['_CORPUSIMAGE']._serialized_start=693
-  _globals['_CORPUSIMAGE']._serialized_end=830
-  _globals['_EXEMPLAR']._serialized_start=832
-  _globals['_EXEMPLAR']._serialized_end=922
-  _globals['_IMAGEMATCH']._serialized_start=924
-  _globals['_IMAGEMATCH']._serialized_end=1020
-  _globals['_PATCHGRID']._serialized_start=1022
-  _globals['_PATCHGRID']._serialized_end=1074
+  _globals['_IMAGEQUERY']._serialized_end=139
+  _globals['_UPLOAD']._serialized_start=141
+  _globals['_UPLOAD']._serialized_end=169
+  _globals['_PROVENANCE']._serialized_start=172
+  _globals['_PROVENANCE']._serialized_end=440
+  _globals['_NEURONNAME']._serialized_start=442
+  _globals['_NEURONNAME']._serialized_end=541
+  _globals['_NEURONSUMMARY']._serialized_start=544
+  _globals['_NEURONSUMMARY']._serialized_end=760
+  _globals['_CORPUSIMAGE']._serialized_start=763
+  _globals['_CORPUSIMAGE']._serialized_end=900
+  _globals['_EXEMPLAR']._serialized_start=902
+  _globals['_EXEMPLAR']._serialized_end=992
+  _globals['_IMAGEMATCH']._serialized_start=994
+  _globals['_IMAGEMATCH']._serialized_end=1090
+  _globals['_PATCHGRID']._serialized_start=1092
+  _globals['_PATCHGRID']._serialized_end=1144
 # @@protoc_insertion_point(module_scope)

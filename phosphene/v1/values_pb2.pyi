@@ -47,38 +47,70 @@ Global___NameSource: _TypeAlias = NameSource  # noqa: Y015
 
 @_typing.final
 class ImageQuery(_message.Message):
-    """An image to look at: its bytes, or the digest of an image of the corpus that the request names. Exactly one is set;
-    neither is INVALID_ARGUMENT naming the field.
+    """An image to look at: its bytes, its digest, or an announcement of bytes that follow. Exactly one is set; none is
+    INVALID_ARGUMENT naming the field.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """An encoded JPEG, PNG or WebP file, recognised by content. 1 byte to `ImageLimits.byte_limit`; bytes that are
-    empty, of another format, damaged, or above a limit of `ImageLimits` are INVALID_ARGUMENT.
+    empty, of another format, damaged, above a limit of `ImageLimits`, or that decode for longer than the service
+    lets an image, are INVALID_ARGUMENT.
     """
     sha256: _builtins.str
-    """The SHA-256 of the encoded file: 64 lowercase hexadecimal digits, anything else is INVALID_ARGUMENT. An image
-    that the corpus does not hold is NOT_FOUND. The answer comes from what the index stored, so parts that need the
-    image's pixels are FAILED_PRECONDITION (each part says so).
+    """The SHA-256 of the encoded file: 64 lowercase hexadecimal digits, anything else is INVALID_ARGUMENT. Answered
+    without an upload for an image of the corpus, from what the index stored, and for one that this caller sent before
+    and whose code is still in the cache. NOT_FOUND for any other: send its bytes. A part that needs more than was
+    kept is FAILED_PRECONDITION with the type IMAGE_REQUIRED (each part says so): send its bytes too.
     """
+    @_builtins.property
+    def upload(self) -> Global___Upload:
+        """In ExplainImages only: the bytes follow in `ExplainImagesRequest.chunk`, for callers that may not send messages as
+        large as an image. Elsewhere: INVALID_ARGUMENT.
+        """
+
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         sha256: _builtins.str = ...,
+        upload: Global___Upload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "sha256"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "sha256", "upload"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___ImageQuery: _TypeAlias = ImageQuery  # noqa: Y015
+
+@_typing.final
+class Upload(_message.Message):
+    """An image whose bytes follow in pieces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Bytes of the encoded file, all pieces together: 1 to `ImageLimits.byte_limit`, anything else is INVALID_ARGUMENT."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Upload: _TypeAlias = Upload  # noqa: Y015
 
 @_typing.final
 class Provenance(_message.Message):
@@ -127,7 +159,9 @@ class Provenance(_message.Message):
     site: _builtins.str
     """Where in the encoder the residual is read, in words: "block 10, cls"."""
     engine: _builtins.str
-    """What ran the encoder: "torch", "onnxruntime"."""
+    """What ran the encoder: "torch", "onnxruntime", or "onnxruntime-int8", whose codes are close to those of the index and
+    not equal to them.
+    """
     device: _builtins.str
     """The device it ran on: "cpu", "cuda:0"."""
     precision: _builtins.str
