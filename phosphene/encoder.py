@@ -126,10 +126,28 @@ class Encoder:
         """
         self._check_block(block)
         with torch.inference_mode():
-            hidden = self._tower.embed(self._normalise(pixels))
-            for layer in self._tower.blocks[: block + 1]:
-                hidden = layer(hidden, attention_mask=None)
-            return hidden
+            return self._run_blocks(self._tower.embed(self._normalise(pixels)), first=0, last=block)
+
+    def advance(
+        self, hidden: Float[Tensor, "images tokens width"], *, after: int, to: int
+    ) -> Float[Tensor, "images tokens width"]:
+        """Run the blocks behind `after` up to `to`; with `after == to` there are none.
+
+        Args:
+            hidden: The output of block `after`.
+            after: The block that `hidden` is the output of.
+            to: The last block to run, not before `after`.
+
+        Returns:
+            The output of block `to`, an inference tensor.
+
+        Raises:
+            SiteError: No such block.
+        """
+        self._check_block(after)
+        self._check_block(to)
+        with torch.inference_mode():
+            return self._run_blocks(hidden, first=after + 1, last=to)
 
     def resume(self, hidden: Float[Tensor, "images tokens width"], block: int) -> EncoderOutput:
         """Run what follows `block`: the remaining blocks, final norm, pooling, projection.
@@ -143,9 +161,7 @@ class Encoder:
         """
         self._check_block(block)
         with torch.inference_mode(mode=not hidden.requires_grad):
-            for layer in self._tower.blocks[block + 1 :]:
-                hidden = layer(hidden, attention_mask=None)
-            return self._tower.finish(hidden)
+            return self._tower.finish(self._run_blocks(hidden, first=block + 1, last=self.spec.block_count - 1))
 
     def output(self, pixels: UInt8[Tensor, "images 3 h w"]) -> EncoderOutput:
         """Run the whole encoder."""
@@ -273,6 +289,11 @@ class Encoder:
         if site.tokens is Tokens.EMBEDDING and self.spec.embedding_width is not None:
             return self.spec.embedding_width
         return self.spec.width
+
+    def _run_blocks(self, hidden: Tensor, *, first: int, last: int) -> Tensor:
+        for layer in self._tower.blocks[first : last + 1]:
+            hidden = layer(hidden, attention_mask=None)
+        return hidden
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         due = (3, self.preprocessing.size.height, self.preprocessing.size.width)

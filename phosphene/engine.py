@@ -1,25 +1,36 @@
-"""Runs encoder and SAE on a device: pixels in, codes out, and what else was asked for.
+"""What an engine is: pixels in, codes out, and what else was asked for.
 
-Knows nothing of image formats, files of an index, or gRPC. float32 means float32: TF32 is off on CUDA.
+The values that engines take and give, and the interface that all of them have. `engine_torch.py` runs one bundle,
+`engine_shared.py` several on one encoder, `engine_onnx.py` an exported graph. Knows nothing of image formats, files of
+an index, or gRPC. float32 means float32: TF32 is off on CUDA.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
-from torch import Tensor
+from jaxtyping import Float32, Int64, UInt8
 
-from phosphene.bundle import Bundle
-from phosphene.codes import ImageCode, TokenCodes, image_codes
-from phosphene.encoder import EncoderOutput, Tokens, load_encoder
-from phosphene.errors import ArtefactMismatch, NumericError, ReadoutMissing, SettingError
-from phosphene.fidelity import Fidelity, fidelities
-from phosphene.readout import ClassifierReadout, NoReadout, SimilarityReadout, load_readout
+from phosphene.codes import ImageCode, TokenCodes
+from phosphene.errors import SettingError
+from phosphene.fidelity import Fidelity
 
-__all__ = ["EngineBatch", "TorchEngine", "Want", "open_device"]
+__all__ = ["Engine", "EngineBatch", "EngineName", "EngineRequest", "EngineRow", "Want", "open_device"]
+
+
+class EngineName(StrEnum):
+    """What computed a code; part of its provenance."""
+
+    TORCH = "torch"
+    ONNXRUNTIME = "onnxruntime"
+    """An exported graph in float32: its codes are those of torch."""
+    ONNXRUNTIME_INT8 = "onnxruntime-int8"
+    """An exported graph with 8-bit weights: its codes are near those of torch, and never to be taken for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +48,25 @@ class Want:
     scores: bool = False
     """The readout's scores. Runs the encoder to its end."""
 
+    def __or__(self, other: Want) -> Want:
+        """All that either wants."""
+        return Want(
+            token_codes=self.token_codes or other.token_codes,
+            fidelity=self.fidelity or other.fidelity,
+            residuals=self.residuals or other.residuals,
+            embeddings=self.embeddings or other.embeddings,
+            scores=self.scores or other.scores,
+        )
+
+    @property
+    def runs_to_end(self) -> bool:
+        """Whether the encoder must be run behind the site."""
+        return self.embeddings or self.scores
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineBatch:
-    """The answer for a batch; every field has one entry per image, in order."""
+    """The answer for a batch of which every image wants the same; every field has one entry per image, in order."""
 
     codes: list[ImageCode]
     """Image codes."""
@@ -56,117 +82,103 @@ class EngineBatch:
     """Readout scores; the names are `TorchEngine.score_names`."""
 
 
-class TorchEngine:
-    """Encoder and SAE of one bundle on one torch device; not thread-safe: one thread drives it."""
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """What is wanted of one image."""
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", thread_count: int | None = None) -> None:
-        """Load the encoder that the bundle names and move everything to the device.
+    bundle: int = 0
+    """Which of the engine's bundles, in its order."""
+    want: Want = Want()
+    """What to compute beside the image code."""
 
-        Args:
-            bundle: what to run.
-            device: a torch device: `cpu`, `cuda`, `cuda:1`.
-            thread_count: CPU threads of this process; part of what makes codes bit-equal. None keeps torch's own.
 
-        Raises:
-            SettingError: no such device.
-            EncoderError: the encoder cannot be loaded.
-            ArtefactMismatch: the encoder is not the one that the bundle was made with.
-        """
-        self.bundle = bundle
-        self.device = open_device(device)
-        if thread_count is not None:
-            torch.set_num_threads(thread_count)
-        self.encoder = load_encoder(bundle.encoder_source, revision=bundle.encoder_revision, device=device)
-        if self.encoder.spec.weights_sha256 != bundle.encoder_spec.weights_sha256:
-            raise ArtefactMismatch(
-                f"encoder {bundle.encoder_spec.model!r} has the digest {self.encoder.spec.weights_sha256}; the bundle"
-                f" was made with {bundle.encoder_spec.weights_sha256}: load that revision, or fit a bundle on this one"
-            )
-        self.readout = load_readout(bundle.encoder_source, self.encoder, revision=bundle.encoder_revision)
-        self.sae = bundle.sae.to(self.device).eval()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EngineRow:
+    """The answer for one image; what was not wanted is None."""
+
+    code: ImageCode
+    """The image code."""
+    token_values: Float32[np.ndarray, "tokens slots"] | None = None
+    """Activations of every token's code, descending; 0 where unused."""
+    token_neuron_ids: Int64[np.ndarray, "tokens slots"] | None = None
+    """Their neurons; 0 where unused."""
+    fidelity: Fidelity | None = None
+    """How well the code accounts for the residuals."""
+    residual: Float32[np.ndarray, " width"] | None = None
+    """The site's residual, averaged over its tokens."""
+    scores: Float32[np.ndarray, " names"] | None = None
+    """What the readout says."""
+    embedding: Float32[np.ndarray, " embedding"] | None = None
+    """The projected embedding at unit norm."""
 
     @property
-    def score_names(self) -> tuple[str, ...]:
-        """What each score is a score of; empty where the bundle has nothing to score against."""
-        match self.readout:
-            case SimilarityReadout():
-                return self.bundle.vocabulary.names if self.bundle.vocabulary else ()
-            case ClassifierReadout(names=names):
-                return names
-            case NoReadout():
-                return ()
+    def want(self) -> Want:
+        """What is here beside the code."""
+        return Want(
+            token_codes=self.token_values is not None,
+            fidelity=self.fidelity is not None,
+            residuals=self.residual is not None,
+            embeddings=self.embedding is not None,
+            scores=self.scores is not None,
+        )
 
-    @torch.inference_mode()
-    def run(self, pixels: UInt8[np.ndarray, "images 3 height width"], want: Want | None = None) -> EngineBatch:
-        """Encode a batch; no image's answer depends on another's.
+    def holds(self, want: Want) -> bool:
+        """Whether everything that is wanted is here."""
+        return self.want | want == self.want
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs batches in which each image has its own request; not thread-safe: one thread drives it."""
+
+    @property
+    def name(self) -> EngineName:
+        """What computes the codes."""
+        ...
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory of its device that is in use now, whoever uses it; 0 on the CPU. Any thread may ask; never raises."""
+        ...
+
+    def can(self, want: Want) -> bool:
+        """Whether this engine can give all that is wanted."""
+        ...
+
+    def cost(self, request: EngineRequest) -> float:
+        """Price one image in block-passes: one transformer block for one image is 1."""
+        ...
+
+    def run_rows(
+        self, pixels: UInt8[np.ndarray, "images 3 height width"], requests: Sequence[EngineRequest]
+    ) -> list[EngineRow]:
+        """Run a batch; no image's answer depends on another's.
 
         Args:
-            pixels: uint8 [images, 3, height, width], as the bundle's preprocessing makes them.
-            want: what to return beside the codes; None is the codes alone.
+            pixels: uint8 [images, 3, height, width], as the bundles' preprocessing makes them.
+            requests: one per image.
 
         Returns:
-            One entry per image in every field that was asked for.
+            One row per image, in order.
 
         Raises:
             NumericError: the encoder gave NaN or infinity.
             ReadoutMissing: scores or embeddings asked of an encoder that has none.
+            Unanswerable: the engine cannot give what is wanted; see `can`.
+            DeviceOutOfMemory: the batch does not fit; a smaller one may.
+            DeviceFailed: the device is lost to this process.
         """
-        want = want or Want()
-        batch = torch.from_numpy(pixels).to(self.device)
-        residuals, output = self._residuals(batch, whole=want.embeddings or want.scores)
-        if not bool(torch.isfinite(residuals).all()):
-            raise NumericError(
-                f"encoder {self.bundle.encoder_spec.model!r} gave NaN or infinity at {self.bundle.site}; its weights or"
-                " the device are at fault, not the image"
-            )
-        token_codes = self.sae.encode(residuals, limit=self.bundle.limits.token_code_limit)
-        return EngineBatch(
-            codes=image_codes(token_codes, limit=self.bundle.limits.image_code_limit),
-            token_codes=TokenCodes(*(part.cpu() for part in token_codes)) if want.token_codes else None,
-            fidelity=fidelities(self.sae, residuals, token_codes) if want.fidelity else None,
-            residuals=residuals.mean(dim=1).float().cpu().numpy() if want.residuals else None,
-            embeddings=self._embeddings(output) if want.embeddings and output else None,
-            scores=self._scores(output) if want.scores and output else None,
-        )
+        ...
 
-    def _residuals(
-        self, pixels: UInt8[Tensor, "images 3 height width"], *, whole: bool
-    ) -> tuple[Float[Tensor, "images tokens residual"], EncoderOutput | None]:
-        site = self.bundle.site
-        if not whole:
-            return self.encoder.residuals(pixels, site), None
-        block = self.encoder.spec.block_count - 1 if site.block is None else site.block
-        hidden = self.encoder.hidden(pixels, block)
-        output = self.encoder.resume(hidden, block)
-        if site.tokens is not Tokens.EMBEDDING:
-            return self.encoder.select(hidden, site.tokens), output
-        if output.embedding is None:
-            raise ReadoutMissing(f"encoder {self.bundle.encoder_spec.model!r} has no projected embedding")
-        return output.embedding[:, None], output
+    def launch(
+        self, pixels: UInt8[np.ndarray, "images 3 height width"], requests: Sequence[EngineRequest]
+    ) -> Callable[[], list[EngineRow]]:
+        """Start a batch as `run_rows` does; the returned function waits for it and gives the rows.
 
-    def _embeddings(self, output: EncoderOutput) -> Float32[np.ndarray, "images embedding"]:
-        if output.embedding is None:
-            raise ReadoutMissing(
-                f"encoder {self.bundle.encoder_spec.model!r} has no projected embedding; CLIP and SigLIP have one"
-            )
-        unit = torch.nn.functional.normalize(output.embedding.float(), dim=-1)
-        embeddings: Float32[np.ndarray, "images embedding"] = unit.cpu().numpy()
-        return embeddings
-
-    def _scores(self, output: EncoderOutput) -> Float32[np.ndarray, "images names"]:
-        match self.readout:
-            case SimilarityReadout():
-                if self.bundle.vocabulary is None:
-                    raise ReadoutMissing("the bundle has no vocabulary to score against; fit it with --vocabulary FILE")
-                scores = self.readout.scores(output, self.bundle.vocabulary)
-            case ClassifierReadout():
-                scores = self.readout.scores(output)
-            case NoReadout():
-                raise ReadoutMissing(
-                    f"encoder {self.bundle.encoder_spec.model!r} has no text tower and no classifier to score with"
-                )
-        values: Float32[np.ndarray, "images names"] = scores.float().cpu().numpy()
-        return values
+        On the CPU the work is done when this returns. On CUDA it is under way, and another batch may be launched behind
+        it before the first one is collected; batches are collected in the order of their launch.
+        """
+        ...
 
 
 def open_device(name: str) -> torch.device:

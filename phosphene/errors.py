@@ -8,6 +8,7 @@ anything that is not a `PhospheneError` is a defect and is reported without its 
     │   ├── ImageError
     │   │   ├── ImageFormatUnsupported
     │   │   ├── ImageTooLarge
+    │   │   ├── ImageTooSlow        it decodes for longer than an image may
     │   │   └── ImageUnreadable
     │   ├── CorpusError             a set of images that cannot be listed or read
     │   ├── SettingError            a configuration value out of bounds
@@ -24,11 +25,21 @@ anything that is not a `PhospheneError` is a defect and is reported without its 
     │   └── EncoderUnsupported      a model family that Phosphene does not read
     ├── ReadoutMissing              scores asked of an encoder that has none
     ├── Unanswerable                a right question that this bundle or corpus cannot answer
+    │   └── ImageRequired           ... without the image's bytes
     ├── NumericError                NaN or infinity where numbers are due
+    ├── DeviceError                 the accelerator, not the input
+    │   ├── DeviceOutOfMemory       a smaller batch may fit
+    │   └── DeviceFailed            nothing will run on it again in this process
     └── ServiceError
         ├── Overloaded              a bounded queue is full; carries the delay after which to try again
-        ├── DeadlineExpired         the caller's deadline passed before the work began
+        │   └── RateLimited         one caller asks more often than it may
+        ├── DeadlineExpired         the caller's deadline passed before the work was done
+        ├── Unavailable             starting, draining or broken: another replica may answer
+        ├── ReloadUnderWay          one switch of generations at a time
+        ├── Unauthenticated         no token, or one that is not known
+        ├── PermissionDenied        a known caller who may not do this
         └── ServiceUnreachable      the client found no server
+            └── StreamBroken        a stream of images broke; carries the positions that are open
 """
 
 from __future__ import annotations
@@ -41,25 +52,36 @@ __all__ = [
     "ArtefactRefused",
     "CorpusError",
     "DeadlineExpired",
+    "DeviceError",
+    "DeviceFailed",
+    "DeviceOutOfMemory",
     "EncoderError",
     "EncoderMissing",
     "EncoderUnsupported",
     "ImageError",
     "ImageFormatUnsupported",
+    "ImageRequired",
     "ImageTooLarge",
+    "ImageTooSlow",
     "ImageUnreadable",
     "InputError",
     "NotFound",
     "NumericError",
     "Overloaded",
+    "PermissionDenied",
     "PhospheneError",
+    "RateLimited",
     "ReadoutMissing",
+    "ReloadUnderWay",
     "SchemaUnknown",
     "ServiceError",
     "ServiceUnreachable",
     "SettingError",
     "SiteError",
+    "StreamBroken",
     "Unanswerable",
+    "Unauthenticated",
+    "Unavailable",
 ]
 
 
@@ -86,6 +108,10 @@ class ImageFormatUnsupported(ImageError):
 
 class ImageTooLarge(ImageError):
     """The image exceeds a limit on bytes, pixels or scans."""
+
+
+class ImageTooSlow(ImageError):
+    """The image decodes for longer than one image may."""
 
 
 class ImageUnreadable(ImageError):
@@ -162,8 +188,24 @@ class Unanswerable(PhospheneError):
         self.subject = subject
 
 
+class ImageRequired(Unanswerable):
+    """What was asked of a digest needs the image's bytes."""
+
+
 class NumericError(PhospheneError):
     """NaN or infinity in residuals, weights or codes."""
+
+
+class DeviceError(PhospheneError):
+    """The accelerator failed; the input is not at fault."""
+
+
+class DeviceOutOfMemory(DeviceError):
+    """A batch did not fit into the device's memory; a smaller one may."""
+
+
+class DeviceFailed(DeviceError):
+    """The device answers nothing any more in this process (a CUDA error that sticks)."""
 
 
 class ServiceError(PhospheneError):
@@ -179,9 +221,38 @@ class Overloaded(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Overloaded):
+    """One caller asks more often than it may; others are answered."""
+
+
 class DeadlineExpired(ServiceError):
     """The caller's deadline passed before its work was done."""
 
 
+class Unavailable(ServiceError):
+    """This replica is starting, draining or broken; another one, or this one later, may answer."""
+
+
+class ReloadUnderWay(ServiceError):
+    """Another reload has not ended yet."""
+
+
+class Unauthenticated(ServiceError):
+    """The request carries no token, or one that is not known."""
+
+
+class PermissionDenied(ServiceError):
+    """The caller is known and may not do this."""
+
+
 class ServiceUnreachable(ServiceError):
     """No server answers at the address."""
+
+
+class StreamBroken(ServiceUnreachable):
+    """The call broke, and not every image was answered."""
+
+    def __init__(self, message: str, *, open_positions: tuple[int, ...]) -> None:
+        """Keep the message and the positions of the images that were taken and not answered, in order."""
+        super().__init__(message)
+        self.open_positions = open_positions

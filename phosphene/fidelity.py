@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from phosphene.codes import TokenCodes
 from phosphene.sae import SparseAutoencoder
 
-__all__ = ["Fidelity", "fidelities"]
+__all__ = ["Fidelity", "as_fidelities", "fidelities", "fidelity_figures"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +48,29 @@ def fidelities(
     Returns:
         One record per image.
     """
+    return as_fidelities(fidelity_figures(sae, residuals, codes))
+
+
+def fidelity_figures(
+    sae: SparseAutoencoder, residuals: Float[Tensor, "images tokens width"], codes: TokenCodes
+) -> Float64[Tensor, "images figures"]:
+    """As `fidelities`, left on the device: one column per field of `Fidelity`, in its order."""
     reconstruction = sae.decode(codes)
     error = (residuals - reconstruction).square().sum(dim=(1, 2))
     variance = (residuals - sae.decoder_bias).square().sum(dim=(1, 2)).clamp_min(1e-30)
-    fvu = (error / variance).tolist()
-    cosine = cosine_similarity(residuals, reconstruction, dim=-1).mean(dim=1).tolist()
-    l0 = (codes.values > 0).float().sum(-1).mean(dim=1).tolist()
-    norm = residuals.norm(dim=-1).mean(dim=1).tolist()
-    cuts = codes.cut_counts.sum(dim=1).tolist()
+    figures = (
+        error / variance,
+        cosine_similarity(residuals, reconstruction, dim=-1).mean(dim=1),
+        (codes.values > 0).float().sum(-1).mean(dim=1),
+        residuals.norm(dim=-1).mean(dim=1),
+        codes.cut_counts.sum(dim=1),
+    )
+    return torch.stack([figure.double() for figure in figures], dim=1)
+
+
+def as_fidelities(figures: Float64[Tensor, "images figures"]) -> list[Fidelity]:
+    """Read what `fidelity_figures` left, once it is here."""
     return [
-        Fidelity(
-            fvu=fvu[image], cosine=cosine[image], l0=l0[image], residual_norm=norm[image], cut_count=int(cuts[image])
-        )
-        for image in range(len(residuals))
+        Fidelity(fvu=fvu, cosine=cosine, l0=l0, residual_norm=norm, cut_count=int(cuts))
+        for fvu, cosine, l0, norm, cuts in figures.tolist()
     ]

@@ -48,7 +48,7 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
-Kind = Literal["bundle", "index", "activations"]
+Kind = Literal["bundle", "index", "activations", "engine"]
 
 _KEYS = {"schema", "kind", "created_by", "inputs", "config", "files", "id", "check"}
 _MANIFEST_LIMIT_BYTES = 16 << 20

@@ -20,7 +20,8 @@ from jaxtyping import Float32
 
 from phosphene.bundle import Bundle, load_bundle
 from phosphene.codes import ImageCode
-from phosphene.engine import EngineBatch, TorchEngine, Want
+from phosphene.engine import EngineBatch, Want
+from phosphene.engine_torch import TorchEngine
 from phosphene.errors import ImageTooLarge, ImageUnreadable, ReadoutMissing
 from phosphene.images import ImageLimits, PreparedImage, prepare
 from phosphene.readout import SimilarityReadout

@@ -7,18 +7,19 @@ encoders or images. Layout: SAELens 6 (`cfg.json`, `sae_weights.safetensors`), s
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from phosphene.codes import TokenCodes
 from phosphene.errors import ArtefactDamaged, ArtefactMissing, ArtefactRefused, NumericError
-from phosphene.selection import JumpReLU, Selection, TopK, select
+from phosphene.selection import JumpReLU, Selection, TopK, select, select_ahead
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "SparseAutoencoder", "load_sae", "sae_config", "save_sae"]
 
@@ -104,15 +105,22 @@ class SparseAutoencoder(nn.Module):
         Returns:
             Codes with leading shape [*tokens]. Dense values exist only for a block of tokens at a time.
         """
-        flat = residuals.reshape(-1, self.width)
-        block = max(1, _DENSE_LIMIT_VALUES // self.neuron_count)
-        parts = [select(self.selection, self.pre_activations(part), limit=limit) for part in flat.split(block)]
         leading = residuals.shape[:-1]
-        return TokenCodes(
-            torch.cat([part.values for part in parts]).reshape(*leading, -1),
-            torch.cat([part.neuron_ids for part in parts]).reshape(*leading, -1),
-            torch.cat([part.cut_counts for part in parts]).reshape(leading),
-        )
+        parts = [select(self.selection, dense, limit=limit) for dense in self._dense_blocks(residuals)]
+        return _join(parts, leading)
+
+    def encode_ahead(
+        self, residuals: Float[Tensor, "*tokens width"], *, limit: int
+    ) -> tuple[TokenCodes, Bool[Tensor, "*tokens"]]:
+        """As `encode`, without waiting for the device.
+
+        Returns:
+            Codes, and which tokens' last place was tied: `encode` those again.
+        """
+        leading = residuals.shape[:-1]
+        parts = [select_ahead(self.selection, dense, limit=limit) for dense in self._dense_blocks(residuals)]
+        is_tied = torch.cat([tied for _, tied in parts]).reshape(leading)
+        return _join([codes for codes, _ in parts], leading), is_tied
 
     def decode(self, codes: TokenCodes) -> Float[Tensor, "*tokens width"]:
         """Return the reconstruction x^ = sum of value x direction + b_dec, without a dense code."""
@@ -124,6 +132,11 @@ class SparseAutoencoder(nn.Module):
             mode="sum",
         )
         return (bags + self.decoder_bias).reshape(*leading, self.width)
+
+    def _dense_blocks(self, residuals: Float[Tensor, "*tokens width"]) -> Iterator[Float[Tensor, "block neurons"]]:
+        flat = residuals.reshape(-1, self.width)
+        for part in flat.split(max(1, _DENSE_LIMIT_VALUES // self.neuron_count)):
+            yield self.pre_activations(part)
 
 
 def sae_config(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -196,6 +209,16 @@ def load_sae(folder: Path) -> SparseAutoencoder:
         raise ArtefactDamaged(f"{CONFIG_NAME} of the SAE in {folder.name!r} is not a JSON object; copy it again")
     _check_shapes(config, weights)
     return _assemble(config, weights)
+
+
+def _join(parts: Sequence[TokenCodes], leading: Sequence[int]) -> TokenCodes:
+    if len(parts) == 1:
+        values, neuron_ids, cut_counts = parts[0]
+    else:
+        values, neuron_ids, cut_counts = (torch.cat(column) for column in zip(*parts, strict=True))
+    return TokenCodes(
+        values.reshape(*leading, -1), neuron_ids.reshape(*leading, -1), cut_counts.reshape(tuple(leading))
+    )
 
 
 def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoencoder:

@@ -17,6 +17,7 @@ __all__ = ["build_parser"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UINT32_LIMIT = 2**32 - 1
 _PAGE_LIMIT = 1000
+_DEFAULT_METRICS = "http://127.0.0.1:9464/metrics"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,22 +26,42 @@ def build_parser() -> argparse.ArgumentParser:
         prog="phosphene", description="Which concepts light up inside a vision model when it looks at an image."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    shared = _shared_options()
+    access = _access_options()
+    place = _place_options(access)
+    shared = _output_options(place)
     _add_explain(verbs.add_parser("explain", parents=[shared], help="what lights up on an image"))
+    _add_explain_images(verbs.add_parser("explain-images", parents=[place], help="what lights up on each of many"))
     _add_neuron(verbs.add_parser("neuron", parents=[shared], help="what is known of a neuron"))
     _add_neurons(verbs.add_parser("neurons", parents=[shared], help="neurons in an order"))
     _add_search(verbs.add_parser("search", parents=[shared], help="neurons by words, or like another neuron"))
     _add_similar(verbs.add_parser("similar", parents=[shared], help="images like an image, or that excite a neuron"))
     verbs.add_parser("models", parents=[shared], help="the service's bundles and corpora")
+    _add_top(verbs.add_parser("top", help="the service's metrics, live"))
+    _add_admin(verbs.add_parser("admin", parents=[access], help="how a replica is; reload or drain it"))
     return parser
 
 
-def _shared_options() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service (%(default)s)")
-    shared.add_argument("--bundle", default="", metavar="NAME", help="a bundle; its default one if left out")
-    shared.add_argument("--corpus", default="", metavar="NAME", help="a corpus of the bundle; its default one likewise")
-    shared.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds for a call (%(default)s)")
+def _access_options() -> argparse.ArgumentParser:
+    access = argparse.ArgumentParser(add_help=False)
+    access.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds the API token")
+    access.add_argument("--tls", action="store_true", help="talk TLS")
+    access.add_argument("--ca", type=Path, metavar="FILE", help="PEM file of authorities; gRPC's own if left out")
+    access.add_argument("--certificate", type=Path, metavar="FILE", help="PEM file of your own certificate")
+    access.add_argument("--key", type=Path, metavar="FILE", help="PEM file of its private key")
+    return access
+
+
+def _place_options(access: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    place = argparse.ArgumentParser(add_help=False, parents=[access])
+    place.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service (%(default)s)")
+    place.add_argument("--bundle", default="", metavar="NAME", help="a bundle; its default one if left out")
+    place.add_argument("--corpus", default="", metavar="NAME", help="a corpus of the bundle; its default one likewise")
+    place.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds for a call (%(default)s)")
+    return place
+
+
+def _output_options(place: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False, parents=[place])
     shared.add_argument("--json", action="store_true", help="print the answer as JSON")
     shared.add_argument("--thumbnails", action="store_true", help="keep thumbnails in the JSON, as base64")
     return shared
@@ -51,13 +72,20 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=_count(100), default=10, metavar="N", help="neurons to list (%(default)s)")
     _add_exemplars(parser)
     parser.add_argument("--similar", type=_count(100), default=12, metavar="N", help="similar images (%(default)s)")
-    parser.add_argument(
-        "--parts",
-        type=_parts,
-        metavar="PART,...",
-        help=f"what to answer, of {', '.join(get_args(ExplainPartName))}; all that the bundle can give if left out",
-    )
+    _add_parts(parser, "all that the bundle can give")
+    _add_digest_first(parser)
     _add_page(parser)
+
+
+def _add_explain_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="JPEG, PNG or WebP files, or folders")
+    parser.add_argument("--top", type=_count(100), default=5, metavar="N", help="neurons to list (%(default)s)")
+    _add_parts(parser, "fidelity,neurons")
+    _add_digest_first(parser)
+    parser.add_argument(
+        "--in-flight", type=_count(1000), default=32, metavar="N", help="images asked at a time (%(default)s)"
+    )
+    parser.add_argument("--json-lines", action="store_true", help="print a JSON object for each image, one a line")
 
 
 def _add_neuron(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +116,37 @@ def _add_similar(parser: argparse.ArgumentParser) -> None:
     query = _add_image(parser)
     query.add_argument("--neuron", type=_neuron_id, metavar="NEURON", help="images that excite this neuron")
     parser.add_argument("--top", type=_count(100), default=12, metavar="N", help="images to list (%(default)s)")
+
+
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metrics", type=_url, default=_DEFAULT_METRICS, metavar="URL", help="its metrics page (%(default)s)"
+    )
+    parser.add_argument("--once", action="store_true", help="show the means since the start, once")
+    parser.add_argument("--interval", type=_seconds, default=2.0, metavar="S", help="seconds between (%(default)s)")
+    parser.add_argument("--timeout", type=_seconds, default=5.0, metavar="S", help="seconds for a scrape (%(default)s)")
+
+
+def _add_admin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("status", "reload", "drain"), help="what to ask of the replica")
+    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="its admin port (PHOSPHENE_ADMIN_LISTEN)")
+    parser.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help="seconds to wait (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def _add_parts(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--parts",
+        type=_parts,
+        metavar="PART,...",
+        help=f"what to answer, of {', '.join(get_args(ExplainPartName))}; {default} if left out",
+    )
+
+
+def _add_digest_first(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--digest-first", action="store_true", help="ask by digest first, and send only what the service needs"
+    )
 
 
 def _add_image(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -127,6 +186,12 @@ def _seconds(value: str) -> float:
     if not (isfinite(seconds) and seconds > 0):
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
     return seconds
+
+
+def _url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{value!r} is no address of a page; say http://HOST:PORT/metrics")
+    return value
 
 
 def _share(value: str) -> float:

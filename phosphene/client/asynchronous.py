@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from types import TracebackType
 from typing import TypeVar, Unpack
 
 import grpc
 
-from phosphene.client.failures import error_from
+from phosphene.client.access import AccessOptions, access_to
+from phosphene.client.failures import error_from, needs_bytes
+from phosphene.client.image_stream_async import explain_each
 from phosphene.client.options import (
+    ExplainImagesOptions,
     ExplainOptions,
     ListNeuronsOptions,
     NeuronOptions,
@@ -19,9 +22,11 @@ from phosphene.client.options import (
     SearchImagesOptions,
     SearchNeuronsOptions,
 )
+from phosphene.client.questions import Answer, OpenQuestions, QuestionSource
 from phosphene.client.requests import (
     IMAGE_LIMIT_BYTES,
     ImageSource,
+    by_digest,
     explain_request,
     image_query,
     image_request,
@@ -34,6 +39,7 @@ from phosphene.client.requests import (
 )
 from phosphene.client.retries import Attempts, RetryPolicy
 from phosphene.client.transport import DEFAULT_ADDRESS, Method, channel_options
+from phosphene.errors import ImageRequired, NotFound
 from phosphene.v1.explain_pb2 import ExplainResponse
 from phosphene.v1.images_pb2 import SearchImagesResponse
 from phosphene.v1.models_pb2 import Model
@@ -60,28 +66,30 @@ class AsyncClient:
         timeout_s: float | int = 30,
         retries: int = 2,
         image_limit_bytes: int = IMAGE_LIMIT_BYTES,
-        credentials: grpc.ChannelCredentials | None = None,
+        **access: Unpack[AccessOptions],
     ) -> None:
         """Prepare a channel; the first call connects.
 
         Args:
             address: `host:port`, or any other gRPC target.
-            timeout_s: seconds for each call, repeats included.
+            timeout_s: seconds for each call, repeats included; of `explain_images`, the longest silence.
             retries: how often a call is repeated that found no service or a full one; other failures are final.
             image_limit_bytes: largest image to send; the service has its own limit.
-            credentials: TLS; None talks in clear, which is for loopback and trusted networks.
+            **access: API token, TLS, client certificate; see `AccessOptions`.
 
         Raises:
-            SettingError: `timeout_s` or `retries` is out of its bounds.
+            SettingError: `timeout_s` or `retries` is out of its bounds, or `access` is refused; see `access_to`.
         """
         self.address = address
         self._policy = RetryPolicy(timeout_s=float(timeout_s), retry_count=retries)
         self._image_limit_bytes = image_limit_bytes
-        options = channel_options(image_limit_bytes)
+        allowed = access_to(address, **access)
+        self._metadata = allowed.metadata
+        options = [*channel_options(image_limit_bytes), *allowed.channel_options]
         self._channel = (
             grpc.aio.insecure_channel(address, options=options)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options=options)
+            if allowed.credentials is None
+            else grpc.aio.secure_channel(address, allowed.credentials, options=options)
         )
         self._stub = PhospheneServiceStub(self._channel)
 
@@ -100,11 +108,50 @@ class AsyncClient:
         await self._channel.close(grace=None)
 
     async def explain(
-        self, image: ImageSource | None = None, *, sha256: str | None = None, **options: Unpack[ExplainOptions]
+        self,
+        image: ImageSource | None = None,
+        *,
+        sha256: str | None = None,
+        digest_first: bool = False,
+        **options: Unpack[ExplainOptions],
     ) -> ExplainResponse:
-        """Tell what lights up on an image, given as bytes, as a path, or as the digest of an image of the corpus."""
-        query = image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes)
-        return await self._ask(self._stub.Explain, explain_request(query, **options))
+        """Tell what lights up on an image, given as bytes, as a path, or as the digest of an image of the corpus.
+
+        With `digest_first` the image is asked for by its digest, and sent only where the service needs it: it knows
+        those of the corpus, which it answers from what the index stored, and those that this caller sent before.
+        """
+        request = explain_request(image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes), **options)
+        attempts = Attempts(self._policy, clock=time.monotonic)
+        if digest_first and request.image.HasField("data"):
+            try:
+                return await self._ask(self._stub.Explain, by_digest(request), attempts)
+            except (NotFound, ImageRequired) as error:
+                if not needs_bytes(error):
+                    raise
+        return await self._ask(self._stub.Explain, request, attempts)
+
+    def explain_images(
+        self,
+        images: Iterable[QuestionSource] | AsyncIterable[QuestionSource],
+        **options: Unpack[ExplainImagesOptions],
+    ) -> AsyncIterator[Answer]:
+        """Tell what lights up on each of many images; see `Client.explain_images`.
+
+        `images` may be asynchronous: answers come while the next image is waited for. A loop that is left early should
+        close the iterator (`contextlib.aclosing`), which cancels the call.
+        """
+        return explain_each(
+            images,
+            OpenQuestions(
+                policy=self._policy,
+                clock=time.monotonic,
+                address=self.address,
+                image_limit_bytes=self._image_limit_bytes,
+                **options,
+            ),
+            lambda: self._stub.ExplainImages(metadata=self._metadata),  # type: ignore[call-arg]  # one that is written to
+            timeout_s=self._policy.timeout_s,
+        )
 
     async def neuron(self, neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuronResponse:
         """Tell what is known of a neuron: statistics, names, and the parts that are asked for."""
@@ -165,11 +212,13 @@ class AsyncClient:
         """Return one bundle; an empty name is the default one."""
         return (await self._ask(self._stub.GetModel, model_request(bundle))).model
 
-    async def _ask(self, method: Method[Request, Awaitable[Response]], request: Request) -> Response:
-        attempts = Attempts(self._policy, clock=time.monotonic)
+    async def _ask(
+        self, method: Method[Request, Awaitable[Response]], request: Request, attempts: Attempts | None = None
+    ) -> Response:
+        attempts = attempts or Attempts(self._policy, clock=time.monotonic)
         while True:
             try:
-                return await method(request, timeout=attempts.remaining_s())
+                return await method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
             except grpc.aio.AioRpcError as failure:
                 error = error_from(failure, address=self.address, timeout_s=self._policy.timeout_s)
             delay_s = attempts.delay_s(error)

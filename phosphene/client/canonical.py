@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-__all__ = ["to_json"]
+__all__ = ["json_value", "to_json"]
 
 
 def to_json(message: Message, *, include_thumbnails: bool = False) -> str:
@@ -20,8 +20,13 @@ def to_json(message: Message, *, include_thumbnails: bool = False) -> str:
         message: an answer of `phosphene.v1`, or any part of one.
         include_thumbnails: whether to keep thumbnails, as base64; they are most of an answer's length.
     """
+    return json.dumps(json_value(message, include_thumbnails=include_thumbnails), indent=2, ensure_ascii=False) + "\n"
+
+
+def json_value(message: Message, *, include_thumbnails: bool = False) -> Any:
+    """Return what `to_json` writes, as dictionaries, lists, texts and numbers."""
     value = MessageToDict(message, always_print_fields_with_no_presence=True)
-    return json.dumps(value if include_thumbnails else _without_thumbnails(value), indent=2, ensure_ascii=False) + "\n"
+    return value if include_thumbnails else _without_thumbnails(value)
 
 
 def _without_thumbnails(value: Any) -> Any:

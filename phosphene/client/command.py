@@ -1,14 +1,17 @@
 """The `phosphene` command: asks a service and shows the answer as tables, JSON or a page.
 
     phosphene explain photo.jpg --html photo.html
+    phosphene explain-images photos/ --json-lines > photos.jsonl
     phosphene neuron 123
     phosphene neurons --order density --filter red
     phosphene search "red stripes"
     phosphene similar photo.jpg
     phosphene models
+    phosphene top --metrics http://127.0.0.1:9464/metrics
+    phosphene admin status --address 127.0.0.1:50052
 
-Exit status: 0 with an answer; 1 where the service refuses, fails or is not there; 2 where what was typed is wrong,
-told before anything is asked. Answers go to standard output, everything else to standard error.
+Exit status: 0 with an answer; 1 where the service refuses, fails or is not there, be it for one of many images; 2 where
+what was typed is wrong, told before anything is asked. Answers go to standard output, all else to standard error.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ from pathlib import Path
 from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 
+from phosphene.client.access import AccessOptions, read_token
+from phosphene.client.admin import AdminClient
 from phosphene.client.arguments import build_parser
+from phosphene.client.bulk import Tally, explain_files, image_files
 from phosphene.client.canonical import to_json
 from phosphene.client.options import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place
 from phosphene.client.page import explanation_page, neuron_page
@@ -38,8 +44,10 @@ from phosphene.client.tables import (
     neuron_search_view,
     neuron_view,
 )
-from phosphene.client.words import plain
+from phosphene.client.top import run_top
+from phosphene.client.words import operation_words, plain
 from phosphene.errors import InputError, PhospheneError
+from phosphene.v1.admin_pb2 import DrainResponse, GetStatusResponse, ReloadResponse
 from phosphene.v1.models_pb2 import ListModelsResponse, Model
 
 __all__ = ["main"]
@@ -72,12 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    match args.verb:
+        case "top":
+            return _top(args)
+        case "explain-images":
+            return _explain_images(args)
+        case "admin":
+            return _admin(args)
     try:
         image = read_image(args.image) if getattr(args, "image", None) is not None else None
+        prepared = Client(args.server, timeout_s=args.timeout, **_access(args))
     except InputError as error:
         return _fail(error, 2)
     try:
-        with Client(args.server, timeout_s=args.timeout) as client:
+        with prepared as client:
             reply = _ask(client, args, image)
     except PhospheneError as error:
         return _fail(error, 1)
@@ -86,10 +102,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _show(reply, args)
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; nothing is left to flush to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _unread()
     except OSError as error:
         return _fail(error, 2)
+    return 0
+
+
+def _explain_images(args: argparse.Namespace) -> int:
+    try:
+        files = image_files(args.paths)
+        prepared = Client(args.server, timeout_s=args.timeout, **_access(args))
+    except InputError as error:
+        return _fail(error, 2)
+    # Where lines scroll by on the same terminal, they are the progress.
+    progress = Console(file=sys.stderr) if sys.stderr.isatty() and not sys.stdout.isatty() else None
+    tally = Tally(image_count=len(files))
+    status = 0
+    try:
+        with prepared as client:
+            explain_files(
+                client,
+                files,
+                tally,
+                write_line=_write_line,
+                as_json=args.json_lines,
+                progress=progress,
+                parts=args.parts or ["fidelity", "neurons"],
+                top_n=args.top,
+                digest_first=args.digest_first,
+                in_flight=args.in_flight,
+                **_place(args),
+            )
+    except PhospheneError as error:
+        status = _fail(error, 1)
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        return _unread()
+    sys.stderr.write(f"phosphene: {tally}\n")
+    return status or int(tally.failed_count > 0)
+
+
+def _admin(args: argparse.Namespace) -> int:
+    try:
+        prepared = AdminClient(args.address, timeout_s=args.timeout, **_access(args))
+    except InputError as error:
+        return _fail(error, 2)
+    try:
+        with prepared as client:
+            answer = _operated(client, args.action)
+    except PhospheneError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    sys.stdout.write(to_json(answer) if args.json else f"{operation_words(answer)}\n")
+    return 0
+
+
+def _operated(client: AdminClient, action: str) -> GetStatusResponse | ReloadResponse | DrainResponse:
+    match action:
+        case "status":
+            return client.status()
+        case "reload":
+            return client.reload()
+        case "drain":
+            return client.drain()
+        case _:
+            raise AssertionError(f"the parser knows an action that the command does not: {action}")
+
+
+def _top(args: argparse.Namespace) -> int:
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    try:
+        run_top(console, args.metrics, once=args.once, interval_s=args.interval, timeout_s=args.timeout)
+    except PhospheneError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        # How a live view is left.
+        return 0
     return 0
 
 
@@ -117,6 +207,7 @@ def _explain(client: Client, args: argparse.Namespace, image: bytes | None) -> _
     answer = client.explain(
         image,
         sha256=args.sha256,
+        digest_first=args.digest_first,
         parts=parts,
         top_n=args.top,
         exemplars_per_neuron=args.exemplars,
@@ -198,6 +289,11 @@ def _similar(client: Client, args: argparse.Namespace, image: bytes | None) -> _
     return _Reply(answer=answer, view=image_search_view(answer, title))
 
 
+def _access(args: argparse.Namespace) -> AccessOptions:
+    token = read_token(args.token_file) if args.token_file is not None else None
+    return AccessOptions(token=token, tls=args.tls, ca=args.ca, certificate=args.certificate, key=args.key)
+
+
 def _place(args: argparse.Namespace) -> Place:
     return Place(bundle=args.bundle, corpus=args.corpus)
 
@@ -221,6 +317,17 @@ def _write_page(page: str, path: Path) -> None:
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)
     sys.stderr.write(f"phosphene: wrote {path}\n")
+
+
+def _write_line(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _unread() -> int:
+    # The reader, such as `head`, has seen enough; nothing is left to flush to it at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -1,8 +1,9 @@
 """What went wrong with a call, as `phosphene.errors`; knows nothing of when it is tried again.
 
-A status carries a `google.rpc.Status` in its trailing metadata (AIP-193); the details that Phosphene's services send
-are BadRequest (the field at fault), ResourceInfo (what was not found), PreconditionFailure (what the bundle or corpus
-lacks), RetryInfo (when to try again) and RequestInfo (what the service's log explains).
+A status carries a `google.rpc.Status` in its trailing metadata (AIP-193), and every failed item of a stream is one. The
+details that Phosphene's services send are BadRequest (the field at fault), ResourceInfo (what was not found),
+PreconditionFailure (what the bundle or corpus lacks), RetryInfo (when to try again) and RequestInfo (what the service's
+log explains).
 """
 
 from __future__ import annotations
@@ -12,28 +13,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from google.protobuf.any_pb2 import Any as PackedMessage
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, PreconditionFailure, RequestInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from phosphene.errors import (
     DeadlineExpired,
+    ImageRequired,
     InputError,
     NotFound,
     Overloaded,
+    PermissionDenied,
     PhospheneError,
     ReadoutMissing,
+    ReloadUnderWay,
     ServiceError,
     ServiceUnreachable,
     Unanswerable,
+    Unauthenticated,
+    Unavailable,
 )
 
-__all__ = ["error_from"]
+__all__ = ["error_from", "error_of", "needs_bytes"]
 
 # Pairs of a key and a value (text, or bytes where the key ends in -bin), which the two channels type differently.
 _Metadata = Iterable[Any]
 _STATUS_KEY = "grpc-status-details-bin"
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(kw_only=True)
@@ -56,13 +62,56 @@ def error_from(failure: grpc.RpcError | grpc.aio.AioRpcError, *, address: str, t
         timeout_s: the deadline that the call had, in seconds, for the message.
 
     Returns:
-        INVALID_ARGUMENT: `InputError` with the field. NOT_FOUND: `NotFound`. FAILED_PRECONDITION: `Unanswerable` or
-        `ReadoutMissing`. RESOURCE_EXHAUSTED: `Overloaded` where the service says when to try again, else `InputError`,
-        the message is too large. DEADLINE_EXCEEDED: `DeadlineExpired`. UNAVAILABLE: `ServiceUnreachable`. Everything
-        else: `ServiceError`, with the request id where there is one.
+        That of `error_of`, but for two statuses that gRPC itself makes: UNAVAILABLE without a `google.rpc.Status`,
+        `ServiceUnreachable`; DEADLINE_EXCEEDED, `DeadlineExpired` with the deadline.
     """
     code, text = failure.code(), (failure.details() or "").strip() or "no reason given"
-    details = _details_of(failure.trailing_metadata() or ())
+    status = _status_in(failure.trailing_metadata() or ())
+    match code:
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExpired(
+                f"no answer from {address} within {timeout_s:g} s; "
+                "ask for less, or allow more time (timeout_s, --timeout)"
+            )
+        case grpc.StatusCode.UNAVAILABLE if status is None:
+            return ServiceUnreachable(
+                f"no Phosphene service answers at {address} ({text}); "
+                "start one with `python -m service` or `make demo`, or name another address"
+            )
+        case _:
+            return _error(code, text, _details_of(status or Status()), address=address)
+
+
+def error_of(status: Status, *, address: str) -> PhospheneError:
+    """Return the error that a service's status stands for, such as that of one item of a stream.
+
+    Args:
+        status: what the service said.
+        address: the server that was asked, for the message.
+
+    Returns:
+        INVALID_ARGUMENT: `InputError` with the field. NOT_FOUND: `NotFound`. FAILED_PRECONDITION: `ImageRequired`,
+        `ReadoutMissing` or `Unanswerable`. RESOURCE_EXHAUSTED: `Overloaded` where the service says when to try again,
+        else `InputError`, the message is too large. DEADLINE_EXCEEDED: `DeadlineExpired`. UNAVAILABLE: `Unavailable`.
+        UNAUTHENTICATED: `Unauthenticated`. PERMISSION_DENIED: `PermissionDenied`. ABORTED: `ReloadUnderWay`.
+        Everything else: `ServiceError`, with the request id where there is one.
+    """
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _error(code, status.message.strip() or "no reason given", _details_of(status), address=address)
+
+
+def needs_bytes(error: PhospheneError) -> bool:
+    """Whether a service that was asked by digest would answer if it were sent the image."""
+    match error:
+        case ImageRequired():
+            return True
+        case NotFound(field=field):
+            return field == "image.sha256"
+        case _:
+            return False
+
+
+def _error(code: grpc.StatusCode, text: str, details: _Details, *, address: str) -> PhospheneError:
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
             return _invalid(text, details.bad_request)
@@ -78,15 +127,15 @@ def error_from(failure: grpc.RpcError | grpc.aio.AioRpcError, *, address: str, t
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return InputError(f"the message is too large ({text}); send a smaller image, or ask for fewer thumbnails")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExpired(
-                f"no answer from {address} within {timeout_s:g} s; "
-                "ask for less, or allow more time (timeout_s, --timeout)"
-            )
+            return DeadlineExpired(f"the service at {address} had no time left: {text}")
         case grpc.StatusCode.UNAVAILABLE:
-            return ServiceUnreachable(
-                f"no Phosphene service answers at {address} ({text}); "
-                "start one with `python -m service` or `make demo`, or name another address"
-            )
+            return Unavailable(f"the service at {address} cannot answer now: {text}")
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return Unauthenticated(f"{text} (token=, --token-file)")
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return PermissionDenied(text)
+        case grpc.StatusCode.ABORTED:
+            return ReloadUnderWay(text)
         case grpc.StatusCode.UNIMPLEMENTED:
             return ServiceError(f"the server at {address} does not serve this call of phosphene.v1 ({text})")
         case grpc.StatusCode.CANCELLED:
@@ -95,11 +144,11 @@ def error_from(failure: grpc.RpcError | grpc.aio.AioRpcError, *, address: str, t
             return _defect(code.name, text, details.request.request_id, address)
 
 
-def _details_of(metadata: _Metadata) -> _Details:
+def _details_of(status: Status) -> _Details:
     details = _Details()
     known = (details.bad_request, details.precondition, details.resource, details.request, details.retry)
     try:
-        for packed in _packed_details(metadata):
+        for packed in status.details:
             for detail in known:
                 packed.Unpack(detail)
     except DecodeError:
@@ -108,11 +157,14 @@ def _details_of(metadata: _Metadata) -> _Details:
     return details
 
 
-def _packed_details(metadata: _Metadata) -> list[PackedMessage]:
+def _status_in(metadata: _Metadata) -> Status | None:
     for key, value in metadata:
         if key == _STATUS_KEY:
-            return list(Status.FromString(value).details)
-    return []
+            try:
+                return Status.FromString(value)
+            except DecodeError:
+                return None
+    return None
 
 
 def _invalid(text: str, bad_request: BadRequest) -> InputError:
@@ -123,9 +175,14 @@ def _invalid(text: str, bad_request: BadRequest) -> InputError:
 
 def _unanswerable(text: str, precondition: PreconditionFailure) -> PhospheneError:
     violation = next(iter(precondition.violations), None)
-    if violation is not None and violation.type == "READOUT_MISSING":
-        return ReadoutMissing(text)
-    return Unanswerable(text, subject=violation.subject if violation is not None else "request")
+    subject = violation.subject if violation is not None else "request"
+    match violation.type if violation is not None else "":
+        case "READOUT_MISSING":
+            return ReadoutMissing(text)
+        case "IMAGE_REQUIRED":
+            return ImageRequired(text, subject=subject)
+        case _:
+            return Unanswerable(text, subject=subject)
 
 
 def _defect(code: str, text: str, request_id: str, address: str) -> ServiceError:

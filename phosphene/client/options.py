@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Literal, TypedDict
 
 __all__ = [
+    "ExplainImagesOptions",
     "ExplainOptions",
     "ExplainPartName",
     "ListNeuronsOptions",
@@ -56,6 +57,15 @@ class ExplainOptions(Place, total=False):
     """Scores to list."""
     include_thumbnails: bool
     """Whether each listed image brings its small JPEG."""
+
+
+class ExplainImagesOptions(ExplainOptions, total=False):
+    """How `explain_images` goes about it, beside what it answers."""
+
+    digest_first: bool
+    """Whether to ask by digest first, and send only the images that the service needs."""
+    in_flight: int
+    """Most images that are asked and not answered; 32 if left out."""
 
 
 class NeuronOptions(Place, total=False):

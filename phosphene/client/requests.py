@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Unpack
 
@@ -35,6 +36,7 @@ from phosphene.v1.values_pb2 import ImageQuery
 __all__ = [
     "IMAGE_LIMIT_BYTES",
     "ImageSource",
+    "by_digest",
     "explain_request",
     "image_query",
     "image_request",
@@ -120,6 +122,14 @@ def explain_request(query: ImageQuery, **options: Unpack[ExplainOptions]) -> Exp
     if "score_count" in options:
         request.score_count = _uint32("score_count", options["score_count"])
     return request
+
+
+def by_digest(request: ExplainRequest) -> ExplainRequest:
+    """Return the same request with the digest of its image instead of the image."""
+    asked = ExplainRequest()
+    asked.CopyFrom(request)
+    asked.image.sha256 = sha256_of(request.image.data).hexdigest()
+    return asked
 
 
 def neuron_request(neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuronRequest:

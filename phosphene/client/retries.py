@@ -1,8 +1,8 @@
 """When a failed call is tried again; pure arithmetic, knows nothing of channels and never waits itself.
 
 A call of `phosphene.v1` has no effects, so repeating one is safe. Two failures pass by themselves: a service that is
-not there yet (`ServiceUnreachable`) and one that is full (`Overloaded`, which says for how long). Both are tried again
-within the deadline that the caller gave to the whole call, never after it.
+not there yet, or leaves (`ServiceUnreachable`, `Unavailable`), and one that is full (`Overloaded`, which says for how
+long). Both are tried again within the deadline that the caller gave to the whole call, never after it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
-from phosphene.errors import Overloaded, PhospheneError, ServiceUnreachable, SettingError
+from phosphene.errors import Overloaded, PhospheneError, ServiceUnreachable, SettingError, Unavailable
 
-__all__ = ["Attempts", "RetryPolicy"]
+__all__ = ["Attempts", "RetryPolicy", "retry_delay_s"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,35 @@ class RetryPolicy:
             raise SettingError(f"timeout_s is {self.timeout_s}; it is a number of seconds above 0", field="timeout_s")
         if self.retry_count < 0:
             raise SettingError(f"retries is {self.retry_count}; it is 0 or more", field="retries")
+
+
+def retry_delay_s(
+    policy: RetryPolicy, error: PhospheneError, *, retry_count: int, chance: Callable[[], float] = random.random
+) -> float | None:
+    """Return the seconds to wait before the next repeat, or None where `error` is to be raised.
+
+    Args:
+        policy: how patient to be.
+        error: what went wrong.
+        retry_count: repeats so far.
+        chance: a number in [0, 1), for the jitter.
+
+    Returns:
+        None for every error that repeating cannot mend, when the repeats are used up, and for a wait of `timeout_s` or
+        more.
+    """
+    if retry_count >= policy.retry_count:
+        return None
+    doubled_s = policy.first_delay_s * 2.0**retry_count
+    delay_s = min(doubled_s, policy.longest_delay_s) * (1.0 + policy.jitter * chance())
+    match error:
+        case Overloaded():
+            delay_s = max(error.retry_after_s, delay_s)
+        case ServiceUnreachable() | Unavailable():
+            pass
+        case _:
+            return None
+    return delay_s if delay_s < policy.timeout_s else None
 
 
 class Attempts:
@@ -73,20 +102,8 @@ class Attempts:
         None for every error that repeating cannot mend, when the retries are used up, and when the wait would end
         after the deadline.
         """
-        if self._retry_count >= self._policy.retry_count:
-            return None
-        match error:
-            case Overloaded():
-                delay_s = max(error.retry_after_s, self._backoff_s())
-            case ServiceUnreachable():
-                delay_s = self._backoff_s()
-            case _:
-                return None
-        if delay_s >= self.remaining_s():
+        delay_s = retry_delay_s(self._policy, error, retry_count=self._retry_count, chance=self._chance)
+        if delay_s is None or delay_s >= self.remaining_s():
             return None
         self._retry_count += 1
         return delay_s
-
-    def _backoff_s(self) -> float:
-        doubled_s = self._policy.first_delay_s * 2.0**self._retry_count
-        return min(doubled_s, self._policy.longest_delay_s) * (1.0 + self._policy.jitter * self._chance())

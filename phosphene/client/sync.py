@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from threading import Event
 from types import TracebackType
 from typing import TypeVar, Unpack
 
 import grpc
 
-from phosphene.client.failures import error_from
+from phosphene.client.access import AccessOptions, access_to
+from phosphene.client.failures import error_from, needs_bytes
+from phosphene.client.image_stream import explain_each
 from phosphene.client.options import (
+    ExplainImagesOptions,
     ExplainOptions,
     ListNeuronsOptions,
     NeuronOptions,
@@ -19,9 +22,11 @@ from phosphene.client.options import (
     SearchImagesOptions,
     SearchNeuronsOptions,
 )
+from phosphene.client.questions import Answer, OpenQuestions, QuestionSource
 from phosphene.client.requests import (
     IMAGE_LIMIT_BYTES,
     ImageSource,
+    by_digest,
     explain_request,
     image_query,
     image_request,
@@ -34,6 +39,7 @@ from phosphene.client.requests import (
 )
 from phosphene.client.retries import Attempts, RetryPolicy
 from phosphene.client.transport import DEFAULT_ADDRESS, Method, channel_options
+from phosphene.errors import ImageRequired, NotFound
 from phosphene.v1.explain_pb2 import ExplainResponse
 from phosphene.v1.images_pb2 import SearchImagesResponse
 from phosphene.v1.models_pb2 import Model
@@ -50,9 +56,9 @@ Response = TypeVar("Response")
 class Client:
     """One service, from one or many threads. Use it in a `with` block, or close it.
 
-    Every method raises the errors of `phosphene.errors`: `InputError` (with its `field`) for a request that is wrong
-    or that this bundle or corpus cannot answer, `NotFound`, `Overloaded`, `DeadlineExpired`, `ServiceUnreachable`, and
-    `ServiceError` for everything else.
+    Every method raises the errors of `phosphene.errors`: `InputError` (with its `field`) for a request that is wrong,
+    `Unanswerable` for one that this bundle or corpus cannot answer, `NotFound`, `Overloaded`, `Unavailable`,
+    `DeadlineExpired`, `ServiceUnreachable`, `Unauthenticated`, and `ServiceError` for everything else.
     """
 
     def __init__(
@@ -62,28 +68,30 @@ class Client:
         timeout_s: float | int = 30,
         retries: int = 2,
         image_limit_bytes: int = IMAGE_LIMIT_BYTES,
-        credentials: grpc.ChannelCredentials | None = None,
+        **access: Unpack[AccessOptions],
     ) -> None:
         """Prepare a channel; the first call connects.
 
         Args:
             address: `host:port`, or any other gRPC target.
-            timeout_s: seconds for each call, repeats included.
+            timeout_s: seconds for each call, repeats included; of `explain_images`, the longest silence.
             retries: how often a call is repeated that found no service or a full one; other failures are final.
             image_limit_bytes: largest image to send; the service has its own limit.
-            credentials: TLS; None talks in clear, which is for loopback and trusted networks.
+            **access: API token, TLS, client certificate; see `AccessOptions`.
 
         Raises:
-            SettingError: `timeout_s` or `retries` is out of its bounds.
+            SettingError: `timeout_s` or `retries` is out of its bounds, or `access` is refused; see `access_to`.
         """
         self.address = address
         self._policy = RetryPolicy(timeout_s=float(timeout_s), retry_count=retries)
         self._image_limit_bytes = image_limit_bytes
-        options = channel_options(image_limit_bytes)
+        allowed = access_to(address, **access)
+        self._metadata = allowed.metadata
+        options = [*channel_options(image_limit_bytes), *allowed.channel_options]
         self._channel = (
             grpc.insecure_channel(address, options=options)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options=options)
+            if allowed.credentials is None
+            else grpc.secure_channel(address, allowed.credentials, options=options)
         )
         self._stub = PhospheneServiceStub(self._channel)
         self._closed = Event()
@@ -104,11 +112,77 @@ class Client:
         self._channel.close()
 
     def explain(
-        self, image: ImageSource | None = None, *, sha256: str | None = None, **options: Unpack[ExplainOptions]
+        self,
+        image: ImageSource | None = None,
+        *,
+        sha256: str | None = None,
+        digest_first: bool = False,
+        **options: Unpack[ExplainOptions],
     ) -> ExplainResponse:
-        """Tell what lights up on an image, given as bytes, as a path, or as the digest of an image of the corpus."""
-        query = image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes)
-        return self._ask(self._stub.Explain, explain_request(query, **options))
+        """Tell what lights up on an image, given as bytes, as a path, or as the digest of an image of the corpus.
+
+        With `digest_first` the image is asked for by its digest, and sent only where the service needs it: it knows
+        those of the corpus, which it answers from what the index stored, and those that this caller sent before.
+        """
+        request = explain_request(image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes), **options)
+        attempts = Attempts(self._policy, clock=time.monotonic)
+        if digest_first and request.image.HasField("data"):
+            try:
+                return self._ask(self._stub.Explain, by_digest(request), attempts)
+            except (NotFound, ImageRequired) as error:
+                if not needs_bytes(error):
+                    raise
+        return self._ask(self._stub.Explain, request, attempts)
+
+    def explain_images(
+        self, images: Iterable[QuestionSource], **options: Unpack[ExplainImagesOptions]
+    ) -> Iterator[Answer]:
+        """Tell what lights up on each of many images, on one call, in any order and number.
+
+            for position, outcome in client.explain_images(paths, parts=["neurons"], top_n=5):
+                match outcome:
+                    case ExplainResponse(): ...
+                    case PhospheneError(): ...
+
+        Images are taken from `images` as there is room for them, at most `in_flight` at a time, and files are read just
+        before they are sent. An image that cannot be read or that the service refuses does not end the rest: its error
+        is its answer. What the service refuses for now, because it is full or leaves, is asked again, and no new image
+        is taken meanwhile. Images above 1 MiB are sent in pieces. The service answers in its bulk lane: whoever asks
+        for one image goes first.
+
+        Where the call breaks, what was answered stays answered, and what is open is asked again on a new call: every
+        image at most `retries` times in all. A loop that is left early should close the iterator
+        (`contextlib.closing`), which cancels the call.
+
+        Args:
+            images: bytes, paths, and `Digest`s.
+            **options: what to answer for each, and how to go about it.
+
+        Yields:
+            The position of an image in `images`, from 0, and its explanation or error; each once, as they are ready.
+
+        Raises:
+            StreamBroken: a `ServiceUnreachable` with the `open_positions` of the images that were taken and not
+                answered: the call broke, and some image was asked `retries` times again.
+            DeadlineExpired: nothing was said for `timeout_s` seconds, although something was open.
+            InputError: the options are wrong, or one of `images` is no image.
+            ServiceError: the call was refused as a whole, for example `Unauthenticated`.
+
+            What taking the next of `images` raises is raised too. Any of these ends the call.
+        """
+        return explain_each(
+            images,
+            OpenQuestions(
+                policy=self._policy,
+                clock=time.monotonic,
+                address=self.address,
+                image_limit_bytes=self._image_limit_bytes,
+                **options,
+            ),
+            lambda messages: self._stub.ExplainImages(messages, metadata=self._metadata),
+            timeout_s=self._policy.timeout_s,
+            wait=self._closed.wait,
+        )
 
     def neuron(self, neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuronResponse:
         """Tell what is known of a neuron: statistics, names, and the parts that are asked for."""
@@ -168,11 +242,11 @@ class Client:
         """Return one bundle; an empty name is the default one."""
         return self._ask(self._stub.GetModel, model_request(bundle)).model
 
-    def _ask(self, method: Method[Request, Response], request: Request) -> Response:
-        attempts = Attempts(self._policy, clock=time.monotonic)
+    def _ask(self, method: Method[Request, Response], request: Request, attempts: Attempts | None = None) -> Response:
+        attempts = attempts or Attempts(self._policy, clock=time.monotonic)
         while True:
             try:
-                return method(request, timeout=attempts.remaining_s())
+                return method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
             except grpc.RpcError as failure:
                 error = error_from(failure, address=self.address, timeout_s=self._policy.timeout_s)
             delay_s = attempts.delay_s(error)

@@ -18,8 +18,10 @@ _MIB = 2**20
 class Method(Protocol[Request, Answer]):
     """A method of the stub; `Answer` is the response, or what gives it when awaited."""
 
-    def __call__(self, request: Request, timeout: float | None = None) -> Answer:
-        """Send `request`; `timeout` is in seconds."""
+    def __call__(
+        self, request: Request, timeout: float | None = None, metadata: tuple[tuple[str, str], ...] | None = None
+    ) -> Answer:
+        """Send `request` with `metadata`; `timeout` is in seconds."""
 
 
 def channel_options(image_limit_bytes: int) -> list[tuple[str, int]]:

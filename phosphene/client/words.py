@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import floor
-from typing import Literal
+from typing import Literal, assert_never
 
+from phosphene.v1.admin_pb2 import DrainResponse, GetStatusResponse, ReloadResponse
 from phosphene.v1.explain_pb2 import Fidelity
 from phosphene.v1.images_pb2 import ImageMetric
 from phosphene.v1.neurons_pb2 import NeuronMetric
@@ -27,6 +28,7 @@ __all__ = [
     "neuron_metric_words",
     "neuron_title",
     "number",
+    "operation_words",
     "percent",
     "plain",
     "provenance_words",
@@ -193,6 +195,25 @@ def provenance_words(provenance: Provenance) -> list[tuple[str, str]]:
         ("service", plain(provenance.service_version)),
     ]
     return [(title, text) for title, text in pairs if text]
+
+
+def operation_words(answer: GetStatusResponse | ReloadResponse | DrainResponse) -> str:
+    """Say what a replica answered to its operator."""
+    match answer:
+        case GetStatusResponse():
+            state = "serving" if answer.serving else "not serving"
+            return (
+                f"{state} generation {plain(answer.generation)}, version {plain(answer.service_version)}: "
+                f"{answer.accepted_image_count} images in hand ({answer.accepted_image_bytes} bytes), "
+                f"a new one would wait {number(answer.wait_s)} s"
+            )
+        case ReloadResponse():
+            what = "switched to" if answer.switched else "nothing has changed, still serving"
+            return f"{what} generation {plain(answer.generation)}"
+        case DrainResponse():
+            return f"draining; accepted work may take {number(answer.limit_s)} s"
+        case _:
+            assert_never(answer)
 
 
 def _cuts(fidelity: Fidelity) -> str:

@@ -20,6 +20,7 @@ from phosphene.v1.images_pb2 import GetImageResponse, ImageMetric, SearchImagesR
 from phosphene.v1.models_pb2 import GetModelResponse, ListModelsResponse, Model
 from phosphene.v1.neurons_pb2 import ListNeuronsResponse, NeuronMatch, NeuronMetric, SearchNeuronsResponse
 from phosphene.v1.service_pb2_grpc import PhospheneServiceServicer, add_PhospheneServiceServicer_to_server
+from phosphene.v1.streams_pb2 import ExplainImagesRequest, ExplainImagesResponse
 from phosphene.v1.values_pb2 import ImageMatch
 from tests.client.sample_answers import (
     NEURON_COUNT,
@@ -46,23 +47,44 @@ class Failure:
         if self.trailing_metadata is not None:
             context.set_trailing_metadata(self.trailing_metadata)
             context.abort(self.code, self.message)
+        context.abort_with_status(rpc_status.to_status(self.status()))
+
+    def status(self) -> status_pb2.Status:
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         for detail in self.details:
             packed = any_pb2.Any()
             packed.Pack(detail)
             status.details.append(packed)
-        context.abort_with_status(rpc_status.to_status(status))
+        return status
+
+
+@dataclass
+class Break:
+    """How an ExplainImages call ends before its time: after so many answers; without a failure as if all were said."""
+
+    after: int
+    failure: Failure | None = None
 
 
 @dataclass
 class FakeService(PhospheneServiceServicer):
-    """`failures` are used up one by one, each by one call; `hold` keeps every call waiting while it is cleared."""
+    """`failures` are used up one by one, each by one call; `hold` keeps every call waiting while it is cleared.
+
+    Of ExplainImages: `breaks` are used up one by each call that gets as far, `item_failures` by each question of an
+    item. It knows every digest, unless `known` says which.
+    """
 
     failures: deque[Failure] = field(default_factory=deque)
     requests: list[Any] = field(default_factory=list)
     remaining_s: list[float] = field(default_factory=list)
     model: Model = field(default_factory=model)
     hold: threading.Event = field(default_factory=threading.Event)
+    breaks: deque[Break] = field(default_factory=deque)
+    item_failures: dict[int, deque[Failure]] = field(default_factory=dict)
+    known: set[str] | None = None
+    messages: list[ExplainImagesRequest] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    stream_ended: threading.Event = field(default_factory=threading.Event)
     address: str = ""
 
     def __post_init__(self) -> None:
@@ -71,6 +93,7 @@ class FakeService(PhospheneServiceServicer):
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)
         self.remaining_s.append(context.time_remaining())
+        self.metadata.append(dict(context.invocation_metadata()))
         self.hold.wait(timeout=5)
         if self.failures:
             self.failures.popleft().end(context)
@@ -81,17 +104,55 @@ class FakeService(PhospheneServiceServicer):
 
     def Explain(self, request, context):
         self._begin(request, context)
-        if request.image.data and not request.image.data.startswith((b"\xff\xd8", b"\x89PNG")):
+        answer = self._explained(request, request.image.data)
+        if isinstance(answer, Failure):
+            answer.end(context)
+        return answer
+
+    def ExplainImages(self, request_iterator, context):
+        self._begin(None, context)
+        context.add_callback(self.stream_ended.set)
+        for count, (question, data) in enumerate(self._questions(request_iterator)):
+            if self.breaks and count == self.breaks[0].after:
+                broken = self.breaks.popleft().failure
+                if broken is not None:
+                    broken.end(context)
+                return
+            self.hold.wait(timeout=5)
+            failures = self.item_failures.get(question.item)
+            answer = failures.popleft() if failures else self._explained(question.explain, data)
+            if isinstance(answer, Failure):
+                yield ExplainImagesResponse(item=question.item, status=answer.status())
+            else:
+                yield ExplainImagesResponse(item=question.item, explanation=answer)
+
+    def _questions(self, messages):
+        question, data = None, b""
+        for message in messages:
+            self.messages.append(message)
+            if message.HasField("explain"):
+                question, data = message, message.explain.image.data
+            else:
+                assert message.item == question.item
+                data += message.chunk
+            if len(data) >= question.explain.image.upload.size_bytes:
+                yield question, data
+
+    def _explained(self, request, data):
+        if request.image.sha256 and self.known is not None and request.image.sha256 not in self.known:
+            detail = error_details_pb2.ResourceInfo(resource_type="image.sha256", resource_name=request.image.sha256)
+            return Failure(grpc.StatusCode.NOT_FOUND, "no image with this digest", (detail,))
+        if data and not data.startswith((b"\xff\xd8", b"\x89PNG")):
             violation = error_details_pb2.BadRequest.FieldViolation(field="image.data", description="not an image")
             detail = error_details_pb2.BadRequest(field_violations=[violation])
-            Failure(grpc.StatusCode.INVALID_ARGUMENT, "not an image", (detail,)).end(context)
+            return Failure(grpc.StatusCode.INVALID_ARGUMENT, "not an image", (detail,))
         answer = explanation(
             neuron_count=request.top_n or 10,
             exemplar_count=request.exemplars_per_neuron or 9,
             thumbnails=request.include_thumbnails,
             patches=ExplainPart.EXPLAIN_PART_PATCH_ACTIVATIONS in request.parts,
         )
-        answer.image.sha256 = request.image.sha256 or hashlib.sha256(request.image.data).hexdigest()
+        answer.image.sha256 = request.image.sha256 or hashlib.sha256(data).hexdigest()
         return answer
 
     def GetNeuron(self, request, context):

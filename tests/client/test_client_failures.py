@@ -13,14 +13,19 @@ from phosphene.client import AsyncClient, Client
 from phosphene.client.retries import Attempts, RetryPolicy
 from phosphene.errors import (
     DeadlineExpired,
+    ImageRequired,
     InputError,
     NotFound,
     Overloaded,
+    PermissionDenied,
     PhospheneError,
     ReadoutMissing,
+    ReloadUnderWay,
     ServiceError,
     ServiceUnreachable,
     Unanswerable,
+    Unauthenticated,
+    Unavailable,
 )
 from tests.client.fake_service import Failure, FakeService, serving
 
@@ -42,6 +47,7 @@ def precondition(kind: str, subject: str) -> PreconditionFailure:
 
 
 NO_CORPUS, NO_TEXT = precondition("UNANSWERABLE", "scenes"), precondition("READOUT_MISSING", "scenes")
+NO_BYTES = precondition("IMAGE_REQUIRED", "parts")
 GARBLED = (("grpc-status-details-bin", b"\xff\xff"),)
 FINAL = [
     (Failure(CODE.INVALID_ARGUMENT, "top_n is 0", (bad_request("top_n", "top_n is 0"),)), InputError, "^top_n is 0$"),
@@ -59,7 +65,10 @@ FINAL = [
     (Failure(CODE.INTERNAL, "see r-7", (RequestInfo(request_id="r-7"),)), ServiceError, "INTERNAL: see r-7$"),
     (Failure(CODE.UNKNOWN, "oh"), ServiceError, "UNKNOWN: oh"),
     (Failure(CODE.UNIMPLEMENTED, "what"), ServiceError, "does not serve this call"),
-    (Failure(CODE.PERMISSION_DENIED, "no"), ServiceError, "PERMISSION_DENIED: no"),
+    (Failure(CODE.FAILED_PRECONDITION, "send it", (NO_BYTES,)), ImageRequired, "^send it$"),
+    (Failure(CODE.PERMISSION_DENIED, "no"), PermissionDenied, "^no$"),
+    (Failure(CODE.UNAUTHENTICATED, "who"), Unauthenticated, "^who .token=, --token-file.$"),
+    (Failure(CODE.ABORTED, "another reload"), ReloadUnderWay, "^another reload$"),
     (Failure(CODE.CANCELLED, "gone"), ServiceError, "cancelled"),
     (
         Failure(CODE.DATA_LOSS, "x", trailing_metadata=GARBLED),
@@ -120,10 +129,10 @@ async def test_passing_failures_are_tried_again(service: FakeService, failure: F
 
 async def test_retries_end(service: FakeService) -> None:
     service.failures.extend([Failure(CODE.UNAVAILABLE, "starting")] * 4)
-    with Client(service.address, retries=1) as client, pytest.raises(ServiceUnreachable, match="starting"):
+    with Client(service.address, retries=1) as client, pytest.raises(Unavailable, match="starting"):
         client.model()
     async with AsyncClient(service.address, retries=1) as client:
-        with pytest.raises(ServiceUnreachable, match="starting"):
+        with pytest.raises(Unavailable, match="starting"):
             await client.model()
     assert len(service.requests) == 4
 

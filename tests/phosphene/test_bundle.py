@@ -14,7 +14,8 @@ from PIL import Image
 from phosphene.bundle import Bundle, load_bundle, save_bundle
 from phosphene.codes import CodeLimits, ImageCode
 from phosphene.encoder import Family, Site, Tokens, load_encoder
-from phosphene.engine import TorchEngine, Want
+from phosphene.engine import Want
+from phosphene.engine_torch import TorchEngine
 from phosphene.errors import (
     ArtefactDamaged,
     ArtefactError,

@@ -1,0 +1,77 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from phosphene.current import load_current, save_current
+from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, ArtefactMissing, SchemaUnknown
+from phosphene.manifest import publish
+
+
+def artefact(path, *, kind, text="a"):
+    publish(path, kind=kind, inputs={}, config={}, write=lambda partial: (partial / "x").write_text(text))
+    return path
+
+
+@pytest.fixture
+def house(tmp_path):
+    bundles = {"b": artefact(tmp_path / "b1", kind="bundle"), "a": artefact(tmp_path / "b2", kind="bundle", text="2")}
+    indexes = {"photos": artefact(tmp_path / "i1", kind="index")}
+    return tmp_path / "CURRENT", bundles, indexes
+
+
+def test_what_is_saved_is_loaded_in_order(house):
+    path, bundles, indexes = house
+    saved = save_current(path, bundles=bundles, indexes=indexes)
+    loaded = load_current(path)
+    assert [(entry.name, entry.id) for entry in loaded.bundles] == [(entry.name, entry.id) for entry in saved.bundles]
+    assert [entry.name for entry in loaded.bundles] == ["b", "a"]
+    assert loaded.indexes[0].path.resolve() == indexes["photos"]
+
+
+def test_folders_are_found_from_wherever_the_file_is_moved_with_them(house, tmp_path, monkeypatch):
+    path, bundles, indexes = house
+    save_current(path, bundles=bundles, indexes=indexes)
+    moved = tmp_path.parent / (tmp_path.name + "-moved")
+    tmp_path.rename(moved)
+    assert load_current(moved / "CURRENT").bundles[0].path.resolve() == moved / "b1"
+
+
+def test_a_folder_that_holds_something_else_by_now_is_refused(house, tmp_path):
+    path, bundles, indexes = house
+    save_current(path, bundles=bundles, indexes=indexes)
+    (tmp_path / "b1").rename(tmp_path / "old")
+    with pytest.raises(ArtefactMissing):
+        load_current(path)
+    artefact(tmp_path / "b1", kind="bundle", text="other")
+    with pytest.raises(ArtefactMismatch, match="holds the bundle"):
+        load_current(path)
+
+
+def test_what_is_not_published_is_not_named(house, tmp_path):
+    path, bundles, indexes = house
+    save_current(path, bundles=bundles, indexes=indexes)
+    before = path.read_bytes()
+    for wrong in (tmp_path / "none", indexes["photos"]):
+        with pytest.raises(ArtefactError):
+            save_current(path, bundles={"x": wrong}, indexes={})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", ArtefactDamaged),
+        ("[]", SchemaUnknown),
+        ('{"schema": 2, "bundles": {}, "indexes": {}}', SchemaUnknown),
+        ('{"schema": 1, "bundles": {}, "indexes": {}, "names": {}}', SchemaUnknown),
+        ('{"schema": 1, "bundles": {}, "indexes": {}}', ArtefactDamaged),
+        ('{"schema": 1, "bundles": {"a": "b1"}, "indexes": {}}', ArtefactDamaged),
+        (json.dumps({"schema": 1, "bundles": [1], "indexes": {}}), ArtefactDamaged),
+    ],
+)
+def test_a_file_that_does_not_parse_is_refused(tmp_path, text, error):
+    path = Path(tmp_path / "CURRENT")
+    path.write_text(text)
+    with pytest.raises(error):
+        load_current(path)
