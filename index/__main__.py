@@ -1,25 +1,28 @@
-"""The command line of the index: `python -m index build | show | verify`.
+"""The command line of the index: `python -m index build | show | verify | activate`.
 
 python -m index build photos/ --bundle build/bundle --out build/index
 python -m index show build/index
 python -m index verify build/index
+python -m index activate build/CURRENT --bundle scenes=build/bundle --index scenes=build/index
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from phosphene.errors import PhospheneError
+from phosphene.errors import PhospheneError, SettingError
 
 __all__ = ["main"]
 
 _PLAIN_WIDTH = 120
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,15 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _build(options)
             case "show":
                 _show(options)
-            case _:
+            case "verify":
                 _verify(options)
+            case _:
+                _activate(options)
     except PhospheneError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except OSError as error:
         place = "" if error.filename is None else f" ({error.filename})"
         sys.stderr.write(
-            f"error: {error.strerror or error}{place}; make room or mend access, or choose another --out\n"
+            f"error: {error.strerror or error}{place}; make room or mend access, or choose another place\n"
         )
         return 2
     except KeyboardInterrupt:
@@ -69,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--names", type=int, default=20, help="named neurons to list (%(default)s)")
     verify = commands.add_parser("verify", help="check every file of an index")
     verify.add_argument("index", type=Path)
+    activate = commands.add_parser("activate", help="name the generation that a service serves after its next reload")
+    activate.add_argument("current", type=Path, help="the file that PHOSPHENE_CURRENT names")
+    activate.add_argument(
+        "--bundle", metavar="NAME=FOLDER", action="append", required=True, help="the first is the default"
+    )
+    activate.add_argument("--index", metavar="NAME=FOLDER", action="append", default=[])
     return parser
 
 
@@ -120,6 +131,37 @@ def _verify(options: argparse.Namespace) -> None:
 
     with open_index(options.index) as index:
         _answer({"event": "verified", "id": index.id, "images": index.image_count, "neurons": index.neuron_count})
+
+
+def _activate(options: argparse.Namespace) -> None:
+    from phosphene.current import save_current
+
+    current = save_current(
+        options.current, bundles=_named_folders(options.bundle), indexes=_named_folders(options.index)
+    )
+    _answer(
+        {
+            "event": "activated",
+            "current": str(options.current),
+            "bundles": {member.name: member.id for member in current.bundles},
+            "indexes": {member.name: member.id for member in current.indexes},
+        }
+    )
+
+
+def _named_folders(entries: Sequence[str]) -> dict[str, Path]:
+    """Read `NAME=FOLDER` entries; raises `SettingError`."""
+    folders: dict[str, Path] = {}
+    for entry in entries:
+        name, separator, folder = entry.partition("=")
+        if not separator or not _NAME.fullmatch(name) or not folder:
+            raise SettingError(
+                f"{entry!r} must be NAME=FOLDER, the name of 1-64 characters from a-z, 0-9, '.', '_', '-'"
+            )
+        if name in folders:
+            raise SettingError(f"the name {name} is given twice; names must differ")
+        folders[name] = Path(folder)
+    return folders
 
 
 def _answer(record: dict[str, object]) -> None:

@@ -22,7 +22,7 @@ from index.shard import run_shard
 from index.workspace import Workspace, discard_workspace, open_workspace
 from phosphene.bundle import Bundle, load_bundle
 from phosphene.corpus import Corpus, open_corpus
-from phosphene.engine import TorchEngine
+from phosphene.engine_torch import TorchEngine
 from phosphene.errors import ArtefactMismatch, CorpusError, SettingError
 from phosphene.manifest import MANIFEST_NAME, Manifest, differences, find_artefact, seal
 from phosphene.pipeline import Pipeline

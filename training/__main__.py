@@ -2,6 +2,7 @@
 
     python -m training fit CORPUS --encoder DIR --block B --neurons N --k K --out BUNDLE
     python -m training import SAE --encoder DIR --block B --out BUNDLE
+    python -m training export-engine BUNDLE --out FOLDER [--int8]
 
 Parses, calls the job, prints. Exit codes: 0 done, 2 refused (the message says what and the remedy), 130 stopped.
 """
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from phosphene.encoder import Site, Tokens
 from phosphene.errors import PhospheneError
+from training.engine_export import EngineExport, export_engine
 from training.fit import FitResult, fit
 from training.importing import ImportRequest, ImportResult, import_sae
 from training.plan import FitRequest, Sources
@@ -38,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     progress: Progress = TerminalProgress(Console()) if sys.stdout.isatty() else LineProgress(_write_line)
     try:
-        if options.command == "import":
-            _report_import(import_sae(_import_request(options)), progress)
-        else:
-            _report(fit(_request(options), progress), progress)
+        match options.command:
+            case "import":
+                _report_import(import_sae(_import_request(options)), progress)
+            case "export-engine":
+                _report_export(export_engine(options.bundle, options.out, is_int8=options.int8), progress)
+            case _:
+                _report(fit(_request(options), progress), progress)
     except PhospheneError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -61,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description="Makes sparse autoencoders.")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     _add_import(commands.add_parser("import", help="publish a bundle around an SAE in the SAELens layout"))
+    _add_export(commands.add_parser("export-engine", help="write a bundle's graph for ONNX Runtime"))
     command = commands.add_parser(
         "fit",
         help="train a sparse autoencoder on a corpus and publish a bundle",
@@ -80,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument("sae", type=Path, help="folder with cfg.json and sae_weights.safetensors")
     _add_place(command)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", type=Path, help="the bundle's folder")
+    command.add_argument("--out", type=Path, required=True, help="the engine's folder")
+    command.add_argument(
+        "--int8", action="store_true", help="8-bit weights: faster on the CPU, codes near those of float32 only"
+    )
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
@@ -165,6 +179,18 @@ def _import_request(options: argparse.Namespace) -> ImportRequest:
 def _report_import(result: ImportResult, progress: Progress) -> None:
     bundle = result.bundle
     progress.event("published" if result.is_new else "already finished", bundle=str(bundle.path), id=bundle.id)
+
+
+def _report_export(result: EngineExport, progress: Progress) -> None:
+    measured = result.manifest.config["measured"]
+    progress.event(
+        "published" if result.is_new else "already finished",
+        path=str(result.path),
+        engine=result.manifest.config["engine"],
+        id=result.manifest.id,
+        image_difference=measured["image_difference"],
+        top10_overlap=measured["top10_overlap"],
+    )
 
 
 def _report(result: FitResult, progress: Progress) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import assert_never
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from phosphene.codes import TokenCodes
+from phosphene.agreement import tokens_differ
 from phosphene.errors import NumericError
 from phosphene.sae import SparseAutoencoder
 from phosphene.selection import JumpReLU, Selection, TopK
@@ -74,30 +74,10 @@ def check_folding(
     due = due._replace(values=due.values * scaling.scale)
     found = after.encode(rows, limit=token_code_limit)
     tolerance = _RELATIVE_TOLERANCE * torch.maximum(due.values[:, :1], found.values[:, :1])
-    wrong = _differs(due, found, after.selection, tolerance) | _differs(found, due, after.selection, tolerance)
+    wrong = tokens_differ(due, found, after.selection, tolerance)
     if bool(wrong.any()):
         raise NumericError(
             f"folding the input scaling into the weights changed the codes of {int(wrong.sum())} of {len(rows)} "
             f"held-out residuals by more than {_RELATIVE_TOLERANCE:g} of their largest value; nothing is published: "
             "the site's residuals are too far from zero for float32, choose another"
         )
-
-
-def _differs(
-    codes: TokenCodes, others: TokenCodes, selection: Selection, tolerance: Float[Tensor, "rows 1"]
-) -> Bool[Tensor, " rows"]:
-    active = codes.values > 0
-    same = (codes.neuron_ids[:, :, None] == others.neuron_ids[:, None, :]) & (others.values > 0)[:, None, :]
-    counterparts = (same * others.values[:, None, :]).sum(dim=-1)
-    close = (codes.values - counterparts).abs() <= tolerance
-    match selection:
-        case TopK():
-            edge = torch.where(active, codes.values, torch.inf).amin(dim=1, keepdim=True).expand_as(codes.values)
-        case JumpReLU(threshold=threshold):
-            cut = (codes.cut_counts > 0)[:, None]
-            lowest = torch.where(active, codes.values, torch.inf).amin(dim=1, keepdim=True)
-            edge = torch.where(cut, lowest, threshold.clamp_min(0)[codes.neuron_ids])
-        case _:
-            assert_never(selection)
-    on_edge = ~same.any(dim=-1) & (codes.values <= edge + 2 * tolerance)
-    return (active & ~close & ~on_edge).any(dim=1)
