@@ -1,9 +1,8 @@
-"""`python -m service`: answers phosphene.v1 over gRPC until SIGTERM or SIGINT.
+"""`python -m service`: answers phosphene.v1 over gRPC until SIGTERM or SIGINT; SIGHUP reloads what it serves.
 
     PHOSPHENE_BUNDLES=scenes=build/demo/bundle PHOSPHENE_INDEXES=scenes=build/demo/index python -m service
 
-Everything that has a thread, a port or a file is opened here, in order, and closed in reverse. Exit status: 0 after a
-drain, 2 where settings, artefacts or ports are at fault.
+Exit status: 0 after a drain, 1 where the device failed, 2 where settings, artefacts or ports are at fault.
 """
 
 from __future__ import annotations
@@ -13,47 +12,37 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-
-import numpy as np
 
 import phosphene
-from phosphene.engine import Want
-from phosphene.errors import PhospheneError
-from phosphene.images import ImageLimits
-from service.answers import Answers
-from service.batcher import Batcher
-from service.catalogue import Catalogue
-from service.interceptor import AnswerInterceptor
-from service.lanes import EncodeItem
-from service.logs import log_event, open_logs
-from service.metrics import Metrics, MetricsServer
-from service.opening import open_catalogue
-from service.server import MESSAGE_OVERHEAD_BYTES, METHODS, SERVICE, Port, Server
-from service.settings import VARIABLES, ArtefactSettings, EngineSettings, Settings, load_settings
-from service.workers import WorkerPool
+from phosphene.errors import DeviceFailed, PhospheneError
+from service.assembly import OpenerFactory, Running, catalogue_opener, open_service
+from service.observing.logs import log_event, open_logs
+from service.settings import Settings, load_settings
+from service.variables import VARIABLES, describe, to_markdown
 
-__all__ = ["Opener", "image_limits", "main"]
-
-Opener = Callable[[ArtefactSettings, EngineSettings], AbstractAsyncContextManager[Catalogue]]
+__all__ = ["main"]
 
 
-def main(opener: Opener = open_catalogue) -> int:
+def main(make_opener: OpenerFactory = catalogue_opener) -> int:
     """Run the service until it is told to stop.
 
     Args:
-        opener: opens what the settings name.
+        make_opener: makes what opens the catalogue.
 
     Returns:
         The exit status.
     """
     open_logs("info")
+    # Nothing to reload yet; left alone, a hang-up would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         settings = load_settings()
         open_logs(settings.log_level)
         log_event("starting", version=phosphene.__version__, settings=settings.to_log())
-        asyncio.run(_serve(settings, opener))
+        asyncio.run(_serve(settings, make_opener))
+    except DeviceFailed as error:
+        log_event("device failed", level=logging.ERROR, reason=str(error))
+        return 1
     except PhospheneError as error:
         log_event("cannot serve", level=logging.ERROR, reason=str(error))
         sys.stderr.write(f"service: {error}\n")
@@ -62,105 +51,70 @@ def main(opener: Opener = open_catalogue) -> int:
     return 0
 
 
-async def _serve(settings: Settings, opener: Opener) -> None:
-    clock = time.monotonic
-    stop = _stop_on_signals()
-    limits = image_limits(settings)
-    metrics = Metrics(methods=METHODS, queue_capacity=settings.engine.queue_images)
-    async with AsyncExitStack() as lifetimes:
-        enter = lifetimes.enter_async_context
-        metrics_server = await enter(MetricsServer(metrics, settings.network.metrics_listen))
-        port = await enter(
-            Port(
-                settings.network.listen,
-                message_limit_bytes=limits.file_bytes + MESSAGE_OVERHEAD_BYTES,
-                interceptor=AnswerInterceptor(service=SERVICE, metrics=metrics, clock=clock),
+async def _serve(settings: Settings, make_opener: OpenerFactory) -> None:
+    stop, hangup = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    async with open_service(settings, make_opener, stop=stop, clock=time.monotonic) as running:
+        async with asyncio.TaskGroup() as waits:
+            reloads = waits.create_task(_reload_on_hangup(running, hangup))
+            failing = waits.create_task(running.batcher.failed())
+            stopping = waits.create_task(stop.wait())
+            log_event(
+                "serving",
+                address=str(running.address),
+                metrics=str(running.metrics_address),
+                admin=None if running.admin_address is None else str(running.admin_address),
             )
-        )
-        catalogue = await enter(opener(settings.artefacts, settings.engine))
-        batcher = await enter(
-            Batcher(
-                queue_limit=settings.engine.queue_images,
-                batch_limit=settings.engine.batch_images,
-                clock=clock,
-                events=metrics,
-            )
-        )
-        decoders, lookups = [
-            await enter(
-                WorkerPool(
-                    worker_count=settings.engine.decode_worker_count,
-                    queue_limit=settings.engine.queue_images,
-                    clock=clock,
-                    what=what,
-                    setting="PHOSPHENE_QUEUE_IMAGES",
-                )
-            )
-            for what in ("images wait for a decoder", "look-ups wait for a worker")
-        ]
-        answers = Answers(
-            catalogue=catalogue,
-            batcher=batcher,
-            decoders=decoders,
-            lookups=lookups,
-            limits=limits,
-            metrics=metrics,
-            clock=clock,
-        )
-        server = await enter(Server(port, answers, drain_s=settings.network.drain_s, clock=clock))
-        await _warm(catalogue, batcher)
-        _count_artefacts(catalogue, metrics)
-        await server.open_for_business()
-        log_event("serving", address=str(port.address), metrics=str(metrics_server.address))
-        await stop.wait()
+            await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
+            for task in (reloads, failing, stopping):
+                task.cancel()
+        if failing.done() and not failing.cancelled():
+            await running.server.say_serving(False)
+            raise failing.result()
         log_event("draining", limit_s=settings.network.drain_s)
 
 
-def image_limits(settings: Settings) -> ImageLimits:
-    """What an uploaded image may cost: the settings, and the kernel's own bounds for the rest."""
-    defaults = ImageLimits()
-    return ImageLimits(
-        file_bytes=settings.image.limit_bytes,
-        pixels=settings.image.limit_pixels,
-        webp_pixels=min(defaults.webp_pixels, settings.image.limit_pixels),
-    )
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-async def _warm(catalogue: Catalogue, batcher: Batcher) -> None:
-    """Run every lane once, so that the first caller does not pay for lazy set-up."""
-    for bundle, _ in catalogue.entries:
-        size = bundle.preprocessing.size
-        want = Want(fidelity=True, residuals=True, scores=bool(bundle.score_names))
-        grey = np.full((3, size.height, size.width), 128, np.uint8)
-        await batcher.run(bundle.encode, EncodeItem(pixels=grey, want=want))
-        if bundle.text is not None:
-            await batcher.run(bundle.text, "warm")
-
-
-def _count_artefacts(catalogue: Catalogue, metrics: Metrics) -> None:
-    for bundle, corpora in catalogue.entries:
-        facts = bundle.facts
-        metrics.artefact_served(kind="bundle", name=bundle.name, id=facts.bundle_id, code_id=facts.code_id)
-        for corpus in corpora:
-            metrics.artefact_served(kind="index", name=corpus.name, id=corpus.reader.id, code_id=corpus.reader.code_id)
+async def _reload_on_hangup(running: Running, hangup: asyncio.Event) -> None:
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            await running.replica.reload()
+        except PhospheneError:
+            # Said in the log and in the metrics; what was served is served on.
+            continue
 
 
 def _command() -> int:
-    """Tell the settings (`--help`), or run; the service takes no other arguments."""
-    if len(sys.argv) == 1:
-        return main()
-    is_help = sys.argv[1:] in (["--help"], ["-h"])
-    known = "\n".join(f"  {name}\n      {meaning}" for name, meaning in VARIABLES.items())
-    stream = sys.stdout if is_help else sys.stderr
-    stream.write(f"python -m service takes no arguments; it is set by variables:\n{known}\n")
-    return 0 if is_help else 2
+    """Run, or do what the one argument says."""
+    match sys.argv[1:]:
+        case []:
+            return main()
+        case ["--help" | "-h"]:
+            sys.stdout.write(_usage())
+            return 0
+        case ["configuration"]:
+            sys.stdout.write(to_markdown())
+            return 0
+        case ["check"]:
+            from service.check import check
+
+            return check()
+        case _:
+            sys.stderr.write(_usage())
+            return 2
+
+
+def _usage() -> str:
+    known = "\n".join(f"  {name}\n      {describe(name)}" for name in VARIABLES)
+    return (
+        "usage: python -m service [check | configuration]\n\n"
+        "Without an argument: serve. check: try the settings and say what would be served. configuration: print\n"
+        f"docs/configuration.md. The service is set by variables:\n{known}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,22 +1,31 @@
-"""The steps of every answer, in order: resolve, decode, encode, look up; knows no protobuf and no gRPC.
+"""The steps of every answer, in order: resolve, admit, decode, encode, look up; knows no protobuf and no gRPC.
 
-What blocks runs in a worker thread, what needs the device on the engine thread; the event loop only hands over.
+What blocks runs in a worker, what needs the device on the engine's threads; the event loop only hands over. The
+catalogue that an answer is made from is handed in, so that no reload comes between two of its steps.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
 
 from phosphene.engine import Want
-from phosphene.errors import ImageError
-from phosphene.images import ImageLimits, PreparedImage, image_sha256, prepare
-from service.batcher import Batcher
+from phosphene.errors import ImageError, ImageRequired, NotFound, NumericError
+from phosphene.image_headers import image_size
+from phosphene.image_limits import ImageLimits, check_file_size
+from phosphene.images import image_sha256
+from service.batching.admission import Admission
+from service.batching.batcher import Batcher
+from service.caching.cache import CacheKey, CodeCache
+from service.caching.coded_image import CodedImage, coded_image_bytes, read_coded_image
 from service.catalogue import Catalogue
-from service.explain import LiveImage, StoredImage, check_parts, explain, wanted
+from service.claims import Claim
+from service.decoding.pool import DecodePool
+from service.explain import LiveImage, StoredImage, check_parts, explain, needs_pixels, wanted
 from service.generation import Generation
-from service.lanes import EncodeItem
 from service.lookups import (
     corpus_image,
     images_exciting,
@@ -27,7 +36,8 @@ from service.lookups import (
     neurons_like_text,
     row_of,
 )
-from service.metrics import Metrics
+from service.observing.metrics import Metrics
+from service.operations import EncodeItem
 from service.values import (
     CorpusImage,
     ExplainQuery,
@@ -38,6 +48,7 @@ from service.values import (
     ImageLookup,
     ImageQuery,
     ImageSearch,
+    ImageUpload,
     LikeImage,
     LikeNeuron,
     LikeText,
@@ -50,9 +61,30 @@ from service.values import (
 )
 from service.workers import WorkerPool
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "Rooms"]
 
 Found = TypeVar("Found")
+
+_HASH_INLINE_BYTES = 2**20
+_FIDELITY_SAMPLE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rooms:
+    """Where the work of an answer is done."""
+
+    admission: Admission
+    """Lets images in."""
+    decoders: DecodePool
+    """Decodes them."""
+    batcher: Batcher
+    """Runs the device."""
+    lookups: WorkerPool
+    """Reads indexes."""
+    cache: CodeCache | None
+    """Keeps what the device said of an image; None: nothing is kept."""
+    callers_share_codes: bool
+    """Whether one caller's codes may answer another: not where callers are told apart by tokens."""
 
 
 class Answers:
@@ -60,98 +92,103 @@ class Answers:
 
     def __init__(
         self,
+        rooms: Rooms,
         *,
-        catalogue: Catalogue,
-        batcher: Batcher,
-        decoders: WorkerPool,
-        lookups: WorkerPool,
         limits: ImageLimits,
         metrics: Metrics,
+        on_stage: Callable[[str, float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Join what answers.
 
         Args:
-            catalogue: bundles and corpora.
-            batcher: the engine thread.
-            decoders: workers that decode images.
-            lookups: workers that read indexes.
+            rooms: where work is done.
             limits: what an uploaded image may cost.
-            metrics: told of stages and images.
+            metrics: told of images.
+            on_stage: told of each stage of an answer and its seconds.
             clock: monotonic seconds, for stages.
         """
-        self.catalogue = catalogue
         self.limits = limits
-        self._batcher = batcher
-        self._decoders = decoders
-        self._lookups = lookups
+        self._rooms = rooms
         self._metrics = metrics
+        self._on_stage = on_stage
         self._clock = clock
+        self._encoded_count = 0
 
-    async def explain(self, query: ExplainQuery, deadline_s: float | None) -> tuple[Generation, Explanation]:
+    async def explain(self, catalogue: Catalogue, query: ExplainQuery, claim: Claim) -> tuple[Generation, Explanation]:
         """What lights up on an image.
 
         Args:
+            catalogue: what is served.
             query: what to look at, and what to say of it.
-            deadline_s: time of the clock after which nobody waits for the answer.
+            claim: on whose behalf, and until when.
 
         Raises:
             InputError: a bad image, or a name that is not served.
             Unanswerable: a part that this bundle, corpus or kind of image query cannot give.
-            Overloaded: a queue is full.
+            Overloaded: there is no room, or no answer before the deadline.
             DeadlineExpired: the deadline passed.
         """
-        generation = self.catalogue.generation(query.scope)
+        generation = catalogue.generation(query.scope)
         check_parts(generation, query)
-        image = await self._look_at(generation, query.image, wanted(query), deadline_s)
-        explanation = await self._look_up(deadline_s, lambda: explain(generation, query, image))
-        return generation, explanation
+        image = await self._look_at(
+            generation, query.image, wanted(query), claim, needs_pixels=needs_pixels(query.parts)
+        )
+        if generation.corpus is None:
+            # Nothing is read: a hand-over to a worker would cost more than the work.
+            return generation, explain(generation, query, image)
+        return generation, await self._look_up(claim, lambda: explain(generation, query, image))
 
-    async def neuron(self, query: NeuronQuery, deadline_s: float | None) -> tuple[Generation, NeuronProfile]:
+    async def neuron(self, catalogue: Catalogue, query: NeuronQuery, claim: Claim) -> tuple[Generation, NeuronProfile]:
         """What is known of one neuron; raises `NotFound`, `Unanswerable` without a corpus."""
-        generation = self.catalogue.generation(query.scope)
-        return generation, await self._look_up(deadline_s, lambda: neuron_profile(generation, query))
+        generation = catalogue.generation(query.scope)
+        return generation, await self._look_up(claim, lambda: neuron_profile(generation, query))
 
-    async def neurons(self, query: NeuronListQuery, deadline_s: float | None) -> tuple[Generation, NeuronList]:
+    async def neurons(
+        self, catalogue: Catalogue, query: NeuronListQuery, claim: Claim
+    ) -> tuple[Generation, NeuronList]:
         """One page of neurons; raises `InputError` for a foreign page token, `Unanswerable` without a corpus."""
-        generation = self.catalogue.generation(query.scope)
-        return generation, await self._look_up(deadline_s, lambda: list_neurons(generation, query))
+        generation = catalogue.generation(query.scope)
+        return generation, await self._look_up(claim, lambda: list_neurons(generation, query))
 
     async def search_neurons(
-        self, search: NeuronSearch, deadline_s: float | None
+        self, catalogue: Catalogue, search: NeuronSearch, claim: Claim
     ) -> tuple[Generation, tuple[NeuronMatch, ...]]:
         """Neurons by meaning; raises `NotFound`, and `Unanswerable` where there is no text search."""
-        generation = self.catalogue.generation(search.scope)
+        generation = catalogue.generation(search.scope)
         match search.like:
             case LikeNeuron() as like:
-                return generation, await self._look_up(
-                    deadline_s, lambda: neurons_like_neuron(generation, search, like)
-                )
+                return generation, await self._look_up(claim, lambda: neurons_like_neuron(generation, search, like))
             case LikeText(text=text):
-                lane = generation.text_lane
-                vector = await self._batcher.run(lane, text, deadline_s=deadline_s)
-                return generation, await self._look_up(
-                    deadline_s, lambda: neurons_like_text(generation, search, vector)
-                )
+                operation = generation.text_operation
+                cost = operation.cost(text)
+                with self._rooms.admission.admit(
+                    claim=claim, size_bytes=0, pixel_count=0, cost=cost, is_decoded=True
+                ) as admitted:
+                    admitted.decoded()
+                    vector = await self._rooms.batcher.run(operation, text, claim=claim)
+                return generation, await self._look_up(claim, lambda: neurons_like_text(generation, search, vector))
             case _:
                 assert_never(search.like)
 
-    async def search_images(self, search: ImageSearch, deadline_s: float | None) -> tuple[Generation, ImageList]:
+    async def search_images(
+        self, catalogue: Catalogue, search: ImageSearch, claim: Claim
+    ) -> tuple[Generation, ImageList]:
         """Images by code or by neuron; raises `NotFound`, `Unanswerable` without a corpus."""
-        generation = self.catalogue.generation(search.scope)
+        generation = catalogue.generation(search.scope)
         reader = generation.reader
         match search.like:
             case LikeNeuron() as like:
-                return generation, await self._look_up(deadline_s, lambda: images_exciting(generation, search, like))
+                return generation, await self._look_up(claim, lambda: images_exciting(generation, search, like))
             case LikeImage(image=image):
-                looked_at = await self._look_at(generation, image, Want(), deadline_s)
+                looked_at = await self._look_at(generation, image, Want(), claim, needs_pixels=False)
             case _:
                 assert_never(search.like)
 
         def similar() -> ImageList:
             match looked_at:
-                case LiveImage(encoded=encoded, sha256=sha256):
-                    code, sha, own_row = encoded.code, sha256, reader.row_of(sha256)
+                case LiveImage(coded=coded):
+                    code, sha, own_row = coded.row.code, coded.sha256, reader.row_of(coded.sha256)
                 case StoredImage(row=row):
                     code, sha, own_row = reader.code(row), reader.image(row).sha256, row
                 case _:
@@ -166,61 +203,145 @@ class Answers:
             )
             return ImageList(images=images, is_by_neuron=False)
 
-        return generation, await self._look_up(deadline_s, similar)
+        return generation, await self._look_up(claim, similar)
 
-    async def image(self, lookup: ImageLookup, deadline_s: float | None) -> tuple[Generation, CorpusImage]:
+    async def image(self, catalogue: Catalogue, lookup: ImageLookup, claim: Claim) -> tuple[Generation, CorpusImage]:
         """One image of the corpus with its thumbnail; raises `NotFound`, `Unanswerable` without a corpus."""
-        generation = self.catalogue.generation(lookup.scope)
+        generation = catalogue.generation(lookup.scope)
         reader = generation.reader
         return generation, await self._look_up(
-            deadline_s,
+            claim,
             lambda: corpus_image(reader, row_of(generation, lookup.sha256, field="sha256"), with_thumbnail=True),
         )
 
     async def _look_at(
-        self, generation: Generation, query: ImageQuery, want: Want, deadline_s: float | None
+        self, generation: Generation, query: ImageQuery, want: Want, claim: Claim, *, needs_pixels: bool
     ) -> LiveImage | StoredImage:
-        """Encode uploaded bytes, or find the row of a digest."""
+        """Find out what the encoder says of an image: from the index, from the cache, or from its bytes."""
         match query:
             case ImageDigest(sha256=sha256):
-                return StoredImage(
-                    await self._look_up(deadline_s, lambda: row_of(generation, sha256, field="image.sha256"))
-                )
+                return await self._recall(generation, sha256, want, claim, needs_pixels=needs_pixels)
             case ImageBytes(data=data):
-                prepared, sha256 = await self._decode(generation, data, deadline_s)
+                try:
+                    return await self._encode(generation, data, want, claim)
+                except ImageError as error:
+                    error.field = "image.data"
+                    raise
+            case ImageUpload():
+                raise AssertionError("streams join uploads before they ask")
             case _:
                 assert_never(query)
-        encoded = await self._batcher.run(
-            generation.bundle.encode, EncodeItem(pixels=prepared.pixels, want=want), deadline_s=deadline_s
+
+    async def _recall(
+        self, generation: Generation, sha256: str, want: Want, claim: Claim, *, needs_pixels: bool
+    ) -> LiveImage | StoredImage:
+        """An image by digest: of the corpus, or what the cache keeps for this caller."""
+        row = await self._look_up(claim, lambda: generation.own_row(sha256))
+        if row is not None and not needs_pixels:
+            return StoredImage(row)
+        route = generation.bundle.route(want)
+        if self._rooms.cache is not None:
+            kept = await self._rooms.cache.get(self._key(generation, sha256, str(route.engine.name), claim))
+            coded = None if kept is None else _read(kept)
+            if coded is not None and coded.row.holds(want):
+                return LiveImage(coded, str(route.engine.name))
+        if row is not None:
+            raise ImageRequired(
+                "the index does not store what these parts need; send the image's bytes instead of its digest",
+                subject="parts",
+            )
+        where = "" if generation.corpus is None else f"corpus {generation.corpus.name!r} holds no image with it, and "
+        raise NotFound(
+            f"no image with the digest {sha256}: {where}the cache keeps none for these parts; send the image's bytes",
+            field="image.sha256",
+            name=sha256,
         )
-        self._metrics.image_encoded(
-            l0=len(encoded.code), fvu=None if encoded.fidelity is None else encoded.fidelity.fvu
-        )
-        return LiveImage(
+
+    async def _encode(self, generation: Generation, data: bytes, want: Want, claim: Claim) -> LiveImage:
+        """An image by its bytes: what the cache keeps, or what the device says of it now."""
+        check_file_size(len(data), self.limits)
+        sha256 = image_sha256(data) if len(data) <= _HASH_INLINE_BYTES else await asyncio.to_thread(image_sha256, data)
+        engine = str(generation.bundle.route(want).engine.name)
+        if self._rooms.cache is None:
+            return LiveImage(await self._ask_device(generation, data, sha256, want, claim), engine)
+        key = self._key(generation, sha256, engine, claim)
+        made: list[CodedImage] = []
+
+        async def make() -> bytes:
+            made.append(await self._ask_device(generation, data, sha256, want, claim))
+            return coded_image_bytes(made[0])
+
+        value, _ = await self._rooms.cache.fetch(key, make)
+        coded = made[0] if made else _read(value)
+        if coded is None or not coded.row.holds(want):
+            # Kept by a request that wanted something else, or by a replica of another version.
+            both = want if coded is None else want | coded.row.want
+            coded = await self._ask_device(generation, data, sha256, both, claim)
+            await self._rooms.cache.put(key, coded_image_bytes(coded))
+        return LiveImage(coded, engine)
+
+    def _key(self, generation: Generation, sha256: str, engine: str, claim: Claim) -> CacheKey:
+        facts = generation.bundle.facts
+        return CacheKey(
             sha256=sha256,
-            width=prepared.width,
-            height=prepared.height,
-            drafted=prepared.drafted,
-            encoded=encoded,
+            bundle_id=facts.bundle_id,
+            code_id=facts.code_id,
+            generation=generation.id,
+            engine=engine,
+            want="",
+            caller="" if self._rooms.callers_share_codes else claim.caller,
         )
 
-    async def _decode(self, generation: Generation, data: bytes, deadline_s: float | None) -> tuple[PreparedImage, str]:
-        def decode() -> tuple[PreparedImage, str]:
-            prepared = prepare(data, generation.bundle.preprocessing, self.limits)
-            return prepared, image_sha256(data)
+    async def _ask_device(
+        self, generation: Generation, data: bytes, sha256: str, want: Want, claim: Claim
+    ) -> CodedImage:
+        """Admit, decode and encode one image."""
+        bundle = generation.bundle
+        route = bundle.route(want)
+        want = self._sampled(want)
+        size = image_size(data)
+        with self._rooms.admission.admit(
+            claim=claim,
+            size_bytes=len(data),
+            pixel_count=0 if size is None else size[0] * size[1],
+            cost=route.cost(want),
+        ) as admitted:
+            prepared = await self._timed(
+                "decode", self._rooms.decoders.prepare(data, bundle.preprocessing, claim=claim)
+            )
+            self._metrics.image_received(size_bytes=len(data), pixel_count=prepared.width * prepared.height)
+            admitted.decoded()
+            item = EncodeItem(pixels=prepared.pixels, request=route.request(want))
+            try:
+                row = await self._rooms.batcher.run(route.operation, item, claim=claim)
+            except NumericError:
+                bundle.health.nonfinite()
+                raise
+        fvu = None if row.fidelity is None else row.fidelity.fvu
+        self._metrics.image_encoded(l0=len(row.code), fvu=fvu)
+        bundle.health.observe(row.code, fvu)
+        return CodedImage(
+            sha256=sha256, width=prepared.width, height=prepared.height, drafted=prepared.drafted, row=row
+        )
 
-        begun_s = self._clock()
-        try:
-            prepared, sha256 = await self._decoders.run(decode, deadline_s)
-        except ImageError as error:
-            error.field = "image.data"
-            raise
-        self._metrics.stage_done("decode", self._clock() - begun_s)
-        self._metrics.image_received(size_bytes=len(data), pixel_count=prepared.width * prepared.height)
-        return prepared, sha256
+    def _sampled(self, want: Want) -> Want:
+        """What is wanted, and fidelity of every so many images, so that the model's health is known without asking."""
+        self._encoded_count += 1
+        return want if self._encoded_count % _FIDELITY_SAMPLE else replace(want, fidelity=True)
 
-    async def _look_up(self, deadline_s: float | None, function: Callable[[], Found]) -> Found:
+    async def _look_up(self, claim: Claim, function: Callable[[], Found]) -> Found:
+        return await self._timed("index", self._rooms.lookups.run(function, claim.deadline_s))
+
+    async def _timed(self, stage: str, work: Awaitable[Found]) -> Found:
         begun_s = self._clock()
-        found = await self._lookups.run(function, deadline_s)
-        self._metrics.stage_done("explain", self._clock() - begun_s)
+        found = await work
+        self._on_stage(stage, self._clock() - begun_s)
         return found
+
+
+def _read(kept: bytes) -> CodedImage | None:
+    """What the cache keeps; None where another version of the service wrote it in a layout of its own."""
+    try:
+        return read_coded_image(kept)
+    except ValueError:
+        return None

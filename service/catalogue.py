@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from phosphene.errors import NotFound
+from phosphene.manifest import digest_of
 from service.generation import Generation, ServedBundle, ServedCorpus, generation_id
 from service.values import Scope
 
@@ -19,6 +20,20 @@ class Catalogue:
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Keep the entries in the order of the settings; at least one."""
         self._entries: Mapping[str, Entry] = {entry[0].name: entry for entry in entries}
+        self._generation_ids = {
+            bundle.name: generation_id(bundle.facts, {corpus.name: corpus.reader.id for corpus in corpora})
+            for bundle, corpora in entries
+        }
+
+    @property
+    def id(self) -> str:
+        """Names everything that is served, in its order: equal ids answer alike."""
+        return digest_of(
+            [
+                [bundle.name, self._generation_ids[bundle.name], [[c.name, c.reader.id] for c in corpora]]
+                for bundle, corpora in self.entries
+            ]
+        )
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -53,5 +68,4 @@ class Catalogue:
                     field="corpus",
                     name=scope.corpus,
                 )
-        identity = generation_id(bundle.facts.bundle_id, {entry.name: entry.reader.id for entry in corpora})
-        return Generation(bundle=bundle, corpus=corpus, id=identity)
+        return Generation(bundle=bundle, corpus=corpus, id=self._generation_ids[bundle.name])

@@ -13,10 +13,10 @@ import numpy as np
 
 from index.values import ExemplarKind
 from phosphene.codes import ImageCode
-from phosphene.engine import Want
+from phosphene.engine import EngineRow, Want
 from phosphene.errors import Unanswerable
+from service.caching.coded_image import CodedImage
 from service.generation import Generation
-from service.lanes import EngineRow
 from service.lookups import corpus_image, exemplar_images, images_like, neuron_view
 from service.values import (
     ActiveNeuron,
@@ -24,26 +24,24 @@ from service.values import (
     ExplainQuery,
     Explanation,
     FidelityReport,
-    ImageDigest,
     NeuronMatch,
     QueriedImage,
 )
 
-__all__ = ["LiveImage", "StoredImage", "check_parts", "explain", "wanted"]
+__all__ = ["LiveImage", "StoredImage", "check_parts", "explain", "needs_pixels", "wanted"]
 
 _NEED_CORPUS = (ExplainPart.NEAREST_NEURONS, ExplainPart.TOP_IMAGES, ExplainPart.SIMILAR_IMAGES)
 _NEED_PIXELS = (ExplainPart.PATCH_ACTIVATIONS, ExplainPart.NEAREST_NEURONS, ExplainPart.SCORES)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class LiveImage:
-    """An uploaded image that the engine has encoded."""
+    """An uploaded image that an engine has encoded, now or when it was cached."""
 
-    sha256: str
-    width: int
-    height: int
-    drafted: bool
-    encoded: EngineRow
+    coded: CodedImage
+    """What is known of it."""
+    engine: str
+    """What encoded it."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,6 @@ def check_parts(generation: Generation, query: ExplainQuery) -> None:
     for part in ExplainPart:
         if part not in query.parts:
             continue
-        if isinstance(query.image, ImageDigest) and part in _NEED_PIXELS:
-            raise Unanswerable(
-                f"{part.value} need the image's pixels, which the index does not store; send the image's bytes "
-                "instead of its digest",
-                subject="parts",
-            )
         if part in _NEED_CORPUS:
             _ = generation.reader
         if part is ExplainPart.PATCH_ACTIVATIONS and facts.grid is None:
@@ -79,6 +71,11 @@ def check_parts(generation: Generation, query: ExplainQuery) -> None:
                 "--vocabulary on an encoder with a text tower, or on a classifier",
                 subject="parts",
             )
+
+
+def needs_pixels(parts: frozenset[ExplainPart]) -> bool:
+    """Whether a part needs more than an index stores of an image."""
+    return not parts.isdisjoint(_NEED_PIXELS)
 
 
 def wanted(query: ExplainQuery) -> Want:
@@ -102,10 +99,11 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
     code = _code(generation, image)
     parts = query.parts
     queried = _queried_image(generation, query, image)
-    encoded = image.encoded if isinstance(image, LiveImage) else None
+    encoded = image.coded.row if isinstance(image, LiveImage) else None
     own_row = queried.corpus_image.image.row if queried.corpus_image is not None else None
     similar = ExplainPart.SIMILAR_IMAGES in parts
     return Explanation(
+        engine=image.engine if isinstance(image, LiveImage) else "",
         image=queried,
         fidelity=_fidelity(generation, image, code) if ExplainPart.FIDELITY in parts else None,
         neurons=_active_neurons(generation, query, code, encoded) if ExplainPart.NEURONS in parts else (),
@@ -128,8 +126,8 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
 
 def _code(generation: Generation, image: LiveImage | StoredImage) -> ImageCode:
     match image:
-        case LiveImage(encoded=encoded):
-            return encoded.code
+        case LiveImage(coded=coded):
+            return coded.row.code
         case StoredImage(row=row):
             return generation.reader.code(row)
         case _:
@@ -148,14 +146,14 @@ def _queried_image(generation: Generation, query: ExplainQuery, image: LiveImage
                 drafted=False,
                 corpus_image=stored,
             )
-        case LiveImage():
+        case LiveImage(coded=coded):
             reader = generation.corpus.reader if generation.corpus is not None else None
-            own_row = None if reader is None else reader.row_of(image.sha256)
+            own_row = generation.own_row(coded.sha256)
             return QueriedImage(
-                sha256=image.sha256,
-                width=image.width,
-                height=image.height,
-                drafted=image.drafted,
+                sha256=coded.sha256,
+                width=coded.width,
+                height=coded.height,
+                drafted=coded.drafted,
                 corpus_image=None
                 if reader is None or own_row is None
                 else corpus_image(reader, own_row, with_thumbnail=thumbnails),
@@ -168,8 +166,8 @@ def _fidelity(generation: Generation, image: LiveImage | StoredImage, code: Imag
     match image:
         case StoredImage(row=row):
             return FidelityReport(fvu=generation.reader.fvu(row), cut_count=code.cut_count)
-        case LiveImage(encoded=encoded):
-            measured = encoded.fidelity
+        case LiveImage(coded=coded):
+            measured = coded.row.fidelity
             assert measured is not None, "the engine was asked for fidelity"
             return FidelityReport(
                 fvu=measured.fvu,

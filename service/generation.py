@@ -10,13 +10,15 @@ from jaxtyping import Float32
 
 from phosphene.codes import CodeLimits
 from phosphene.encoder import EncoderSpec, Site, Tokens
+from phosphene.engine import Want
 from phosphene.errors import NotFound, Unanswerable
 from phosphene.manifest import digest_of
 from phosphene.preprocessing import Preprocessing
 from phosphene.selection import Selection
-from service.batcher import Lane
+from service.batching.batcher import Operation
 from service.corpus_reader import CorpusReader
-from service.lanes import EncodeItem, EngineRow
+from service.observing.model_health import ModelHealth
+from service.operations import EncodeRoute
 
 __all__ = ["Generation", "ModelFacts", "ServedBundle", "ServedCorpus", "generation_id"]
 
@@ -45,6 +47,10 @@ class ModelFacts:
     """Where it runs: `cpu`, `cuda:0`."""
     precision: str
     """Arithmetic of encoder and SAE: `float32`."""
+    engine: str
+    """What encodes images, as a rule: `torch`, `onnxruntime`, `onnxruntime-int8`."""
+    engine_id: str = ""
+    """Digest of the exported engine; empty where torch runs the bundle itself."""
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -71,12 +77,18 @@ class ServedBundle:
     """What is taken from a residual before it is compared with directions."""
     score_names: tuple[str, ...]
     """What each score is a score of."""
-    encode: Lane[EncodeItem, EngineRow]
-    """Encodes images on the engine thread."""
-    text: Lane[str, Float32[np.ndarray, " embedding"]] | None
+    routes: tuple[EncodeRoute, ...]
+    """The ways to its codes, the preferred one first; the last one can give everything that the bundle has."""
+    text: Operation[str, Float32[np.ndarray, " embedding"]] | None
     """Turns texts into vectors on the engine thread; None where that cannot be done."""
     no_text_reason: str = ""
     """Why it cannot be done."""
+    health: ModelHealth
+    """What its live codes look like."""
+
+    def route(self, want: Want) -> EncodeRoute:
+        """The first way that can give what is wanted."""
+        return next((route for route in self.routes if route.engine.can(want)), self.routes[-1])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,8 +127,12 @@ class Generation:
             )
         return self.corpus.reader
 
+    def own_row(self, sha256: str) -> int | None:
+        """The row of the corpus that holds an image; None where there is none, or no corpus."""
+        return None if self.corpus is None else self.corpus.reader.row_of(sha256)
+
     @property
-    def text_lane(self) -> Lane[str, Float32[np.ndarray, " embedding"]]:
+    def text_operation(self) -> Operation[str, Float32[np.ndarray, " embedding"]]:
         """What turns words into vectors; raises `Unanswerable` where neurons cannot be searched by words."""
         reader = self.reader
         if self.bundle.text is None:
@@ -145,6 +161,7 @@ class Generation:
             )
 
 
-def generation_id(bundle_id: str, index_ids: Mapping[str, str]) -> str:
-    """Digest of a bundle and of all its indexes by name."""
-    return digest_of({"bundle": bundle_id, "indexes": dict(index_ids)})
+def generation_id(facts: ModelFacts, index_ids: Mapping[str, str]) -> str:
+    """Digest of a bundle, of what runs it and of all its indexes by name."""
+    engine = [facts.engine, facts.engine_id]
+    return digest_of({"bundle": facts.bundle_id, "engine": engine, "indexes": dict(index_ids)})

@@ -1,30 +1,42 @@
-"""Around every method of the service: request id, stage times, one log line, and the status of what went wrong.
+"""Around every method of a service: who calls, how often, request id, one log line, and exactly one outcome for each.
 
 The only place where an exception becomes a status (through `outcomes`); methods of other services (health, reflection)
-pass untouched.
+pass untouched. Every request that is received is counted once as received and once as answered, refused, expired,
+cancelled or failed, so that the two sums are equal whenever nothing is under way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from phosphene.errors import InputError
-from service.logs import log_event, new_request_id, request_id
-from service.metrics import Metrics
-from service.outcomes import outcome_of
+from phosphene.errors import InputError, Unavailable
+from service.callers import Caller, Callers
+from service.claims import Claim, Lane
+from service.observing.logs import log_event, new_request_id, request_id
+from service.observing.metrics import Metrics
+from service.observing.tracing import NoTracer, Tracer
+from service.outcomes import Outcome, outcome_of
 
-__all__ = ["AnswerInterceptor", "CallContext", "deadline_of"]
+__all__ = ["AnswerInterceptor", "CallContext", "claim_of"]
 
 Clock = Callable[[], float]
+Reply = TypeVar("Reply")
+Value = TypeVar("Value")
 _REQUEST_ID_KEY = "x-request-id"
+_AUTHORIZATION_KEY = "authorization"
+_TRACE_KEY = "traceparent"
+_ANYBODY = Callers(None)
+_CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 
 @runtime_checkable
@@ -34,30 +46,69 @@ class CallContext(Protocol):
     def invocation_metadata(self) -> Any:
         """The caller's metadata."""
 
+    def peer(self) -> str:
+        """The other end of the connection."""
+
     def time_remaining(self) -> float | None:
         """Seconds until the caller's deadline; None without one."""
 
-    async def send_initial_metadata(self, metadata: Any) -> None:
-        """Send metadata before the answer."""
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        """Send metadata with the status."""
 
-    async def abort_with_status(self, status: Any) -> None:
-        """End the call with a rich status."""
+    async def write(self, message: bytes) -> None:
+        """Send one message of a stream, once there is room for it."""
+
+    async def abort(self, code: Any, details: Any, trailing_metadata: Any) -> None:
+        """End the call with a status."""
 
 
-def deadline_of(context: CallContext, clock: Clock) -> float | None:
-    """The caller's deadline as a time of the injected clock; None without one."""
+def claim_of(context: CallContext, clock: Clock, lane: Lane = Lane.INTERACTIVE) -> Claim:
+    """On whose behalf the running request is answered, and until when on the injected clock."""
     remaining_s = context.time_remaining()
-    return None if remaining_s is None else clock() + remaining_s
+    deadline_s = None if remaining_s is None else clock() + remaining_s
+    return Claim(caller=_CALLER.get(), lane=lane, deadline_s=deadline_s)
 
 
 class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps the methods of one service."""
 
-    def __init__(self, *, service: str, metrics: Metrics, clock: Clock) -> None:
-        """Wrap the methods of the service of this full name."""
+    def __init__(
+        self,
+        *,
+        service: str,
+        metrics: Metrics,
+        clock: Clock,
+        identify: Callable[[str | None, str], Caller] = _ANYBODY.identify,
+        limit: Callable[[str], Awaitable[None]] | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Wrap the methods of a service.
+
+        Args:
+            service: its full name.
+            metrics: told of every request.
+            clock: monotonic seconds.
+            identify: who calls, by authorization metadata and peer; raises `Unauthenticated`, `PermissionDenied`.
+            limit: raises `RateLimited` for a caller who asks too often; None: nobody does.
+            tracer: traces requests; None: nobody does.
+        """
         self._prefix = f"/{service}/"
+        self._wrapped: dict[str, Any] = {}
         self._metrics = metrics
         self._clock = clock
+        self._identify = identify
+        self._limit = limit
+        self._tracer: Tracer = tracer if tracer is not None else NoTracer()
+        self._is_leaving = False
+        self._taken_count = 0
+        self._idle = asyncio.Event()
+
+    async def leave(self) -> None:
+        """Refuse what comes from now on, and wait until what was taken before is answered."""
+        self._is_leaving = True
+        while self._taken_count:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -69,61 +120,121 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         path: str = handler_call_details.method
         if handler is None or not path.startswith(self._prefix):
             return handler
-        method = path.removeprefix(self._prefix)
-        # Without serialisers gRPC hands over bytes: parsing and serialising belong inside the try below, because what
-        # they raise out there reaches the caller with its text.
-        return grpc.unary_unary_rpc_method_handler(self._answering(method, handler))
-
-    def _timed(self, stage: str, function: Callable[[Any], Any], argument: Any) -> Any:
-        begun_s = self._clock()
-        result = function(argument)
-        self._metrics.stage_done(stage, self._clock() - begun_s)
-        return result
-
-    def _answering(self, method: str, handler: Any) -> Callable[[bytes, CallContext], Awaitable[bytes | None]]:
-        def parse(data: bytes) -> Any:
-            try:
-                return handler.request_deserializer(data)
-            except DecodeError as error:
-                raise InputError(f"the request is not a message that {method} takes; make the stubs anew") from error
-
-        async def answering(data: bytes, context: CallContext) -> bytes | None:
-            offered = next(
-                (value for key, value in context.invocation_metadata() or () if key == _REQUEST_ID_KEY), None
+        if path not in self._wrapped:
+            method = path.removeprefix(self._prefix)
+            # Without serialisers gRPC hands over bytes: parsing and serialising belong inside `_account`, because what
+            # they raise out there reaches the caller with its text.
+            self._wrapped[path] = (
+                grpc.stream_stream_rpc_method_handler(self._stream(method, handler))
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler(self._unary(method, handler))
             )
-            identity = new_request_id(offered if isinstance(offered, str) else None)
-            request_id.set(identity)
-            begun_s = self._clock()
-            code = "CANCELLED"
-            try:
-                await context.send_initial_metadata(((_REQUEST_ID_KEY, identity),))
-                request = self._timed("receive", parse, data)
+        return self._wrapped[path]
+
+    def _unary(self, method: str, handler: Any) -> Callable[[bytes, CallContext], Awaitable[bytes | None]]:
+        async def answering(data: bytes, context: CallContext) -> bytes | None:
+            async def work() -> bytes:
+                request = self._timed("receive", lambda: _parse(method, handler, data))
                 reply = await handler.unary_unary(request, context)
-                sent: bytes = self._timed("serialise", handler.response_serializer, reply)
-                code = "OK"
-                return sent
-            except asyncio.CancelledError:
-                remaining_s = context.time_remaining()
-                if remaining_s is not None and remaining_s <= 0:
-                    code = "DEADLINE_EXCEEDED"
-                    self._metrics.refused("expired")
-                raise
-            except Exception as error:
-                outcome = outcome_of(error, request_id=identity)
-                code = outcome.code.name
-                self._metrics.refused(outcome.reason)
-                if outcome.code is grpc.StatusCode.INTERNAL:
-                    log_event("defect", level=logging.ERROR, error=error, method=method)
-                failure = outcome
-            finally:
-                self._done(method, code, self._clock() - begun_s)
-            await context.abort_with_status(rpc_status.to_status(failure.to_status()))
-            return None
+                return self._serialised(handler, reply)
+
+            return await self._account(method, context, work)
 
         return answering
 
-    def _done(self, method: str, code: str, duration_s: float) -> None:
-        self._metrics.request_done(method=method, code=code, duration_s=duration_s)
-        # Answers are counted by the metrics; at level info a log holds what went wrong.
-        level = logging.DEBUG if code == "OK" else logging.INFO
-        log_event("answered", level=level, method=method, code=code, duration_ms=round(1000 * duration_s, 3))
+    def _stream(self, method: str, handler: Any) -> Callable[[AsyncIterator[bytes], CallContext], Awaitable[None]]:
+        async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+            async for data in messages:
+                yield _parse(method, handler, data)
+
+        async def answering(messages: AsyncIterator[bytes], context: CallContext) -> None:
+            async def work() -> None:
+                # Closed here and now: a caller that leaves while a reply is written leaves nothing under way.
+                async with aclosing(handler.stream_stream(parsed(messages), context)) as stream:
+                    async for reply in stream:
+                        await context.write(self._serialised(handler, reply))
+
+            await self._account(method, context, work)
+
+        return answering
+
+    @contextmanager
+    def _in_hand(self) -> Iterator[None]:
+        """Hold a call until its answer is made; raises `Unavailable` once the service leaves."""
+        if self._is_leaving:
+            raise Unavailable("the service is shutting down; try again, or ask another replica")
+        self._taken_count += 1
+        try:
+            yield
+        finally:
+            self._taken_count -= 1
+            if not self._taken_count:
+                self._idle.set()
+
+    async def _account(self, method: str, context: CallContext, work: Callable[[], Awaitable[Reply]]) -> Reply | None:
+        """Answer one call; whatever happens, it ends with one outcome, which is counted once."""
+        begun_s = self._clock()
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        identity = new_request_id(metadata.get(_REQUEST_ID_KEY))
+        request_id.set(identity)
+        self._metrics.request_received(method)
+        code, outcome = "CANCELLED", "cancelled"
+        failure: Outcome
+        with self._tracer.request(method, request_id=identity, traceparent=metadata.get(_TRACE_KEY)) as trace:
+            try:
+                # With the status: sending it ahead would cost a message of its own.
+                context.set_trailing_metadata(((_REQUEST_ID_KEY, identity),))
+                with self._in_hand():
+                    caller = self._identify(metadata.get(_AUTHORIZATION_KEY), context.peer())
+                    _CALLER.set(caller.name)
+                    if self._limit is not None:
+                        await self._limit(caller.name)
+                    answer = await work()
+                    code, outcome = "OK", "ok"
+                    return answer
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # The caller has gone, or its deadline has passed; nobody is left to tell.
+                    remaining_s = context.time_remaining()
+                    if remaining_s is not None and remaining_s <= 0:
+                        code, outcome = "DEADLINE_EXCEEDED", "expired"
+                    raise
+                # Something inside gave up: without a status gRPC would let the caller wait for ever.
+                failure = outcome_of(Unavailable("the service gave this request up; try again"), request_id=identity)
+                code, outcome = failure.code.name, failure.outcome
+            except Exception as error:
+                failure = outcome_of(error, request_id=identity)
+                code, outcome = failure.code.name, failure.outcome
+                self._metrics.refused(failure.reason)
+                if failure.code is grpc.StatusCode.INTERNAL:
+                    log_event("defect", level=logging.ERROR, error=error, method=method)
+            finally:
+                trace.ended(code)
+                self._done(method, code, outcome, self._clock() - begun_s)
+        status = rpc_status.to_status(failure.to_status())
+        await context.abort(status.code, status.details, ((_REQUEST_ID_KEY, identity), *status.trailing_metadata))
+        return None
+
+    def _done(self, method: str, code: str, outcome: str, duration_s: float) -> None:
+        self._metrics.request_done(method=method, code=code, outcome=outcome, duration_s=duration_s)
+        log_event("answered", method=method, code=code, caller=_CALLER.get(), duration_ms=round(1000 * duration_s, 3))
+
+    def _serialised(self, handler: Any, reply: Any) -> bytes:
+        sent: bytes = self._timed("serialise", lambda: handler.response_serializer(reply))
+        return sent
+
+    def _timed(self, stage: str, step: Callable[[], Value]) -> Value:
+        begun_s = self._clock()
+        value = step()
+        duration_s = self._clock() - begun_s
+        self._metrics.stage_done(stage, duration_s)
+        self._tracer.stage(stage, duration_s)
+        return value
+
+
+def _parse(method: str, handler: Any, data: bytes) -> Any:
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError as error:
+        raise InputError(f"the request is not a message that {method} takes; make the stubs anew") from error

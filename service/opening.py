@@ -1,63 +1,171 @@
 """Opening the catalogue: the bundles and indexes that the settings name, opened, checked and joined by `code_id`.
 
 Every digest is checked before anything is parsed. An index that was built for other codes than those of the served
-bundles is refused at start: its answers would be wrong and look right.
+bundles is refused: its answers would be wrong and look right. Bundles on one encoder share it, and a reload takes over
+the encoders of bundles that have not changed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from index.reader import IndexReader, open_index
-from phosphene.bundle import PRECISION
-from phosphene.errors import ArtefactMismatch, ReadoutMissing
-from phosphene.pipeline import Pipeline, open_bundle
+from phosphene.bundle import PRECISION, Bundle, load_bundle
+from phosphene.current import Member, load_current
+from phosphene.engine import Engine, EngineName
+from phosphene.engine_shared import SharedEngine, group_bundles, open_shared_engine
+from phosphene.errors import ArtefactMismatch, ReadoutMissing, SettingError
+from phosphene.manifest import read_manifest
+from phosphene.pipeline import Pipeline
 from service.catalogue import Catalogue
 from service.generation import ModelFacts, ServedBundle, ServedCorpus
-from service.lanes import encode_lane, text_lane
+from service.observing.model_health import ModelHealth, index_reference
+from service.operations import EncodeRoute, encode_operation, text_operation
 from service.settings import ArtefactSettings, EngineSettings, NamedPath
 
-__all__ = ["open_catalogue"]
+__all__ = ["CatalogueOpener"]
 
 
-@asynccontextmanager
-async def open_catalogue(artefacts: ArtefactSettings, engine: EngineSettings) -> AsyncIterator[Catalogue]:
-    """Open and check everything that is to be served; indexes are closed on leaving.
+class CatalogueOpener:
+    """Opens what the settings name, as often as it is asked to."""
 
-    Args:
-        artefacts: names and folders.
-        engine: device and threads of the engines.
+    def __init__(
+        self,
+        artefacts: ArtefactSettings,
+        engine: EngineSettings,
+        *,
+        on_stage: Callable[[str, float], None] | None = None,
+    ) -> None:
+        """Keep what to open.
 
-    Raises:
-        ArtefactError: a bundle or index is missing, damaged or belongs to another.
-        EncoderError: an encoder cannot be loaded.
-        SettingError: the device is not here.
-    """
-    with ExitStack() as open_readers:
-        yield await asyncio.to_thread(_open, artefacts, engine, open_readers)
+        Args:
+            artefacts: names and folders.
+            engine: device and threads of the engines.
+            on_stage: told of the stages of each batch.
+        """
+        self._artefacts = artefacts
+        self._engine = engine
+        self._on_stage = on_stage
+        # Held by the catalogues that use them, so that an encoder leaves memory with the last one that does.
+        self._engines: WeakValueDictionary[tuple[str, ...], SharedEngine] = WeakValueDictionary()
+        self._exported: WeakValueDictionary[tuple[str, str], Engine] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def __call__(self, before: Catalogue | None = None) -> AsyncIterator[Catalogue]:
+        """Open and check everything that is to be served; indexes are closed on leaving.
+
+        Args:
+            before: what is served meanwhile; its engines are taken over where they are the same.
+
+        Raises:
+            ArtefactError: a bundle or index is missing, damaged or belongs to another.
+            EncoderError: an encoder cannot be loaded.
+            SettingError: the device is not here, or an exported engine is not named.
+        """
+        with ExitStack() as open_readers:
+            yield await asyncio.to_thread(self._open, open_readers)
+
+    def _open(self, open_readers: ExitStack) -> Catalogue:
+        bundle_paths, index_paths = self._named()
+        loaded = [(entry.name, load_bundle(entry.path)) for entry in bundle_paths]
+        readers = [(entry, open_readers.enter_context(open_index(entry.path, code_id=None))) for entry in index_paths]
+        for entry, reader in readers:
+            if reader.code_id not in {bundle.code_id for _, bundle in loaded}:
+                raise _mismatch(entry, reader, loaded, bundle_paths)
+        corpora = {
+            name: tuple(
+                _served_corpus(entry.name, reader) for entry, reader in readers if reader.code_id == bundle.code_id
+            )
+            for name, bundle in loaded
+        }
+        bundles = self._served_bundles(loaded, corpora)
+        return Catalogue([(bundle, corpora[bundle.name]) for bundle in bundles])
+
+    def _named(self) -> tuple[Sequence[NamedPath], Sequence[NamedPath]]:
+        if self._artefacts.current is None:
+            return self._artefacts.bundles, self._artefacts.indexes
+        current = load_current(self._artefacts.current)
+        return _paths(current.bundles), _paths(current.indexes)
+
+    def _served_bundles(
+        self, loaded: Sequence[tuple[str, Bundle]], corpora: dict[str, tuple[ServedCorpus, ...]]
+    ) -> list[ServedBundle]:
+        served: dict[int, ServedBundle] = {}
+        for group in group_bundles([bundle for _, bundle in loaded]):
+            engine = self._shared_engine([loaded[place][1] for place in group])
+            operation = encode_operation(engine, bundle_count=len(group))
+            for position, place in enumerate(group):
+                name, bundle = loaded[place]
+                engine_id, exported = self._exported_engine(name, bundle)
+                torch_route = EncodeRoute(operation=operation, engine=engine, position=position)
+                served[place] = _served_bundle(
+                    name,
+                    Pipeline(engine.engines[position]),
+                    routes=(*exported, torch_route),
+                    engine_id=engine_id,
+                    corpora=corpora[name],
+                )
+        return [served[place] for place in range(len(loaded))]
+
+    def _shared_engine(self, bundles: Sequence[Bundle]) -> SharedEngine:
+        key = tuple(bundle.id for bundle in bundles)
+        engine = self._engines.get(key)
+        if engine is None:
+            engine = open_shared_engine(
+                bundles,
+                device=self._engine.device,
+                thread_count=self._engine.thread_count,
+                on_stage=self._on_stage,
+            )
+            self._engines[key] = engine
+        return engine
+
+    def _exported_engine(self, name: str, bundle: Bundle) -> tuple[str, tuple[EncodeRoute, ...]]:
+        """The id of the bundle's exported engine and the way through it; nothing where torch is to run alone."""
+        if self._engine.engine == EngineName.TORCH:
+            return "", ()
+        path = next((entry.path for entry in self._artefacts.engines if entry.name == name), None)
+        if path is None:
+            raise SettingError(
+                f"PHOSPHENE_ENGINE is {self._engine.engine!r} and PHOSPHENE_ENGINES names no engine of bundle "
+                f"{name!r}; export one: python -m training export-engine {bundle.path} --out FOLDER"
+            )
+        key = (bundle.id, read_manifest(path).id)
+        engine = self._exported.get(key)
+        if engine is None:
+            # Only who runs ONNX Runtime loads it.
+            from phosphene.engine_onnx import open_onnx_engine
+
+            engine = open_onnx_engine(
+                path,
+                bundle,
+                expected=EngineName(self._engine.engine),
+                device=self._engine.device,
+                thread_count=self._engine.thread_count,
+                may_spin=False,
+                on_stage=self._on_stage,
+            )
+            self._exported[key] = engine
+        return key[1], (EncodeRoute(operation=encode_operation(engine), engine=engine, position=0),)
 
 
-def _open(artefacts: ArtefactSettings, engine: EngineSettings, open_readers: ExitStack) -> Catalogue:
-    bundles = [
-        _served_bundle(entry.name, open_bundle(entry.path, device=engine.device, thread_count=engine.thread_count))
-        for entry in artefacts.bundles
-    ]
-    corpora: dict[str, list[ServedCorpus]] = {bundle.name: [] for bundle in bundles}
-    for entry in artefacts.indexes:
-        reader = open_readers.enter_context(open_index(entry.path, code_id=None))
-        owners = [bundle for bundle in bundles if bundle.facts.code_id == reader.code_id]
-        if not owners:
-            raise _mismatch(entry, reader, artefacts, bundles)
-        for bundle in owners:
-            corpora[bundle.name].append(_served_corpus(entry.name, reader))
-    return Catalogue([(bundle, tuple(corpora[bundle.name])) for bundle in bundles])
+def _paths(members: Sequence[Member]) -> list[NamedPath]:
+    return [NamedPath(name=member.name, path=member.path) for member in members]
 
 
-def _served_bundle(name: str, pipeline: Pipeline) -> ServedBundle:
+def _served_bundle(
+    name: str,
+    pipeline: Pipeline,
+    *,
+    routes: tuple[EncodeRoute, ...],
+    engine_id: str,
+    corpora: Sequence[ServedCorpus],
+) -> ServedBundle:
     bundle, engine = pipeline.bundle, pipeline.engine
     no_text_reason = _no_text_reason(pipeline)
     facts = ModelFacts(
@@ -71,6 +179,8 @@ def _served_bundle(name: str, pipeline: Pipeline) -> ServedBundle:
         readout=engine.readout.kind,
         device=str(engine.device),
         precision=PRECISION,
+        engine=str(routes[0].engine.name),
+        engine_id=engine_id,
     )
     return ServedBundle(
         name=name,
@@ -78,9 +188,10 @@ def _served_bundle(name: str, pipeline: Pipeline) -> ServedBundle:
         preprocessing=bundle.preprocessing,
         decoder_bias=bundle.sae.decoder_bias.detach().cpu().numpy().astype(np.float32),
         score_names=engine.score_names,
-        encode=encode_lane(engine.run),
-        text=None if no_text_reason else text_lane(pipeline.text_vectors),
+        routes=routes,
+        text=None if no_text_reason else text_operation(pipeline.text_vectors),
         no_text_reason=no_text_reason,
+        health=ModelHealth(reference=index_reference(corpora[0].reader) if corpora else None),
     )
 
 
@@ -103,11 +214,10 @@ def _served_corpus(name: str, reader: IndexReader) -> ServedCorpus:
 
 
 def _mismatch(
-    entry: NamedPath, reader: IndexReader, artefacts: ArtefactSettings, bundles: Sequence[ServedBundle]
+    entry: NamedPath, reader: IndexReader, loaded: Sequence[tuple[str, Bundle]], bundles: Sequence[NamedPath]
 ) -> ArtefactMismatch:
-    served = "; ".join(f"bundle {bundle.name!r} has {bundle.facts.code_id}" for bundle in bundles)
+    served = "; ".join(f"bundle {name!r} has {bundle.code_id}" for name, bundle in loaded)
     return ArtefactMismatch(
         f"index {entry.name!r} was built for the code_id {reader.code_id}, and {served}. Serve the bundle that it was "
-        f"built for, or build it again: python -m index build CORPUS --bundle {artefacts.bundles[0].path} "
-        f"--out {entry.path}.new"
+        f"built for, or build it again: python -m index build CORPUS --bundle {bundles[0].path} --out {entry.path}.new"
     )

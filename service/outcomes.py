@@ -14,12 +14,22 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from phosphene.errors import (
+    ArtefactError,
     DeadlineExpired,
+    DeviceError,
+    EncoderError,
+    ImageRequired,
     InputError,
     NotFound,
     Overloaded,
+    PermissionDenied,
+    RateLimited,
     ReadoutMissing,
+    ReloadUnderWay,
+    SettingError,
     Unanswerable,
+    Unauthenticated,
+    Unavailable,
 )
 
 __all__ = ["Outcome", "outcome_of"]
@@ -35,11 +45,22 @@ class Outcome:
     code: grpc.StatusCode
     """The status."""
     reason: str
-    """Which of `metrics.REFUSALS` it counts as."""
+    """Which of `metric_labels.REFUSALS` it counts as."""
     message: str
     """What the caller reads."""
     details: tuple[Message, ...]
     """google.rpc messages."""
+
+    @property
+    def outcome(self) -> str:
+        """Which of `metric_labels.OUTCOMES` it counts as."""
+        match self.code:
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return "expired"
+            case grpc.StatusCode.INTERNAL | grpc.StatusCode.UNAVAILABLE:
+                return "failed"
+            case _:
+                return "refused"
 
     def to_status(self) -> status_pb2.Status:
         """The rich status that grpcio-status sends."""
@@ -61,6 +82,11 @@ def outcome_of(error: Exception, *, request_id: str) -> Outcome:
     """
     text = _plain(str(error))
     match error:
+        case SettingError() | ArtefactError() | EncoderError():
+            # A reload that found nothing to serve; no other method opens artefacts.
+            return _outcome(
+                grpc.StatusCode.FAILED_PRECONDITION, "precondition", text, _precondition("ARTEFACT", "generation", text)
+            )
         case NotFound():
             resource = error_details_pb2.ResourceInfo(
                 resource_type=error.field or "thing",
@@ -72,6 +98,13 @@ def outcome_of(error: Exception, *, request_id: str) -> Outcome:
             violation = error_details_pb2.BadRequest.FieldViolation(field=error.field or "request", description=text)
             bad_request = error_details_pb2.BadRequest(field_violations=[violation])
             return _outcome(grpc.StatusCode.INVALID_ARGUMENT, "invalid", text, bad_request)
+        case ImageRequired(subject=subject):
+            return _outcome(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "precondition",
+                text,
+                _precondition("IMAGE_REQUIRED", subject, text),
+            )
         case Unanswerable(subject=subject):
             return _outcome(
                 grpc.StatusCode.FAILED_PRECONDITION, "precondition", text, _precondition("UNANSWERABLE", subject, text)
@@ -87,9 +120,18 @@ def outcome_of(error: Exception, *, request_id: str) -> Outcome:
             delay = Duration()
             delay.FromNanoseconds(round(retry_after_s * 1e9))
             retry = error_details_pb2.RetryInfo(retry_delay=delay)
-            return _outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded", text, retry)
+            reason = "rate_limited" if isinstance(error, RateLimited) else "overloaded"
+            return _outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, text, retry)
         case DeadlineExpired():
             return _outcome(grpc.StatusCode.DEADLINE_EXCEEDED, "expired", text)
+        case Unavailable() | DeviceError():
+            return _outcome(grpc.StatusCode.UNAVAILABLE, "unavailable", text)
+        case Unauthenticated():
+            return _outcome(grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", text)
+        case PermissionDenied():
+            return _outcome(grpc.StatusCode.PERMISSION_DENIED, "unauthenticated", text)
+        case ReloadUnderWay():
+            return _outcome(grpc.StatusCode.ABORTED, "precondition", text)
         case _:
             return _outcome(
                 grpc.StatusCode.INTERNAL,

@@ -1,10 +1,12 @@
-"""The gRPC server: its port, message limits, health, reflection, and a graceful end."""
+"""The gRPC servers: ports, limits of connections and messages, health, reflection, and a graceful end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -13,21 +15,42 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from phosphene.errors import SettingError
-from phosphene.v1 import service_pb2, service_pb2_grpc
-from service.answers import Answers
+from phosphene.v1 import admin_pb2, admin_pb2_grpc, service_pb2, service_pb2_grpc
 from service.interceptor import AnswerInterceptor
-from service.servicers import PhospheneServicer
 from service.settings import ListenAddress
 
-__all__ = ["MESSAGE_OVERHEAD_BYTES", "METHODS", "SERVICE", "Port", "Server"]
+__all__ = [
+    "ADMIN_METHODS",
+    "ADMIN_SERVICE",
+    "MESSAGE_OVERHEAD_BYTES",
+    "METHODS",
+    "SERVICE",
+    "AdminServer",
+    "Port",
+    "Server",
+]
 
 _DESCRIPTOR = service_pb2.DESCRIPTOR.services_by_name["PhospheneService"]
 SERVICE: str = _DESCRIPTOR.full_name
 """Full name of the service, for health checks."""
 METHODS: tuple[str, ...] = tuple(method.name for method in _DESCRIPTOR.methods)
 """Names of its methods."""
+_ADMIN_DESCRIPTOR = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+ADMIN_SERVICE: str = _ADMIN_DESCRIPTOR.full_name
+"""Full name of the operators' service."""
+ADMIN_METHODS: tuple[str, ...] = tuple(method.name for method in _ADMIN_DESCRIPTOR.methods)
+"""Names of its methods."""
 MESSAGE_OVERHEAD_BYTES = 2**20
 """What a message may hold beside one image."""
+_METADATA_LIMIT_BYTES = 16 * 1024
+_HANDSHAKE_LIMIT_MS = 10_000
+_KEEPALIVE_MS = 30_000
+_KEEPALIVE_ANSWER_MS = 10_000
+_LEAST_PING_INTERVAL_MS = 10_000
+_AGE_GRACE_MS = 60_000
+_PENDING_CALLS = 10_000
+# For answers that are made and on their way out.
+_LAST_WORDS_S = 0.5
 
 
 class Port:
@@ -36,36 +59,75 @@ class Port:
     Bound before bundles are loaded, so that a taken port is told at once.
     """
 
-    def __init__(self, listen: ListenAddress, *, message_limit_bytes: int, interceptor: AnswerInterceptor) -> None:
+    def __init__(
+        self,
+        listen: ListenAddress,
+        *,
+        message_limit_bytes: int,
+        interceptor: AnswerInterceptor,
+        credentials: grpc.ServerCredentials | None = None,
+        connection_streams: int = 256,
+        connection_age_s: float = 0.0,
+        setting: str = "PHOSPHENE_LISTEN",
+    ) -> None:
         """Prepare the port.
 
         Args:
             listen: where; port 0 picks a free one.
             message_limit_bytes: most bytes of a request and of a reply.
             interceptor: goes around every method.
+            credentials: TLS; None: plaintext.
+            connection_streams: most open calls of one connection.
+            connection_age_s: after which a connection is asked to come anew; 0: never.
+            setting: the variable that says where, for messages.
         """
         self._listen = listen
-        self.grpc_server = grpc.aio.server(
-            interceptors=[interceptor],
-            options=[
-                ("grpc.max_receive_message_length", message_limit_bytes),
-                ("grpc.max_send_message_length", message_limit_bytes),
-                ("grpc.so_reuseport", 0),
-            ],
-        )
+        self._credentials = credentials
+        self._setting = setting
+        # No `maximum_concurrent_rpcs`: it counts calls whose message has not come, so idle connections could fill it.
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", message_limit_bytes),
+            ("grpc.max_send_message_length", message_limit_bytes),
+            ("grpc.max_metadata_size", _METADATA_LIMIT_BYTES),
+            ("grpc.absolute_max_metadata_size", _METADATA_LIMIT_BYTES),
+            ("grpc.max_concurrent_streams", connection_streams),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_LIMIT_MS),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_ANSWER_MS),
+            ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_INTERVAL_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.so_reuseport", 0),
+            # It counts calls that are over but not yet forgotten, and so refuses callers who keep to the limit.
+            ("grpc.http.overload_protection", 0),
+            # A flood of calls that are reset at once is worked off; by default anybody's calls would be cancelled.
+            ("grpc.server.max_pending_requests", _PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
+        ]
+        if connection_age_s:
+            options += [
+                ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
+                ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
+            ]
+        self.interceptor = interceptor
+        self.grpc_server = grpc.aio.server(interceptors=[interceptor], options=options)
         self.address = listen
         """The bound address, once entered."""
 
     async def __aenter__(self) -> Self:
-        """Bind; raises `SettingError` where the port is taken."""
+        """Bind; raises `SettingError` where the port is taken or the TLS files do not go together."""
         try:
-            port: int = self.grpc_server.add_insecure_port(str(self._listen))
+            port: int = (
+                self.grpc_server.add_insecure_port(str(self._listen))
+                if self._credentials is None
+                else self.grpc_server.add_secure_port(str(self._listen), self._credentials)
+            )
         except RuntimeError:
             port = 0
         if not port:
+            tls = "" if self._credentials is None else ", or certificate and key do not go together"
             raise SettingError(
-                f"PHOSPHENE_LISTEN is {self._listen}, which cannot be bound: the port is in use or the address is not "
-                "this machine's; end the process that holds it, or choose another"
+                f"{self._setting} is {self._listen}, which cannot be bound: the port is in use, the address is not "
+                f"this machine's{tls}; end the process that holds it, or choose another"
             )
         self.address = ListenAddress(host=self._listen.host, port=port)
         return self
@@ -78,45 +140,77 @@ class Port:
 
 
 class Server:
-    """Answers on a port; NOT_SERVING to health checks until `open_for_business`."""
+    """Answers on a port; NOT_SERVING to health checks until `say_serving(True)`."""
 
-    def __init__(self, port: Port, answers: Answers, *, drain_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, port: Port, servicer: service_pb2_grpc.PhospheneServiceServicer, *, drain_s: float) -> None:
         """Prepare the server.
 
         Args:
             port: where it listens, bound.
-            answers: what answers.
+            servicer: answers.
             drain_s: seconds that accepted work may take on leaving.
-            clock: monotonic seconds, for deadlines.
         """
         self._grpc_server = port.grpc_server
-        self._answers = answers
+        self._interceptor = port.interceptor
+        self._servicer = servicer
         self._drain_s = drain_s
-        self._clock = clock
         self._health = HealthServicer()
+        self._is_leaving = False
+        self.is_serving = False
+        """What health checks are told."""
 
     async def __aenter__(self) -> Self:
         """Begin to answer."""
-        servicer = PhospheneServicer(self._answers, clock=self._clock)
-        service_pb2_grpc.add_PhospheneServiceServicer_to_server(servicer, self._grpc_server)
+        service_pb2_grpc.add_PhospheneServiceServicer_to_server(self._servicer, self._grpc_server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc_server)
         names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc_server)
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.say_serving(False)
         await self._grpc_server.start()
         return self
 
-    async def open_for_business(self) -> None:
-        """Say SERVING to health checks."""
-        await self._say(health_pb2.HealthCheckResponse.SERVING)
+    async def say_serving(self, is_serving: bool) -> None:
+        """Tell health checks whether to send requests here; a server that leaves stays NOT_SERVING."""
+        if self._is_leaving:
+            return
+        self.is_serving = is_serving
+        statuses = health_pb2.HealthCheckResponse
+        for name in (health.OVERALL_HEALTH, SERVICE):
+            await self._health.set(name, statuses.SERVING if is_serving else statuses.NOT_SERVING)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Say NOT_SERVING, refuse new calls, and give accepted ones `drain_s` seconds to end."""
+        self._is_leaving = True
+        self.is_serving = False
         await self._health.enter_graceful_shutdown()
-        await self._grpc_server.stop(self._drain_s)
+        # Not left to `stop`: it ends calls that come while it waits as CANCELLED, which tells nobody to try elsewhere,
+        # and it waits for half-open calls and for who watches the health.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                await self._interceptor.leave()
+        await self._grpc_server.stop(_LAST_WORDS_S)
 
-    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in (health.OVERALL_HEALTH, SERVICE):
-            await self._health.set(name, status)
+
+class AdminServer:
+    """Answers operators on a port of their own."""
+
+    def __init__(self, port: Port, servicer: admin_pb2_grpc.AdminServiceServicer) -> None:
+        """Prepare the server on a bound port."""
+        self._grpc_server = port.grpc_server
+        self._servicer = servicer
+
+    async def __aenter__(self) -> Self:
+        """Begin to answer."""
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self._servicer, self._grpc_server)
+        names: Sequence[str] = (ADMIN_SERVICE, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc_server)
+        await self._grpc_server.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let the answer under way end, and close."""
+        await self._grpc_server.stop(1.0)

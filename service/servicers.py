@@ -1,76 +1,205 @@
-"""The methods of phosphene.v1.PhospheneService: parse, await, reply."""
+"""The methods of phosphene.v1.PhospheneService and AdminService: parse, await, reply."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
-from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, service_pb2_grpc
-from service.answers import Answers
-from service.interceptor import deadline_of
-from service.wire import replies, requests
+from google.rpc import code_pb2
 
-__all__ = ["PhospheneServicer"]
+import phosphene
+from phosphene.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    explain_pb2,
+    images_pb2,
+    models_pb2,
+    neurons_pb2,
+    service_pb2_grpc,
+    streams_pb2,
+)
+from service.answers import Answers
+from service.claims import Claim, Lane
+from service.generations import Generations
+from service.interceptor import claim_of
+from service.observing.logs import log_event, request_id
+from service.observing.metrics import Metrics
+from service.replica import Replica
+from service.streams import Answered, StreamMessage, UploadBudget, answer_stream
+from service.values import ExplainQuery
+from service.wire import replies, requests, streams
+
+__all__ = ["AdminServicer", "PhospheneServicer"]
+
+_WINDOW_LIMIT = 64
 
 
 class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
-    """Answers each method; exceptions become statuses in the interceptor."""
+    """Answers each method from the generation that it began with; exceptions become statuses in the interceptor."""
 
-    def __init__(self, answers: Answers, *, clock: Callable[[], float]) -> None:
-        """Keep what answers, and the clock that its deadlines are times of."""
+    def __init__(
+        self,
+        answers: Answers,
+        generations: Generations,
+        *,
+        uploads: UploadBudget,
+        bulk_image_limit: int,
+        limit: Callable[[str], Awaitable[None]] | None,
+        metrics: Metrics,
+        on_stage: Callable[[str, float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """Join what answers.
+
+        Args:
+            answers: makes answers.
+            generations: what they are made from.
+            uploads: what unfinished uploads may hold.
+            bulk_image_limit: most images of streams in hand; one stream alone never asks for more.
+            limit: raises `RateLimited` for a caller who asks too often, counted for each item of a stream.
+            metrics: told of streams.
+            on_stage: told how long an explanation takes to write.
+            clock: monotonic seconds, which deadlines are times of.
+        """
         self._answers = answers
+        self._generations = generations
+        self._uploads = uploads
+        self._window = min(_WINDOW_LIMIT, bulk_image_limit)
+        self._limit = limit
+        self._metrics = metrics
+        self._on_stage = on_stage
         self._clock = clock
 
     async def Explain(self, request: explain_pb2.ExplainRequest, context: Any) -> explain_pb2.ExplainResponse:
         """What lights up on an image."""
-        query = requests.explain_query(request)
-        generation, explanation = await self._answers.explain(query, deadline_of(context, self._clock))
-        return replies.explain_response(generation, explanation)
+        return await self._explain(requests.explain_query(request), claim_of(context, self._clock))
+
+    async def ExplainImages(
+        self, request_iterator: AsyncIterator[streams_pb2.ExplainImagesRequest], context: Any
+    ) -> AsyncIterator[streams_pb2.ExplainImagesResponse]:
+        """What lights up on each of many images."""
+        limit_bytes = self._answers.limits.file_bytes
+
+        async def messages() -> AsyncIterator[StreamMessage]:
+            async for request in request_iterator:
+                yield streams.stream_message(request, upload_limit_bytes=limit_bytes)
+
+        async def answer(query: ExplainQuery) -> explain_pb2.ExplainResponse:
+            claim = claim_of(context, self._clock, Lane.BULK)
+            if self._limit is not None:
+                await self._limit(claim.caller)
+            return await self._explain(query, claim)
+
+        self._metrics.stream_opened()
+        try:
+            caller = claim_of(context, self._clock).caller
+            answers = answer_stream(messages(), answer, window=self._window, budget=self._uploads, caller=caller)
+            # Closed here and now: left to the garbage collector, the work of a caller that has gone would go on.
+            async with aclosing(answers):
+                async for answered in answers:
+                    response = streams.answered_response(answered, request_id=request_id.get())
+                    self._metrics.stream_item_done(code_pb2.Code.Name(response.status.code))
+                    if response.status.code == code_pb2.INTERNAL:
+                        _log_defect(answered)
+                    yield response
+        finally:
+            self._metrics.stream_closed()
 
     async def GetNeuron(self, request: neurons_pb2.GetNeuronRequest, context: Any) -> neurons_pb2.GetNeuronResponse:
         """One neuron."""
         query = requests.neuron_query(request)
-        generation, profile = await self._answers.neuron(query, deadline_of(context, self._clock))
-        return replies.neuron_response(generation, profile)
+        with self._generations.lease() as catalogue:
+            generation, profile = await self._answers.neuron(catalogue, query, claim_of(context, self._clock))
+            return replies.neuron_response(generation, profile)
 
     async def ListNeurons(
         self, request: neurons_pb2.ListNeuronsRequest, context: Any
     ) -> neurons_pb2.ListNeuronsResponse:
         """Neurons in an order, page by page."""
         query = requests.neuron_list_query(request)
-        generation, page = await self._answers.neurons(query, deadline_of(context, self._clock))
-        return replies.neuron_list_response(generation, page)
+        with self._generations.lease() as catalogue:
+            generation, page = await self._answers.neurons(catalogue, query, claim_of(context, self._clock))
+            return replies.neuron_list_response(generation, page)
 
     async def SearchNeurons(
         self, request: neurons_pb2.SearchNeuronsRequest, context: Any
     ) -> neurons_pb2.SearchNeuronsResponse:
         """Neurons by meaning."""
         search = requests.neuron_search(request)
-        generation, matches = await self._answers.search_neurons(search, deadline_of(context, self._clock))
-        return replies.neuron_search_response(generation, search, matches)
+        with self._generations.lease() as catalogue:
+            generation, matches = await self._answers.search_neurons(catalogue, search, claim_of(context, self._clock))
+            return replies.neuron_search_response(generation, search, matches)
 
     async def SearchImages(
         self, request: images_pb2.SearchImagesRequest, context: Any
     ) -> images_pb2.SearchImagesResponse:
         """Images by code or by neuron."""
         search = requests.image_search(request)
-        generation, found = await self._answers.search_images(search, deadline_of(context, self._clock))
-        return replies.image_search_response(generation, found)
+        with self._generations.lease() as catalogue:
+            generation, found = await self._answers.search_images(catalogue, search, claim_of(context, self._clock))
+            return replies.image_search_response(generation, found)
 
     async def GetImage(self, request: images_pb2.GetImageRequest, context: Any) -> images_pb2.GetImageResponse:
         """One image of a corpus."""
         lookup = requests.image_lookup(request)
-        generation, image = await self._answers.image(lookup, deadline_of(context, self._clock))
-        return replies.image_response(generation, image)
+        with self._generations.lease() as catalogue:
+            generation, image = await self._answers.image(catalogue, lookup, claim_of(context, self._clock))
+            return replies.image_response(generation, image)
 
     async def ListModels(self, request: models_pb2.ListModelsRequest, context: Any) -> models_pb2.ListModelsResponse:
         """Every bundle."""
-        entries = self._answers.catalogue.entries
-        return models_pb2.ListModelsResponse(
-            models=[replies.model(bundle, corpora, self._answers.limits) for bundle, corpora in entries]
-        )
+        with self._generations.lease() as catalogue:
+            return models_pb2.ListModelsResponse(
+                models=[replies.model(bundle, corpora, self._answers.limits) for bundle, corpora in catalogue.entries]
+            )
 
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Any) -> models_pb2.GetModelResponse:
         """One bundle."""
-        bundle, corpora = self._answers.catalogue.entry(request.bundle)
-        return models_pb2.GetModelResponse(model=replies.model(bundle, corpora, self._answers.limits))
+        with self._generations.lease() as catalogue:
+            bundle, corpora = catalogue.entry(request.bundle)
+            return models_pb2.GetModelResponse(model=replies.model(bundle, corpora, self._answers.limits))
+
+    async def _explain(self, query: ExplainQuery, claim: Claim) -> explain_pb2.ExplainResponse:
+        with self._generations.lease() as catalogue:
+            generation, explanation = await self._answers.explain(catalogue, query, claim)
+            begun_s = self._clock()
+            reply = replies.explain_response(generation, explanation)
+            self._on_stage("explain", self._clock() - begun_s)
+            return reply
+
+
+def _log_defect(answered: Answered[Any]) -> None:
+    """What the status of an item promises: that the service's log explains it."""
+    error = answered.outcome if isinstance(answered.outcome, Exception) else None
+    log_event("defect", level=logging.ERROR, error=error, method="ExplainImages", item=answered.item)
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Does what operators ask of this replica."""
+
+    def __init__(self, replica: Replica) -> None:
+        """Keep what is operated."""
+        self._replica = replica
+
+    async def Reload(self, request: admin_pb2.ReloadRequest, context: Any) -> admin_pb2.ReloadResponse:
+        """Switch to what the settings name now."""
+        switched = await self._replica.reload()
+        return admin_pb2.ReloadResponse(generation=self._replica.status().generation, switched=switched)
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
+        """Leave."""
+        return admin_pb2.DrainResponse(limit_s=self._replica.drain())
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Any) -> admin_pb2.GetStatusResponse:
+        """How the replica is."""
+        status = self._replica.status()
+        return admin_pb2.GetStatusResponse(
+            generation=status.generation,
+            serving=status.is_serving,
+            accepted_image_count=status.image_count,
+            accepted_image_bytes=status.size_bytes,
+            wait_s=status.wait_s,
+            service_version=phosphene.__version__,
+        )

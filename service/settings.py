@@ -1,8 +1,8 @@
-"""The service's configuration from `PHOSPHENE_*` variables; the only reader of the environment in the project.
+"""The service's configuration, by part, from `PHOSPHENE_*` variables; the project's only reader of the environment.
 
-Every variable is known, bounded and described in `VARIABLES`. All faults of a configuration are reported at once, each
-with the variable, its value, the limit and the remedy; an unknown `PHOSPHENE_*` variable is a fault too, because a
-misspelt limit that is silently ignored is a limit that does not hold. Nothing here opens a file or a socket.
+Every variable is known, bounded and described in `service/variables.py`. All faults of a configuration are reported at
+once, each with the variable, its value, the limit and the remedy; an unknown `PHOSPHENE_*` variable is a fault too,
+because a misspelt limit that is silently ignored is a limit that does not hold. Nothing here opens a file or a socket.
 """
 
 from __future__ import annotations
@@ -12,78 +12,43 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from phosphene.errors import SettingError
+from service.variable_kinds import ListenAddress, NamedPath
+from service.variables import read_values
 
 __all__ = [
-    "VARIABLES",
     "ArtefactSettings",
+    "CacheSettings",
     "EngineSettings",
     "ImageSettings",
     "ListenAddress",
     "NamedPath",
     "NetworkSettings",
+    "QueueSettings",
+    "SecuritySettings",
     "Settings",
     "load_settings",
     "read_settings",
+    "without_secret",
 ]
 
-_PREFIX = "PHOSPHENE_"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
-_LOG_LEVELS = ("debug", "info", "warning", "error")
-_MIB = 2**20
-
-VARIABLES: dict[str, str] = {
-    "PHOSPHENE_BUNDLES": "name=folder[,name=folder...]; the first is the default bundle (required)",
-    "PHOSPHENE_INDEXES": "name=folder[,name=folder...]; an index belongs to the bundle that it was built for",
-    "PHOSPHENE_LISTEN": "host:port of the gRPC server; port 0 picks a free one (127.0.0.1:50051)",
-    "PHOSPHENE_METRICS_LISTEN": "host:port of the Prometheus page (127.0.0.1:9464)",
-    "PHOSPHENE_DRAIN_S": "seconds that accepted work may take after SIGTERM, 0-600 (20)",
-    "PHOSPHENE_DEVICE": "cpu, cuda or cuda:N (cpu)",
-    "PHOSPHENE_ENGINE_THREADS": "CPU threads of the engine, 1-256; unset: torch's choice",
-    "PHOSPHENE_BATCH_IMAGES": "most images in one batch, 1-1024 (32)",
-    "PHOSPHENE_QUEUE_IMAGES": "most images that wait for a decode worker or for the engine, 1-65536 (256)",
-    "PHOSPHENE_DECODE_WORKERS": "threads that decode images, 1-256 (number of CPUs, at most 8)",
-    "PHOSPHENE_IMAGE_LIMIT_BYTES": "most bytes of one image file, 1024-268435456 (16777216)",
-    "PHOSPHENE_IMAGE_LIMIT_PIXELS": "most pixels of one image, 1-1000000000 (50000000)",
-    "PHOSPHENE_LOG_LEVEL": "debug, info, warning or error (info)",
-}
-"""Every variable that the service reads, with its meaning, bounds and default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedPath:
-    """A served artefact: the name that requests use and the folder that holds it."""
-
-    name: str
-    """Lower-case letters, digits, `.`, `_`, `-`; at most 64 characters."""
-    path: Path
-    """Folder of the bundle or index."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListenAddress:
-    """Where a server listens."""
-
-    host: str
-    """Host name or IP address, without brackets."""
-    port: int
-    """0-65535; 0 lets the system choose."""
-
-    def __str__(self) -> str:
-        """`host:port`, with brackets around an IPv6 address."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+_DEFAULT_DECODE_WORKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactSettings:
-    """What is served."""
+    """What is served: bundles and indexes, or a file that names a generation of them."""
 
-    bundles: tuple[NamedPath, ...]
-    """At least one; the first is the default."""
+    bundles: tuple[NamedPath, ...] = ()
+    """The first is the default; empty where `current` is set."""
     indexes: tuple[NamedPath, ...] = ()
     """The corpora; the first of a bundle is that bundle's default."""
+    current: Path | None = None
+    """Names one generation of all of them."""
+    engines: tuple[NamedPath, ...] = ()
+    """Exported engines, by the name of their bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,34 +59,88 @@ class NetworkSettings:
     """Address of the gRPC server; loopback unless told otherwise."""
     metrics_listen: ListenAddress = ListenAddress(host="127.0.0.1", port=9464)
     """Address of the Prometheus page; loopback unless told otherwise."""
+    admin_listen: ListenAddress | None = None
+    """Address of AdminService; None: there is none."""
+    connection_streams: int = 256
+    """Most open calls of one connection."""
+    connection_age_s: float = 1800.0
+    """Seconds after which a connection is asked to come anew; 0: never."""
     drain_s: float = 20.0
     """Seconds that accepted work may take after SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecuritySettings:
+    """Who is let in."""
+
+    certificate: Path | None = None
+    """PEM file of the certificate chain; None: plaintext."""
+    key: Path | None = None
+    """PEM file of its private key."""
+    client_ca: Path | None = None
+    """PEM file of authorities of client certificates; None: none is asked for."""
+    tokens: Path | None = None
+    """File of API tokens; None: no token is asked for."""
+    rate_per_s: float = 0.0
+    """Requests a second of one caller; 0: no limit."""
+    rate_burst: int = 100
+    """Requests that a quiet caller may make at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Device, batches and the bounds of the queues."""
+    """What runs encoders, and where."""
 
     device: str = "cpu"
     """`cpu`, `cuda` or `cuda:N`."""
+    engine: str = "torch"
+    """`torch`, `onnxruntime` or `onnxruntime-int8`."""
     thread_count: int | None = None
     """CPU threads of the engine; None leaves the choice to torch."""
     batch_images: int = 32
     """Most images in one batch."""
-    queue_images: int = 256
-    """Most images that wait, for a decode worker and for the engine each."""
+    stall_s: float = 60.0
+    """Seconds without a success of the device, while work is queued, after which the service says NOT_SERVING."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSettings:
+    """What may wait, and who decodes it."""
+
+    images: int = 256
+    """Most images that are accepted and not yet answered."""
+    image_bytes: int = 512 * 2**20
+    """Most bytes of theirs."""
+    image_pixels: int = 2_000_000_000
+    """Most pixels of theirs."""
+    bulk_share: float = 0.25
+    """Share of the device that bulk work keeps."""
     decode_worker_count: int = 4
-    """Threads that decode images."""
+    """Processes that decode images."""
+    decode_limit_s: float = 10.0
+    """Seconds that one image may decode for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
     """Limits on one uploaded image."""
 
-    limit_bytes: int = 16 * _MIB
+    limit_bytes: int = 16 * 2**20
     """Most bytes of the file."""
     limit_pixels: int = 50_000_000
     """Most pixels (width x height), read from the header before any decode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Where codes are kept."""
+
+    redis_url: str | None = None
+    """Redis that replicas share; None: each keeps its own cache. May hold a password."""
+    limit_bytes: int = 64 * 2**20
+    """Most bytes in the in-process cache; 0: no cache at all."""
+    ttl_s: int = 3600
+    """Seconds that a code stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,25 +151,30 @@ class Settings:
     """What is served."""
     network: NetworkSettings = NetworkSettings()
     """Where the service is reached."""
+    security: SecuritySettings = SecuritySettings()
+    """Who is let in."""
     engine: EngineSettings = EngineSettings()
-    """Device, batches, queues."""
+    """What runs encoders."""
+    queue: QueueSettings = QueueSettings()
+    """What may wait."""
     image: ImageSettings = ImageSettings()
     """Limits on an uploaded image."""
+    cache: CacheSettings = CacheSettings()
+    """Where codes are kept."""
+    traces_endpoint: str | None = None
+    """OpenTelemetry collector; None: no traces."""
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`."""
 
     def to_log(self) -> dict[str, object]:
-        """The settings as plain values for the start-up log line; none of them is a secret."""
-        return {
-            "bundles": {entry.name: str(entry.path) for entry in self.artefacts.bundles},
-            "indexes": {entry.name: str(entry.path) for entry in self.artefacts.indexes},
-            "listen": str(self.network.listen),
-            "metrics_listen": str(self.network.metrics_listen),
-            "drain_s": self.network.drain_s,
-            "engine": asdict(self.engine),
-            "image": asdict(self.image),
-            "log_level": self.log_level,
-        }
+        """The settings as plain values for the start-up log line, without the secrets of URLs."""
+        plain = _plain(asdict(self))
+        assert isinstance(plain, dict)
+        if self.cache.redis_url is not None:
+            plain["cache"]["redis_url"] = without_secret(self.cache.redis_url)
+        if self.traces_endpoint is not None:
+            plain["traces_endpoint"] = without_secret(self.traces_endpoint)
+        return plain
 
 
 def load_settings() -> Settings:
@@ -168,122 +192,108 @@ def read_settings(variables: Mapping[str, str], *, cpu_count: int = 4) -> Settin
     Raises:
         SettingError: one message that names every fault.
     """
-    given = _Given({name: value for name, value in variables.items() if name.startswith(_PREFIX)})
-    given.refuse_unknown()
+    values = read_values(variables)
+
+    def of(name: str) -> Any:
+        return values[f"PHOSPHENE_{name}"]
+
     settings = Settings(
         artefacts=ArtefactSettings(
-            bundles=given.named_paths("PHOSPHENE_BUNDLES", required=True),
-            indexes=given.named_paths("PHOSPHENE_INDEXES", required=False),
+            bundles=of("BUNDLES"), indexes=of("INDEXES"), current=of("CURRENT"), engines=of("ENGINES")
         ),
         network=NetworkSettings(
-            listen=given.address("PHOSPHENE_LISTEN", "127.0.0.1:50051"),
-            metrics_listen=given.address("PHOSPHENE_METRICS_LISTEN", "127.0.0.1:9464"),
-            drain_s=given.seconds("PHOSPHENE_DRAIN_S", default=20.0, maximum=600.0),
+            listen=of("LISTEN"),
+            metrics_listen=of("METRICS_LISTEN"),
+            admin_listen=of("ADMIN_LISTEN"),
+            connection_streams=of("CONNECTION_STREAMS"),
+            connection_age_s=of("CONNECTION_AGE_S"),
+            drain_s=of("DRAIN_S"),
+        ),
+        security=SecuritySettings(
+            certificate=of("TLS_CERTIFICATE"),
+            key=of("TLS_KEY"),
+            client_ca=of("TLS_CLIENT_CA"),
+            tokens=of("TOKENS_FILE"),
+            rate_per_s=of("RATE_PER_S"),
+            rate_burst=of("RATE_BURST"),
         ),
         engine=EngineSettings(
-            device=given.device("PHOSPHENE_DEVICE", "cpu"),
-            thread_count=given.integer("PHOSPHENE_ENGINE_THREADS", default=0, minimum=1, maximum=256) or None,
-            batch_images=given.integer("PHOSPHENE_BATCH_IMAGES", default=32, minimum=1, maximum=1024),
-            queue_images=given.integer("PHOSPHENE_QUEUE_IMAGES", default=256, minimum=1, maximum=65536),
-            decode_worker_count=given.integer(
-                "PHOSPHENE_DECODE_WORKERS", default=min(cpu_count, 8), minimum=1, maximum=256
-            ),
+            device=of("DEVICE"),
+            engine=of("ENGINE"),
+            thread_count=of("ENGINE_THREADS"),
+            batch_images=of("BATCH_IMAGES"),
+            stall_s=of("STALL_S"),
         ),
-        image=ImageSettings(
-            limit_bytes=given.integer(
-                "PHOSPHENE_IMAGE_LIMIT_BYTES", default=16 * _MIB, minimum=1024, maximum=256 * _MIB
-            ),
-            limit_pixels=given.integer(
-                "PHOSPHENE_IMAGE_LIMIT_PIXELS", default=50_000_000, minimum=1, maximum=1_000_000_000
-            ),
+        queue=QueueSettings(
+            images=of("QUEUE_IMAGES"),
+            image_bytes=of("QUEUE_BYTES"),
+            image_pixels=of("QUEUE_PIXELS"),
+            bulk_share=of("BULK_SHARE"),
+            decode_worker_count=of("DECODE_WORKERS") or min(cpu_count, _DEFAULT_DECODE_WORKERS),
+            decode_limit_s=of("DECODE_LIMIT_S"),
         ),
-        log_level=given.choice("PHOSPHENE_LOG_LEVEL", "info", _LOG_LEVELS),
+        image=ImageSettings(limit_bytes=of("IMAGE_LIMIT_BYTES"), limit_pixels=of("IMAGE_LIMIT_PIXELS")),
+        cache=CacheSettings(redis_url=of("REDIS_URL"), limit_bytes=of("CACHE_BYTES"), ttl_s=of("CACHE_TTL_S")),
+        traces_endpoint=of("TRACES_ENDPOINT"),
+        log_level=of("LOG_LEVEL"),
     )
-    given.raise_faults()
+    _check(settings, allows_plaintext=of("ALLOW_PLAINTEXT") == "yes")
     return settings
 
 
-class _Given:
-    """The variables that were set, and the faults found while reading them; a faulty one reads as its default."""
+def without_secret(url: str) -> str:
+    """The URL without the user and password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        self._faults: list[str] = []
 
-    def raise_faults(self) -> None:
-        if self._faults:
-            raise SettingError("\n".join(self._faults))
+def _check(settings: Settings, *, allows_plaintext: bool) -> None:
+    """Refuse settings that contradict one another; all of them in one error."""
+    artefacts, network, security = settings.artefacts, settings.network, settings.security
+    faults: list[str] = []
+    if artefacts.current is None and not artefacts.bundles:
+        faults.append(
+            "PHOSPHENE_BUNDLES is not set; name what to serve, such as PHOSPHENE_BUNDLES=scenes=build/bundle, or a "
+            "generation with PHOSPHENE_CURRENT"
+        )
+    if artefacts.current is not None and (artefacts.bundles or artefacts.indexes):
+        faults.append(
+            "PHOSPHENE_CURRENT is set beside PHOSPHENE_BUNDLES or PHOSPHENE_INDEXES; it names all of them "
+            "itself: unset one side"
+        )
+    if settings.engine.engine != "torch" and not artefacts.engines:
+        faults.append(
+            f"PHOSPHENE_ENGINE is {settings.engine.engine!r} and PHOSPHENE_ENGINES is not set; export one for each "
+            "bundle (`python -m training export-engine`) and name them"
+        )
+    if (security.certificate is None) != (security.key is None):
+        faults.append("PHOSPHENE_TLS_CERTIFICATE and PHOSPHENE_TLS_KEY go together; set both or neither")
+    if security.client_ca is not None and security.certificate is None:
+        faults.append("PHOSPHENE_TLS_CLIENT_CA needs PHOSPHENE_TLS_CERTIFICATE and PHOSPHENE_TLS_KEY; set them too")
+    public = [
+        name
+        for name, address in (("PHOSPHENE_LISTEN", network.listen), ("PHOSPHENE_ADMIN_LISTEN", network.admin_listen))
+        if address is not None and not address.is_loopback
+    ]
+    if public and security.certificate is None and not allows_plaintext:
+        faults.append(
+            f"{' and '.join(public)} reach beyond this machine without TLS, so images and tokens would travel in the "
+            "clear; set PHOSPHENE_TLS_CERTIFICATE and PHOSPHENE_TLS_KEY, or PHOSPHENE_ALLOW_PLAINTEXT=yes where "
+            "something else encrypts"
+        )
+    if faults:
+        raise SettingError("\n".join(faults))
 
-    def refuse_unknown(self) -> None:
-        for name in sorted(self._variables.keys() - VARIABLES.keys()):
-            self._faults.append(f"{name} is not a setting of the service; known are {', '.join(VARIABLES)}")
 
-    def integer(self, variable: str, *, default: int, minimum: int, maximum: int) -> int:
-        text = self._variables.get(variable, "").strip()
-        if not text:
-            return default
-        value = int(text) if re.fullmatch(r"-?\d{1,15}", text) else None
-        if value is None or not minimum <= value <= maximum:
-            self._refuse(variable, text, f"it must be a whole number from {minimum} to {maximum}")
-            return default
-        return value
-
-    def seconds(self, variable: str, *, default: float, maximum: float) -> float:
-        text = self._variables.get(variable, "").strip()
-        if not text:
-            return default
-        value = float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else None
-        if value is None or value > maximum:
-            self._refuse(variable, text, f"it must be a number of seconds from 0 to {maximum:g}")
-            return default
-        return value
-
-    def choice(self, variable: str, default: str, choices: tuple[str, ...]) -> str:
-        text = self._variables.get(variable, "").strip().lower() or default
-        if text not in choices:
-            self._refuse(variable, text, f"it must be one of {', '.join(choices)}")
-            return default
-        return text
-
-    def device(self, variable: str, default: str) -> str:
-        text = self._variables.get(variable, "").strip() or default
-        if not _DEVICE.fullmatch(text):
-            self._refuse(variable, text, "it must be cpu, cuda or cuda:N")
-            return default
-        return text
-
-    def address(self, variable: str, default: str) -> ListenAddress:
-        text = self._variables.get(variable, "").strip() or default
-        host, _, port = text.rpartition(":")
-        bare_host = host.removeprefix("[").removesuffix("]")
-        is_plain = re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host) is not None
-        if not is_plain or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
-            self._refuse(variable, text, "it must be host:port, such as 127.0.0.1:50051, with a port from 0 to 65535")
-            return ListenAddress(host="127.0.0.1", port=0)
-        return ListenAddress(host=bare_host, port=int(port))
-
-    def named_paths(self, variable: str, *, required: bool) -> tuple[NamedPath, ...]:
-        text = self._variables.get(variable, "").strip()
-        if not text:
-            if required:
-                self._faults.append(
-                    f"{variable} is not set; name what to serve, such as {variable}=scenes=build/bundle"
-                )
-            return ()
-        entries: list[NamedPath] = []
-        for part in text.split(","):
-            name, separator, path = part.strip().partition("=")
-            if not separator or not _NAME.fullmatch(name) or not path:
-                self._refuse(
-                    variable,
-                    part.strip(),
-                    "each entry must be name=folder, the name of 1-64 characters from a-z, 0-9, '.', '_' and '-'",
-                )
-            elif name in {entry.name for entry in entries}:
-                self._refuse(variable, part.strip(), f"the name {name} is given twice; names must differ")
-            else:
-                entries.append(NamedPath(name=name, path=Path(path)))
-        return tuple(entries)
-
-    def _refuse(self, variable: str, text: str, reason: str) -> None:
-        self._faults.append(f"{variable} is {text!r}; {reason}")
+def _plain(value: object) -> Any:
+    """As JSON can hold it."""
+    match value:
+        case {"host": str(host), "port": int(port)}:
+            return str(ListenAddress(host=host, port=port))
+        case dict():
+            return {name: _plain(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_plain(part) for part in value]
+        case Path():
+            return str(value)
+        case _:
+            return value

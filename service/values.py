@@ -29,6 +29,7 @@ __all__ = [
     "ImageMatch",
     "ImageQuery",
     "ImageSearch",
+    "ImageUpload",
     "LikeImage",
     "LikeNeuron",
     "LikeText",
@@ -72,7 +73,15 @@ class ImageDigest:
     """Digest of the encoded file, 64 lowercase hexadecimal digits."""
 
 
-ImageQuery = ImageBytes | ImageDigest
+@dataclass(frozen=True)
+class ImageUpload:
+    """An image whose bytes follow in pieces, on a stream."""
+
+    size_bytes: int
+    """Bytes of all pieces together."""
+
+
+ImageQuery = ImageBytes | ImageDigest | ImageUpload
 
 
 class ExplainPart(StrEnum):
@@ -284,6 +293,8 @@ class Explanation:
     """What lights up on an image; parts that were not asked for are None or empty."""
 
     image: QueriedImage
+    engine: str = ""
+    """What encoded the image; empty where the index answered."""
     fidelity: FidelityReport | None = None
     neurons: tuple[ActiveNeuron, ...] = ()
     grid: tuple[int, int] | None = None

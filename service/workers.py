@@ -1,8 +1,7 @@
-"""Pools of threads beside the event loop, for decoding and look-ups, with a bound on what waits; knows no gRPC.
+"""Pools of threads beside the event loop, for look-ups, with a bound on what waits; knows no gRPC.
 
-Threads, not processes: Pillow and NumPy release the interpreter lock while they decode and resize, FAISS while it
-searches; bytes and pixels need no copying between threads, and a thread starts at once. A full pool refuses at once;
-work whose caller has gone is cancelled before it begins.
+Threads, not processes: NumPy and FAISS release the interpreter lock while they search, what they read is mapped once,
+and a thread starts at once. A full pool refuses at once; work whose caller has gone is cancelled before it begins.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from phosphene.errors import DeadlineExpired, Overloaded
-from service.batcher import retry_after_s
+from service.batching.latency import retry_after_s
 
 __all__ = ["WorkerPool"]
 
@@ -82,7 +81,7 @@ class WorkerPool:
             Exception: whatever the function raises.
         """
         if self._held_count >= self._queue_limit:
-            wait_s = retry_after_s(self._held_count, self._call_s / self._worker_count)
+            wait_s = retry_after_s(self._held_count * self._call_s / self._worker_count)
             raise Overloaded(
                 f"{self._held_count} {self._what}, the limit ({self._setting}); try again in {wait_s:.2f} s",
                 retry_after_s=wait_s,

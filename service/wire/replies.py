@@ -38,7 +38,6 @@ __all__ = [
     "neuron_search_response",
 ]
 
-_ENGINE = "torch"
 _NAME_SOURCES = {
     NameSource.LABEL: values_pb2.NAME_SOURCE_LABEL,
     NameSource.CAPTION: values_pb2.NAME_SOURCE_CAPTION,
@@ -54,7 +53,7 @@ def explain_response(generation: Generation, explanation: Explanation) -> explai
     """The reply to Explain."""
     code = explanation.code
     return explain_pb2.ExplainResponse(
-        provenance=_provenance(generation),
+        provenance=_provenance(generation, engine=explanation.engine),
         image=_queried_image(explanation.image),
         fidelity=None if explanation.fidelity is None else _fidelity(explanation.fidelity),
         neurons=[
@@ -161,7 +160,7 @@ def model(bundle: ServedBundle, corpora: Sequence[ServedCorpus], limits: ImageLi
         bundle=bundle.name,
         bundle_id=facts.bundle_id,
         code_id=facts.code_id,
-        generation=generation_id(facts.bundle_id, {corpus.name: corpus.reader.id for corpus in corpora}),
+        generation=generation_id(facts, {corpus.name: corpus.reader.id for corpus in corpora}),
         encoder=_encoder(facts),
         site=models_pb2.Site(
             block=facts.site.block,
@@ -181,7 +180,7 @@ def model(bundle: ServedBundle, corpora: Sequence[ServedCorpus], limits: ImageLi
         limits=models_pb2.ImageLimits(
             byte_limit=limits.file_bytes, pixel_limit=limits.pixels, webp_pixel_limit=limits.webp_pixels
         ),
-        engine=_ENGINE,
+        engine=facts.engine,
         device=facts.device,
     )
 
@@ -210,7 +209,7 @@ def _corpus(bundle: ServedBundle, corpus: ServedCorpus) -> models_pb2.CorpusSumm
     )
 
 
-def _provenance(generation: Generation) -> values_pb2.Provenance:
+def _provenance(generation: Generation, *, engine: str = "") -> values_pb2.Provenance:
     facts, corpus = generation.bundle.facts, generation.corpus
     return values_pb2.Provenance(
         bundle=generation.bundle.name,
@@ -223,7 +222,7 @@ def _provenance(generation: Generation) -> values_pb2.Provenance:
         encoder=facts.encoder.model,
         encoder_revision=facts.encoder.revision or "",
         site=str(facts.site),
-        engine=_ENGINE,
+        engine=engine or facts.engine,
         device=facts.device,
         precision=facts.precision,
         service_version=phosphene.__version__,

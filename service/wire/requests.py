@@ -23,6 +23,7 @@ from service.values import (
     ImageLookup,
     ImageQuery,
     ImageSearch,
+    ImageUpload,
     LikeImage,
     LikeNeuron,
     LikeText,
@@ -88,14 +89,22 @@ class _Scoped(Protocol):
     def corpus(self) -> str: ...
 
 
-def explain_query(request: explain_pb2.ExplainRequest) -> ExplainQuery:
-    """Read an Explain request; raises `InputError`."""
+def explain_query(request: explain_pb2.ExplainRequest, *, upload_limit_bytes: int | None = None) -> ExplainQuery:
+    """Read an Explain request.
+
+    Args:
+        request: as it came.
+        upload_limit_bytes: most bytes of an image that follows in chunks; None: none can follow.
+
+    Raises:
+        InputError: see the contract.
+    """
     parts = _choices(request.parts, _EXPLAIN_PARTS, field="parts") or frozenset({ExplainPart.NEURONS})
     if parts & {ExplainPart.PATCH_ACTIVATIONS, ExplainPart.TOP_IMAGES}:
         parts |= {ExplainPart.NEURONS}
     query = ExplainQuery(
         scope=_scope(request),
-        image=_image_query(request.image),
+        image=_image_query(request.image, upload_limit_bytes),
         parts=parts,
         top_n=_count(request, "top_n", default=10, limit=_LIST_LIMIT),
         nearest_count=_count(request, "nearest_count", default=10, limit=_LIST_LIMIT),
@@ -188,12 +197,24 @@ def _scope(request: _Scoped) -> Scope:
     return Scope(bundle=request.bundle, corpus=request.corpus)
 
 
-def _image_query(image: values_pb2.ImageQuery) -> ImageQuery:
+def _image_query(image: values_pb2.ImageQuery, upload_limit_bytes: int | None = None) -> ImageQuery:
     match image.WhichOneof("source"):
         case "data":
             return ImageBytes(image.data)
         case "sha256":
             return ImageDigest(_digest(image.sha256, field="image.sha256"))
+        case "upload":
+            if upload_limit_bytes is None:
+                raise InputError(
+                    "image.upload announces chunks, which only ExplainImages reads; send the bytes as image.data",
+                    field="image.upload",
+                )
+            if not 1 <= image.upload.size_bytes <= upload_limit_bytes:
+                raise InputError(
+                    f"image.upload announces {image.upload.size_bytes} bytes; it must be 1 to {upload_limit_bytes}",
+                    field="image.upload.size_bytes",
+                )
+            return ImageUpload(image.upload.size_bytes)
         case _:
             raise InputError("image is not set; send its bytes as image.data, or image.sha256", field="image")
 

@@ -1,25 +1,37 @@
 """A real gRPC server on a free port of loopback, over fakes; nothing of gRPC is faked."""
 
+import asyncio
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 import grpc.aio
 import pytest
 
-from phosphene.images import ImageLimits
 from phosphene.v1 import service_pb2_grpc
-from service.answers import Answers
-from service.batcher import Batcher
+from service.assembly import catalogue_opener, open_service
+from service.batching.batcher import Batcher
 from service.catalogue import Catalogue
-from service.interceptor import AnswerInterceptor
-from service.metrics import Metrics, MetricsServer
-from service.server import MESSAGE_OVERHEAD_BYTES, METHODS, SERVICE, Port, Server
-from service.settings import ListenAddress
-from service.workers import WorkerPool
+from service.replica import Replica
+from service.server import Server
+from service.settings import (
+    ArtefactSettings,
+    CacheSettings,
+    ListenAddress,
+    NetworkSettings,
+    QueueSettings,
+    Settings,
+)
 from tests.fakes import FakeEngine, fake_entry
 
 ANY_PORT = ListenAddress(host="127.0.0.1", port=0)
+SETTINGS = Settings(
+    artefacts=ArtefactSettings(),
+    network=NetworkSettings(listen=ANY_PORT, metrics_listen=ANY_PORT, drain_s=5.0),
+    queue=QueueSettings(images=64, decode_worker_count=1),
+    # Equal images would otherwise reach the engine once; the tests of the cache turn it on.
+    cache=CacheSettings(limit_bytes=0),
+)
 
 
 @dataclass
@@ -30,57 +42,73 @@ class Running:
     stub: service_pb2_grpc.PhospheneServiceStub
     channel: grpc.aio.Channel
     server: Server
+    replica: Replica
+    batcher: Batcher
+    address: ListenAddress
     metrics_address: ListenAddress
+    admin_address: ListenAddress | None
+    stop: asyncio.Event
+
+
+def settings_with(**parts):
+    """The settings of tests, with parts of parts replaced: `settings_with(queue={"images": 2})`."""
+    return replace(SETTINGS, **{name: replace(getattr(SETTINGS, name), **values) for name, values in parts.items()})
+
+
+def always(entries, engine):
+    """An opener that opens the same entries again and again."""
+
+    @asynccontextmanager
+    async def open_entries(before):
+        yield Catalogue(entries)
+
+    def make_opener(settings, on_stage):
+        engine.on_stage = on_stage
+        return open_entries
+
+    return make_opener
 
 
 @asynccontextmanager
-async def serving(entries=None, *, engine=None, queue_limit=64, limits=None, drain_s=5.0, is_open=True):
+async def serving(entries=None, *, engine=None, settings=SETTINGS, make_opener=None, credentials=None):
     """Serve the entries (one bundle with one corpus) until left."""
     engine = engine or FakeEngine()
-    metrics = Metrics(methods=METHODS, queue_capacity=queue_limit)
-    clock = time.monotonic
-    answered = limits or ImageLimits()
-    async with AsyncExitStack() as lifetimes:
-        enter = lifetimes.enter_async_context
-        page = await enter(MetricsServer(metrics, ANY_PORT))
-        port = await enter(
-            Port(
-                ANY_PORT,
-                message_limit_bytes=answered.file_bytes + MESSAGE_OVERHEAD_BYTES,
-                interceptor=AnswerInterceptor(service=SERVICE, metrics=metrics, clock=clock),
-            )
+    stop = asyncio.Event()
+    make_opener = make_opener or always(entries or [fake_entry(engine)], engine)
+    async with open_service(settings, make_opener, stop=stop, clock=time.monotonic) as running:
+        engine.forget()
+        address = str(running.address)
+        options = [("grpc.max_send_message_length", -1)]
+        channel = (
+            grpc.aio.insecure_channel(address, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options=options)
         )
-        batcher = await enter(Batcher(queue_limit=queue_limit, batch_limit=8, clock=clock, events=metrics))
-        decoders, lookups = [
-            await enter(
-                WorkerPool(worker_count=2, queue_limit=64, clock=clock, what="images wait", setting="PHOSPHENE_X")
-            )
-            for _ in range(2)
-        ]
-        answers = Answers(
-            catalogue=Catalogue(entries or [fake_entry(engine)]),
-            batcher=batcher,
-            decoders=decoders,
-            lookups=lookups,
-            limits=answered,
-            metrics=metrics,
-            clock=clock,
-        )
-        server = await enter(Server(port, answers, drain_s=drain_s, clock=clock))
-        if is_open:
-            await server.open_for_business()
         # The channel closes before the server stops, as a client that leaves does.
-        channel = await enter(
-            grpc.aio.insecure_channel(str(port.address), options=[("grpc.max_send_message_length", -1)])
-        )
-        lifetimes.callback(engine.gate.set)
-        yield Running(
-            engine=engine,
-            stub=service_pb2_grpc.PhospheneServiceStub(channel),
-            channel=channel,
-            server=server,
-            metrics_address=page.address,
-        )
+        async with channel:
+            try:
+                yield Running(
+                    engine=engine,
+                    stub=service_pb2_grpc.PhospheneServiceStub(channel),
+                    channel=channel,
+                    server=running.server,
+                    replica=running.replica,
+                    batcher=running.batcher,
+                    address=running.address,
+                    metrics_address=running.metrics_address,
+                    admin_address=running.admin_address,
+                    stop=stop,
+                )
+            finally:
+                engine.gate.set()
+
+
+@asynccontextmanager
+async def serving_artefacts(artefacts, *, settings=SETTINGS):
+    """Serve real bundles and indexes from disk, on one thread, until left."""
+    settings = replace(settings, artefacts=artefacts, engine=replace(settings.engine, thread_count=1))
+    async with serving(settings=settings, make_opener=catalogue_opener) as service:
+        yield service
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from service.__main__ import main
 from service.catalogue import Catalogue
-from service.logs import log_event
+from service.observing.logs import log_event
 from tests.fakes import FakeEngine, fake_entry
 
 
@@ -27,10 +27,13 @@ class SlowEngine(FakeEngine):
         return super().run(pixels, want)
 
 
-@asynccontextmanager
-async def open_fakes(artefacts, engine):
-    yield Catalogue([fake_entry(SlowEngine(float(sys.argv[1])))])
+def fakes(settings, on_stage):
+    @asynccontextmanager
+    async def open_fakes(before):
+        yield Catalogue([fake_entry(SlowEngine(float(sys.argv[1])))])
+
+    return open_fakes
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(open_fakes))
+    raise SystemExit(main(fakes))

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from phosphene.encoder import Tokens
 from phosphene.errors import NotFound, PhospheneError
-from phosphene.images import ImageLimits, image_sha256
+from phosphene.images import image_sha256
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
-from service.logs import open_logs
+from service.observing.logs import open_logs
 from service.outcomes import outcome_of
 from tests.fakes import CORPUS, NEURON_COUNT, FakeEngine, FakeReader, fake_entry, png
-from tests.service.conftest import serving
+from tests.service.conftest import serving, settings_with
+from tests.service.scraping import metric, until
 
 RED = values_pb2.ImageQuery(data=CORPUS["red-1"])
 STORED = values_pb2.ImageQuery(sha256=image_sha256(CORPUS["red-1"]))
@@ -129,7 +130,7 @@ async def test_what_is_wrong_is_named_by_field(running):
 
 
 async def test_image_limits_are_named_with_value_and_limit():
-    async with serving(limits=ImageLimits(file_bytes=4096, pixels=100, webp_pixels=100)) as running:
+    async with serving(settings=settings_with(image={"limit_bytes": 4096, "limit_pixels": 100})) as running:
         many_pixels = explain(image=values_pb2.ImageQuery(data=png((1, 2, 3), width=11, height=10)))
         code, message, details = await refused(running, many_pixels)
         assert (code, bad_field(details)) == (grpc.StatusCode.INVALID_ARGUMENT, "image.data")
@@ -189,7 +190,6 @@ async def test_what_a_bundle_or_corpus_lacks_is_said():
             (explain(parts=[explain_pb2.EXPLAIN_PART_SIMILAR_IMAGES]), "no corpus"),
             (explain(parts=[explain_pb2.EXPLAIN_PART_SCORES]), "no names to score"),
             (explain(parts=[explain_pb2.EXPLAIN_PART_PATCH_ACTIVATIONS]), "no patches"),
-            (explain(image=STORED), "no corpus"),
             (("GetNeuron", neurons_pb2.GetNeuronRequest(neuron_id=0)), "no corpus"),
             (("ListNeurons", neurons_pb2.ListNeuronsRequest()), "no corpus"),
             (("SearchImages", images_pb2.SearchImagesRequest(image=RED)), "no corpus"),
@@ -215,27 +215,10 @@ async def held(running, count):
     return calls
 
 
-async def metric(running, line):
-    reader, writer = await asyncio.open_connection(running.metrics_address.host, running.metrics_address.port)
-    writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
-    (value,) = [row.rpartition(" ")[2] for row in text.splitlines() if row.startswith(line + " ")]
-    return float(value)
-
-
-async def until(running, line, value):
-    """Wait until a metric has a value; bounded by the number of scrapes."""
-    for _ in range(200):
-        if await metric(running, line) == value:
-            return
-    pytest.fail(f"{line} never became {value}")
-
-
 async def test_a_full_queue_answers_at_once_with_retry_info():
-    async with serving(queue_limit=2) as running:
-        calls = await held(running, 2)
-        await until(running, "phosphene_queue_depth_items", 2)
+    async with serving(settings=settings_with(queue={"images": 2})) as running:
+        calls = await held(running, 1)
+        await until(running, 'phosphene_queue_depth_items{lane="interactive"}', 1)
         code, message, details = await refused(running, explain())
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "PHOSPHENE_QUEUE_IMAGES" in message
@@ -250,15 +233,15 @@ async def test_a_full_queue_answers_at_once_with_retry_info():
 async def test_an_expired_deadline_and_a_caller_that_left_cost_no_device_time():
     async with serving() as running:
         calls = await held(running, 1)
-        await until(running, "phosphene_queue_depth_items", 1)
+        await until(running, 'phosphene_queue_depth_items{lane="interactive"}', 1)
         code, _, _ = await refused(running, explain(), timeout=0.2)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         calls[1].cancel()
-        await until(running, "phosphene_queue_depth_items", 0)
+        await until(running, 'phosphene_queue_depth_items{lane="interactive"}', 0)
         running.engine.gate.set()
         await calls[0]
         assert running.engine.batch_sizes == [1]
-        assert await metric(running, 'phosphene_dropped_items_total{cause="cancelled"}') == 2
+        assert await metric(running, 'phosphene_dropped_items_total{cause="cancelled",stage="queue"}') == 2
 
 
 async def test_a_defect_shows_an_id_and_no_text():
@@ -300,7 +283,7 @@ async def test_one_poisoned_image_harms_no_other():
         calls = await held(running, 0)
         good = [running.stub.Explain(explain(image=values_pb2.ImageQuery(data=png((200, i, 0))))[1]) for i in range(5)]
         bad = running.stub.Explain(explain(image=values_pb2.ImageQuery(data=png((9, 9, 77))))[1])
-        await until(running, "phosphene_queue_depth_items", 6)
+        await until(running, 'phosphene_queue_depth_items{lane="interactive"}', 6)
         running.engine.gate.set()
         for call in [*calls, *good]:
             assert (await call).neurons[0].neuron.neuron_id == 0
@@ -311,11 +294,11 @@ async def test_one_poisoned_image_harms_no_other():
 
 async def test_every_answer_carries_its_request_id(running):
     call = running.stub.ListModels(models_pb2.ListModelsRequest(), metadata=[("x-request-id", "abc.1")])
-    assert dict(await call.initial_metadata())["x-request-id"] == "abc.1"
     await call
+    assert dict(await call.trailing_metadata())["x-request-id"] == "abc.1"
     forged = running.stub.ListModels(models_pb2.ListModelsRequest(), metadata=[("x-request-id", "a b")])
-    assert len(dict(await forged.initial_metadata())["x-request-id"]) == 32
     await forged
+    assert len(dict(await forged.trailing_metadata())["x-request-id"]) == 32
 
 
 @settings(deadline=None)

@@ -19,11 +19,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from phosphene.errors import SettingError
 from phosphene.v1 import explain_pb2, models_pb2, service_pb2_grpc, values_pb2
 from service.__main__ import main
-from service.metrics import CODES, REFUSALS, STAGES, Metrics, MetricsServer
+from service.observing.metric_labels import CODES, REFUSALS, STAGES
+from service.observing.metrics import Metrics
+from service.observing.metrics_server import MetricsServer
 from service.server import METHODS, SERVICE
 from service.settings import ListenAddress
 from tests.fakes import CORPUS
-from tests.service.conftest import ANY_PORT, serving
+from tests.service.conftest import ANY_PORT, serving, settings_with
 
 VARIABLES = {
     "PHOSPHENE_BUNDLES": "colours=unused",
@@ -58,11 +60,12 @@ def values(page):
     }
 
 
-async def test_health_is_not_serving_until_opened_and_again_at_the_end():
-    async with serving(is_open=False) as running:
+async def test_health_is_not_serving_until_loaded_and_again_at_the_end():
+    async with serving() as running:
+        await running.server.say_serving(False)
         for name in ("", SERVICE):
             assert await health_of(running.channel, name) == health_pb2.HealthCheckResponse.NOT_SERVING
-        await running.server.open_for_business()
+        await running.server.say_serving(True)
         for name in ("", SERVICE):
             assert await health_of(running.channel, name) == health_pb2.HealthCheckResponse.SERVING
         watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
@@ -96,6 +99,7 @@ async def test_every_label_exists_before_the_first_event():
 
 
 async def test_metrics_count_what_happened(running):
+    await running.stub.Explain(EXPLAIN)
     before = values(await scrape(running.metrics_address))
     await running.stub.Explain(EXPLAIN)
     with pytest.raises(grpc.aio.AioRpcError):
@@ -105,7 +109,7 @@ async def test_metrics_count_what_happened(running):
         'phosphene_requests_total{code="OK",method="Explain"}': 1,
         'phosphene_requests_total{code="NOT_FOUND",method="GetModel"}': 1,
         'phosphene_refused_requests_total{reason="not_found"}': 1,
-        "phosphene_batch_size_items_count": 1,
+        'phosphene_batch_size_items_count{operation="encode"}': 1,
         "phosphene_image_size_pixels_sum": 256,
         "phosphene_image_size_bytes_sum": len(CORPUS["red-1"]),
         "phosphene_answer_l0_neurons_sum": 2,
@@ -177,11 +181,11 @@ async def test_a_signal_lets_accepted_work_end_and_exits_with_zero(number):
         assert await service.child.wait() == 0
     starting = service.lines[0]
     assert starting["event"] == "starting"
-    assert starting["settings"]["listen"] == "127.0.0.1:0"
+    assert starting["settings"]["network"]["listen"] == "127.0.0.1:0"
 
 
 async def test_work_beyond_the_drain_time_is_cut_off():
-    async with serving(drain_s=0.05) as running:
+    async with serving(settings=settings_with(network={"drain_s": 0.05})) as running:
         running.engine.gate.clear()
         call = running.stub.Explain(EXPLAIN)
         await asyncio.to_thread(running.engine.entered.acquire)
@@ -214,7 +218,7 @@ def test_a_port_in_use_is_named_and_exits_with_two(environment, capsys, variable
         holder.listen()
         address = f"127.0.0.1:{holder.getsockname()[1]}"
         environment.setenv(variable, address)
-        assert main(lambda artefacts, engine: pytest.fail("loaded for nothing")) == 2
+        assert main(lambda settings, on_stage: pytest.fail("loaded for nothing")) == 2
     captured = capsys.readouterr()
     assert f"{variable} is {address}" in captured.err
     assert "Traceback" not in captured.err + captured.out
@@ -225,7 +229,7 @@ def test_a_port_in_use_is_named_and_exits_with_two(environment, capsys, variable
 def test_bad_settings_exit_with_two_before_anything_is_opened(environment, capsys):
     environment.setenv("PHOSPHENE_BATCH_IMAGES", "0")
     environment.setenv("PHOSPHENE_TYPO", "1")
-    assert main(lambda artefacts, engine: pytest.fail("opened")) == 2
+    assert main(lambda settings, on_stage: pytest.fail("opened")) == 2
     errors = capsys.readouterr().err
     assert "PHOSPHENE_BATCH_IMAGES is '0'" in errors
     assert "PHOSPHENE_TYPO" in errors

@@ -1,5 +1,6 @@
 """The real thing: bundles and indexes from disk, opened, refused where they must be, and asked over a real channel."""
 
+import asyncio
 import shutil
 
 import pytest
@@ -9,11 +10,11 @@ from index.plan import IndexConfig
 from phosphene.encoder import Family, Tokens
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SettingError
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
-from service.opening import open_catalogue
+from service.opening import CatalogueOpener
 from service.settings import ArtefactSettings, EngineSettings, NamedPath
 from tests.index.quiet import Notes
 from tests.index.small_world import NEURON_COUNT, write_bundle, write_corpus
-from tests.service.conftest import serving
+from tests.service.conftest import serving_artefacts
 
 ENGINE = EngineSettings(device="cpu", thread_count=1)
 ALL_PARTS = [number for number in explain_pb2.ExplainPart.values() if number]
@@ -43,13 +44,13 @@ def artefacts(bundles, indexes=()):
 
 
 async def opened(*settings):
-    async with open_catalogue(artefacts(*settings), ENGINE) as catalogue:
+    async with CatalogueOpener(artefacts(*settings), ENGINE)() as catalogue:
         return catalogue.entries
 
 
 async def test_real_artefacts_answer_alike_by_bytes_and_by_digest(world):
     both = artefacts([("clip", world["bundle"]), ("dino", world["other"])], [("pictures", world["index"])])
-    async with open_catalogue(both, ENGINE) as catalogue, serving(catalogue.entries) as running:
+    async with serving_artefacts(both) as running:
         stub = running.stub
         models = (await stub.ListModels(models_pb2.ListModelsRequest())).models
         assert [(model.bundle, len(model.corpora)) for model in models] == [("clip", 1), ("dino", 0)]
@@ -81,9 +82,34 @@ async def test_real_artefacts_answer_alike_by_bytes_and_by_digest(world):
         assert stored.fidelity.fvu == pytest.approx(answer.fidelity.fvu, rel=2e-3)
 
 
+async def test_bundles_on_one_encoder_share_its_pass_and_answer_for_themselves(world):
+    class_token = write_bundle(world["folder"] / "twin", Family.CLIP, seed=3, tokens=Tokens.CLS)
+    both = artefacts([("patches", world["bundle"]), ("class", class_token)], [("pictures", world["index"])])
+    data = (world["folder"] / "pictures" / "0003.png").read_bytes()
+
+    def asking(bundle):
+        image = values_pb2.ImageQuery(data=data)
+        return explain_pb2.ExplainRequest(bundle=bundle, image=image, parts=[explain_pb2.EXPLAIN_PART_CODE])
+
+    async with CatalogueOpener(both, ENGINE)() as catalogue:
+        operations = {bundle.routes[0].operation for bundle, _ in catalogue.entries}
+        assert len(operations) == 1
+    async with serving_artefacts(both) as running:
+        shared = await asyncio.gather(*(running.stub.Explain(asking(name)) for name in ("patches", "class") * 4))
+    alone = []
+    for name, path in (("patches", world["bundle"]), ("class", class_token)):
+        async with serving_artefacts(artefacts([(name, path)])) as running:
+            alone.append(await running.stub.Explain(asking(name)))
+    for answer, due in zip(shared, alone * 4, strict=True):
+        assert answer.provenance.bundle == due.provenance.bundle
+        assert list(answer.code.neuron_ids) == list(due.code.neuron_ids)
+        assert list(answer.code.activations) == pytest.approx(list(due.code.activations), rel=1e-4)
+    assert list(shared[0].code.neuron_ids) != list(shared[1].code.neuron_ids)
+
+
 async def test_real_searches_answer(world):
     one = artefacts([("clip", world["bundle"])], [("pictures", world["index"])])
-    async with open_catalogue(one, ENGINE) as catalogue, serving(catalogue.entries) as running:
+    async with serving_artefacts(one) as running:
         stub = running.stub
         listed = await stub.ListNeurons(
             neurons_pb2.ListNeuronsRequest(
@@ -153,5 +179,5 @@ async def test_one_flipped_bit_in_any_file_is_refused(world, tmp_path, which):
 
 async def test_a_device_that_is_not_here_is_named(world):
     with pytest.raises(SettingError, match="cuda:9"):
-        async with open_catalogue(artefacts([("clip", world["bundle"])]), EngineSettings(device="cuda:9")):
+        async with CatalogueOpener(artefacts([("clip", world["bundle"])]), EngineSettings(device="cuda:9"))():
             pass

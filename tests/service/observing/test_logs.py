@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.logs import log_event, new_request_id, open_logs, request_id
+from service.observing.logs import log_event, new_request_id, open_logs, request_id
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What waits for the device, and in which order it gets there."""

@@ -1,0 +1,259 @@
+"""Who may come in: refuses at once what there is no room for or what could not be answered in time; knows no gRPC.
+
+Everything admitted and unfinished is counted: images, bytes, pixels, and the cost of what has yet to reach the engine.
+The estimate of an answer is that of the slower of two: decoding first and then the engine's queue of now, or the
+engine's queue with all that is being decoded. Both know lanes and callers, so one caller's flood is not another's wait.
+No estimate knows who comes next and overtakes: the margin on it is learnt from what was admitted and came too late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+from phosphene.errors import DeadlineExpired, Overloaded
+from service.batching.fair_queue import Ledger
+from service.batching.latency import retry_after_s
+from service.claims import Claim, Lane
+
+__all__ = ["Admission", "AdmissionEvents", "AdmissionLimits", "Admitted", "Refusal"]
+
+_LEAST_MARGIN, _MOST_MARGIN = 1.2, 2.0
+# Together they let about one admitted image in sixty be late.
+_LATE_GROWTH, _TIMELY_DECAY = 1.05, 0.9992
+
+
+class Refusal:
+    """Which bound made admission turn work away."""
+
+    QUEUE_FULL = "queue_full"
+    BYTES = "bytes"
+    PIXELS = "pixels"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmissionLimits:
+    """What may be admitted and unfinished at once; a single image is admitted to an empty service whatever its size."""
+
+    images: int
+    """Most images."""
+    bytes: int
+    """Most bytes of their files."""
+    pixels: int
+    """Most pixels that they decode to."""
+
+
+@runtime_checkable
+class AdmissionEvents(Protocol):
+    """What an observer hears, on the event loop; must be quick and must not raise."""
+
+    def admission_refused(self, reason: str) -> None:
+        """Work was turned away; `reason` is one of `Refusal`."""
+
+    def admitted_changed(self, *, image_count: int, size_bytes: int, pixel_count: int) -> None:
+        """What is admitted and unfinished changed to this."""
+
+
+class Admission:
+    """The books of what is in hand; used on the event loop only."""
+
+    def __init__(
+        self,
+        *,
+        limits: AdmissionLimits,
+        clock: Callable[[], float],
+        events: AdmissionEvents,
+        engine_wait_s: Callable[[Claim, float], float],
+        decode_wait_s: Callable[[Claim], float],
+        bulk_share: float = 0.25,
+    ) -> None:
+        """Begin with nothing in hand.
+
+        Args:
+            limits: what may be in hand.
+            clock: monotonic seconds; deadlines are times of this clock.
+            events: told of refusals and of what is in hand.
+            engine_wait_s: estimated seconds until the engine has answered this much cost for the claim
+                (`Batcher.answer_s`).
+            decode_wait_s: estimated seconds until a decode for the claim would begin (`DecodePool.wait_s`).
+            bulk_share: share that the queues behind give the bulk lane.
+        """
+        self._clock = clock
+        self._events = events
+        self._engine_wait_s = engine_wait_s
+        self._decode_wait_s = decode_wait_s
+        self._coming = Ledger(bulk_share=bulk_share)
+        self._margin = _LEAST_MARGIN
+        self._room = _Room(limits)
+        bulk_limits = _bulk_limits(limits)
+        self._rooms = {
+            Lane.INTERACTIVE: (self._room,),
+            Lane.BULK: (self._room, _Room(bulk_limits, of_which="bulk ", share="three quarters of ")),
+        }
+        self.bulk_image_limit = bulk_limits.images
+        """Most images of bulk work in hand."""
+
+    @property
+    def image_count(self) -> int:
+        """Images admitted and unfinished."""
+        return self._room.image_count
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the files of those images."""
+        return self._room.size_bytes
+
+    @property
+    def pixel_count(self) -> int:
+        """Pixels of those images."""
+        return self._room.pixel_count
+
+    def admit(
+        self, *, claim: Claim, size_bytes: int, pixel_count: int, cost: float, is_decoded: bool = False
+    ) -> Admitted:
+        """Take one image in hand, before any work on it; or a text, which the engine's queue holds as well.
+
+        Args:
+            claim: on whose behalf, and until when.
+            size_bytes: of the file.
+            pixel_count: width times height; 0 where it is not known.
+            cost: of the engine's work, in block-passes.
+            is_decoded: whether it goes to the engine's queue at once.
+
+        Returns:
+            What gives the room back, on leaving its `with` block.
+
+        Raises:
+            Overloaded: there is no room, or no answer in time; it says when to come again.
+            DeadlineExpired: the deadline has passed already.
+        """
+        left_s = math.inf if claim.deadline_s is None else claim.deadline_s - self._clock()
+        if left_s <= 0:
+            raise DeadlineExpired("the deadline had passed when the image arrived; allow more time")
+        self._check_room(claim, size_bytes, pixel_count)
+        if left_s < math.inf:
+            self._check_time(claim, cost, left_s, decode_wait_s=0.0 if is_decoded else self._decode_wait_s(claim))
+        self._coming.add(claim, cost)
+        self._count(claim.lane, 1, size_bytes, pixel_count)
+        return Admitted(
+            entered_queue=partial(self._entered_queue, claim, cost),
+            left=partial(self._left, claim, size_bytes, pixel_count),
+        )
+
+    def _check_room(self, claim: Claim, size_bytes: int, pixel_count: int) -> None:
+        for room in self._rooms[claim.lane]:
+            full = room.full(size_bytes, pixel_count)
+            if full is not None:
+                raise self._refused(claim, *full)
+
+    def _check_time(self, claim: Claim, cost: float, left_s: float, *, decode_wait_s: float) -> None:
+        now_queued_s = self._engine_wait_s(claim, cost)
+        all_queued_s = self._engine_wait_s(claim, self._coming.cost_ahead(claim, cost) + cost)
+        needed_s = self._margin * max(decode_wait_s + now_queued_s, all_queued_s)
+        if needed_s > left_s:
+            held = f"an answer would take about {needed_s:.2f} s and the deadline is in {left_s:.2f} s"
+            raise self._refused(claim, Refusal.DEADLINE, held, wait_s=needed_s - left_s)
+
+    def _refused(self, claim: Claim, reason: str, held: str, *, wait_s: float | None = None) -> Overloaded:
+        self._events.admission_refused(reason)
+        backlog_s = self._engine_wait_s(claim, self._coming.cost()) if wait_s is None else 2 * wait_s
+        wait_s = retry_after_s(backlog_s)
+        return Overloaded(f"{held}; try again in {wait_s:.2f} s", retry_after_s=wait_s)
+
+    def _entered_queue(self, claim: Claim, cost: float) -> None:
+        self._coming.subtract(claim, cost)
+
+    def _left(self, claim: Claim, size_bytes: int, pixel_count: int, is_answered: bool) -> None:
+        self._count(claim.lane, -1, -size_bytes, -pixel_count)
+        if claim.deadline_s is None:
+            return
+        if self._clock() >= claim.deadline_s:
+            self._margin = min(self._margin * _LATE_GROWTH, _MOST_MARGIN)
+        elif is_answered:
+            self._margin = max(self._margin * _TIMELY_DECAY, _LEAST_MARGIN)
+
+    def _count(self, lane: Lane, image_count: int, size_bytes: int, pixel_count: int) -> None:
+        for room in self._rooms[lane]:
+            room.image_count += image_count
+            room.size_bytes += size_bytes
+            room.pixel_count += pixel_count
+        self._events.admitted_changed(
+            image_count=self.image_count, size_bytes=self.size_bytes, pixel_count=self.pixel_count
+        )
+
+
+class _Room:
+    """What is in hand within some limits."""
+
+    def __init__(self, limits: AdmissionLimits, *, of_which: str = "", share: str = "") -> None:
+        self._limits = limits
+        self._of_which = of_which
+        self._share = share
+        self.image_count = 0
+        self.size_bytes = 0
+        self.pixel_count = 0
+
+    def full(self, size_bytes: int, pixel_count: int) -> tuple[str, str] | None:
+        """Which bound leaves no room for one more image, and what to say of it; None where there is room."""
+        limits, images = self._limits, f"{self._of_which}images"
+        if not self.image_count:
+            return None
+        if self.image_count >= limits.images:
+            return Refusal.QUEUE_FULL, (
+                f"{self.image_count} {images} are in hand, the limit ({self._share}PHOSPHENE_QUEUE_IMAGES)"
+            )
+        if self.size_bytes + size_bytes > limits.bytes:
+            return Refusal.BYTES, (
+                f"{images} of {self.size_bytes} bytes are in hand and this one has {size_bytes}; "
+                f"the limit is {limits.bytes} ({self._share}PHOSPHENE_QUEUE_BYTES)"
+            )
+        if self.pixel_count + pixel_count > limits.pixels:
+            return Refusal.PIXELS, (
+                f"{images} of {self.pixel_count} pixels are in hand and this one has {pixel_count}; "
+                f"the limit is {limits.pixels} ({self._share}PHOSPHENE_QUEUE_PIXELS)"
+            )
+        return None
+
+
+def _bulk_limits(limits: AdmissionLimits) -> AdmissionLimits:
+    """What bulk work may hold: a flood of it leaves room for whoever waits."""
+    return AdmissionLimits(
+        images=limits.images - limits.images // 4,
+        bytes=limits.bytes - limits.bytes // 4,
+        pixels=limits.pixels - limits.pixels // 4,
+    )
+
+
+class Admitted:
+    """One image in hand; a context manager that gives its room back however the work ends."""
+
+    def __init__(self, *, entered_queue: Callable[[], None], left: Callable[[bool], None]) -> None:
+        """Made by `Admission.admit` only: what to call as the image goes on, and whether it was answered."""
+        self._entered_queue = entered_queue
+        self._left = left
+        self._is_coming = True
+        self._is_held = True
+
+    def __enter__(self) -> Admitted:
+        """The room was taken by `admit`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give everything back."""
+        self.decoded()
+        if self._is_held:
+            self._is_held = False
+            self._left(error is None)
+
+    def decoded(self) -> None:
+        """Say that the image is about to enter the engine's queue, which counts its cost from now on."""
+        if self._is_coming:
+            self._is_coming = False
+            self._entered_queue()

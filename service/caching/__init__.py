@@ -1,0 +1,1 @@
+"""What one request computed, kept for the next one: here or in Redis."""

@@ -1,0 +1,114 @@
+"""Single flight: whoever asks for what is already being made waits for it, instead of making it again.
+
+The work belongs to the party that waits, not to the one who began it: it goes on when its leader leaves, and is
+cancelled when the last one has left. A failure is its leader's own (a deadline, a full queue): the others then make
+another attempt, led by one of them, and whoever sees that fail as well works alone, so that nobody waits for a row of
+strangers' failures. Knows no cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+__all__ = ["SingleFlight"]
+
+Value = TypeVar("Value")
+
+_FOLLOW_LIMIT = 2
+"""Flights of others that one caller sees fail before it works alone."""
+
+
+@dataclass(eq=False)
+class _Flight(Generic[Value]):
+    task: asyncio.Task[Value]
+    party_count: int = 0
+
+
+class SingleFlight(Generic[Value]):
+    """Work under way by name; an async context manager that cancels what is left of it."""
+
+    def __init__(self) -> None:
+        """Nothing is under way."""
+        self._flights: dict[bytes, _Flight[Value]] = {}
+        self._tasks: set[asyncio.Task[Value]] = set()
+
+    async def __aenter__(self) -> Self:
+        """Nothing to start."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Cancel what is under way, and see it end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def __len__(self) -> int:
+        """Names under way."""
+        return len(self._flights)
+
+    async def run(
+        self,
+        name: bytes,
+        work: Callable[[], Coroutine[Any, Any, Value]],
+        alone: Callable[[], Coroutine[Any, Any, Value]],
+    ) -> tuple[Value, bool]:
+        """The value, and whether another's work gave it.
+
+        Args:
+            name: equal names are equal work.
+            work: the work as the leader of a party does it; it runs as a task of its own.
+            alone: the same for one caller who has given up on parties.
+
+        Raises:
+            Exception: what this caller's own work raised; never another's.
+        """
+        for _ in range(_FOLLOW_LIMIT):
+            flight = self._flights.get(name)
+            if flight is None:
+                flight = self._begin(name, work)
+                await self._wait(name, flight)
+                return flight.task.result(), False
+            await self._wait(name, flight)
+            if not flight.task.cancelled() and flight.task.exception() is None:
+                return flight.task.result(), True
+        return await alone(), False
+
+    def _begin(self, name: bytes, work: Callable[[], Coroutine[Any, Any, Value]]) -> _Flight[Value]:
+        flight = _Flight(asyncio.create_task(work()))
+        self._flights[name] = flight
+        self._tasks.add(flight.task)
+        flight.task.add_done_callback(lambda task: self._end(name, flight, task))
+        return flight
+
+    async def _wait(self, name: bytes, flight: _Flight[Value]) -> None:
+        flight.party_count += 1
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def tell(_: asyncio.Task[Value]) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        flight.task.add_done_callback(tell)
+        try:
+            await ended
+        finally:
+            flight.task.remove_done_callback(tell)
+            flight.party_count -= 1
+            if flight.party_count == 0 and not flight.task.done():
+                self._forget(name, flight)
+                flight.task.cancel()
+
+    def _end(self, name: bytes, flight: _Flight[Value], task: asyncio.Task[Value]) -> None:
+        self._forget(name, flight)
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Seen: where the whole party has left, nobody else looks.
+
+    def _forget(self, name: bytes, flight: _Flight[Value]) -> None:
+        if self._flights.get(name) is flight:
+            del self._flights[name]

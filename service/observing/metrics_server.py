@@ -1,0 +1,88 @@
+"""The HTTP page that Prometheus scrapes: owns its thread and port; knows no metric."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from socketserver import TCPServer, ThreadingMixIn
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import WSGIApplication
+
+from phosphene.errors import SettingError
+from service.settings import ListenAddress
+
+__all__ = ["MetricsServer", "ScrapedPage"]
+
+_IDLE_LIMIT_S = 10.0
+
+
+@runtime_checkable
+class ScrapedPage(Protocol):
+    """What can be scraped."""
+
+    @property
+    def page(self) -> WSGIApplication:
+        """Writes the metrics in the form that the scraper asks for."""
+
+
+class _Handler(WSGIRequestHandler):
+    # A connection that sends nothing must not hold its thread for ever.
+    timeout = _IDLE_LIMIT_S
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: scrapes are not worth a log line."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, listen: ListenAddress) -> None:
+        """Bind, over IPv6 where the host is such an address."""
+        self.address_family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        super().__init__((listen.host, listen.port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without looking up the host's name, which can take seconds where there is no resolver."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: a scraper that hangs up harms nobody."""
+
+
+class MetricsServer:
+    """Shows a page on a port; an async context manager that owns both."""
+
+    def __init__(self, metrics: ScrapedPage, listen: ListenAddress) -> None:
+        """Keep what to show and where."""
+        self._metrics = metrics
+        self._listen = listen
+        self.address = listen
+        """The bound address, once entered."""
+
+    async def __aenter__(self) -> Self:
+        """Bind the port and answer scrapes; raises `SettingError` where the port is taken."""
+        try:
+            self._server = _Server(self._listen)
+        except OSError as error:
+            raise SettingError(
+                f"PHOSPHENE_METRICS_LISTEN is {self._listen}, which cannot be bound ({error.strerror}); "
+                "end the process that holds it, or choose another port"
+            ) from error
+        self._server.set_app(self._metrics.page)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="phosphene-metrics", daemon=True)
+        self._thread.start()
+        self.address = ListenAddress(host=self._listen.host, port=self._server.server_port)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop answering and free the port."""
+        await asyncio.to_thread(self._server.shutdown)
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,263 @@
+"""Many questions on one call: answers each as soon as it is ready, holds a bounded number, joins uploads in pieces.
+
+Flow control: at most `window` questions are under way; the next message is read only when there is room, so that gRPC
+holds the caller back. A question that fails ends with its own error and the stream goes on; a caller that breaks the
+order of messages ends it. Knows no protobuf and no queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar, assert_never
+
+from phosphene.errors import InputError, Overloaded, PhospheneError, Unavailable
+from service.values import ExplainQuery, ImageBytes, ImageUpload
+
+__all__ = ["Answered", "Chunk", "Fault", "Question", "StreamMessage", "UploadBudget", "answer_stream"]
+
+Reply = TypeVar("Reply")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question; its image may follow in chunks."""
+
+    item: int
+    query: ExplainQuery
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an image."""
+
+    item: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A message that asks nothing that could be answered."""
+
+    item: int
+    error: PhospheneError
+    upload_bytes: int = 0
+    """Bytes of an image that follows all the same, in chunks that are read and kept nowhere."""
+
+
+StreamMessage = Question | Chunk | Fault
+
+
+@dataclass(frozen=True)
+class Answered(Generic[Reply]):
+    """What became of one item."""
+
+    item: int
+    outcome: Reply | Exception
+    """The reply, or why there is none."""
+
+
+class UploadBudget:
+    """Bounds the bytes of images that have come in part, over all streams; no caller keeps the others out."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Allow at most `limit_bytes`, and one caller half of them, but for a single image."""
+        self._limit_bytes = limit_bytes
+        self._held_by: Counter[str] = Counter()
+        self.held_bytes = 0
+        """Bytes that unfinished uploads hold now."""
+
+    def take(self, size_bytes: int, *, caller: str, upload_bytes: int) -> bool:
+        """Hold that much more; False where it does not fit.
+
+        Args:
+            size_bytes: how much more.
+            caller: for whom.
+            upload_bytes: what the same image holds already.
+        """
+        own_bytes = self._held_by[caller]
+        is_only_image = own_bytes == upload_bytes
+        if self.held_bytes + size_bytes > self._limit_bytes:
+            return False
+        if not is_only_image and own_bytes + size_bytes > self._limit_bytes // 2:
+            return False
+        self.held_bytes += size_bytes
+        self._held_by[caller] += size_bytes
+        return True
+
+    def give_back(self, size_bytes: int, *, caller: str) -> None:
+        """Hold that much less."""
+        self.held_bytes -= size_bytes
+        self._held_by[caller] -= size_bytes
+        if not self._held_by[caller]:
+            del self._held_by[caller]
+
+
+async def answer_stream(
+    messages: AsyncIterator[StreamMessage],
+    answer: Callable[[ExplainQuery], Awaitable[Reply]],
+    *,
+    window: int,
+    budget: UploadBudget,
+    caller: str = "",
+) -> AsyncGenerator[Answered[Reply], None]:
+    """Answer a stream of questions, each exactly once, in the order in which they become ready.
+
+    Args:
+        messages: what the caller sends.
+        answer: answers one question whose image is whole.
+        window: most questions under way.
+        budget: what unfinished uploads may hold.
+        caller: whose stream it is.
+
+    Raises:
+        InputError: a message out of order; what is under way is given up.
+    """
+    ready: asyncio.Queue[Answered[Reply] | None] = asyncio.Queue()
+    under_way: dict[int, asyncio.Task[None]] = {}
+    room = asyncio.Semaphore(window)
+
+    async def settle(question: Question | Fault) -> None:
+        outcome: Reply | Exception
+        match question:
+            case Fault(error=error):
+                outcome = error
+            case Question(query=query):
+                try:
+                    outcome = await answer(query)
+                except Exception as error:
+                    outcome = error
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise
+                    # Something inside gave up: without an outcome the item would keep its place in the window for ever.
+                    outcome = Unavailable("the service gave this item up; ask it again")
+            case _:
+                assert_never(question)
+        ready.put_nowait(Answered(question.item, outcome))
+
+    async def read() -> None:
+        async with asyncio.TaskGroup() as answering:
+            async for question in _whole(messages, budget, caller):
+                await room.acquire()
+                if question.item in under_way:
+                    raise InputError(
+                        f"item {question.item} is asked again before its answer has come; number items apart",
+                        field="item",
+                    )
+                under_way[question.item] = answering.create_task(settle(question))
+
+    reading = asyncio.create_task(read())
+    reading.add_done_callback(lambda _: ready.put_nowait(None))
+    try:
+        while (answered := await ready.get()) is not None:
+            del under_way[answered.item]
+            yield answered
+            # Only now: a caller that does not read its answers is not read from either.
+            room.release()
+        try:
+            await reading
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _whole(
+    messages: AsyncIterator[StreamMessage], budget: UploadBudget, caller: str
+) -> AsyncIterator[Question | Fault]:
+    """Questions with their images joined; raises `InputError` for a message out of order."""
+    upload: _Upload | None = None
+    try:
+        async for message in messages:
+            match message:
+                case Chunk(item, data):
+                    if upload is None or upload.question.item != item:
+                        raise InputError(
+                            f"a chunk came for item {item}, which is not the image that is being sent; announce it "
+                            "with `explain` and `image.upload`, and send its chunks at once",
+                            field="chunk",
+                        )
+                    upload.add(data)
+                    if upload.is_whole:
+                        yield upload.finish()
+                        upload = None
+                case Question() | Fault() if upload is not None:
+                    raise InputError(
+                        f"item {message.item} came before item {upload.question.item} was sent to its end; its next "
+                        f"{upload.missing_bytes} bytes are due first",
+                        field="chunk",
+                    )
+                case Question(_, ExplainQuery(image=ImageUpload(size_bytes=size_bytes))):
+                    upload = _Upload(message, size_bytes, budget, caller)
+                case Fault(_, _, upload_bytes) if upload_bytes:
+                    upload = _Upload(message, upload_bytes, budget, caller)
+                case Question() | Fault():
+                    yield message
+                case _:
+                    assert_never(message)
+        if upload is not None:
+            raise InputError(
+                f"the stream ended {upload.missing_bytes} bytes before the end of item {upload.question.item}; "
+                "send all that `image.upload` announces",
+                field="chunk",
+            )
+    finally:
+        if upload is not None:
+            upload.let_go()
+
+
+class _Upload:
+    """One image that comes in pieces; one that does not fit is read to its end and kept nowhere."""
+
+    def __init__(self, question: Question | Fault, size_bytes: int, budget: UploadBudget, caller: str) -> None:
+        self.question = question
+        self._size_bytes = size_bytes
+        self._budget = budget
+        self._caller = caller
+        self._pieces: list[bytes] = []
+        self._held_bytes = 0
+        self.missing_bytes = size_bytes
+        self._fits = isinstance(question, Question)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.missing_bytes == 0
+
+    def add(self, data: bytes) -> None:
+        if not 1 <= len(data) <= self.missing_bytes:
+            raise InputError(
+                f"a chunk of item {self.question.item} has {len(data)} bytes; {self.missing_bytes} of "
+                f"{self._size_bytes} are still due",
+                field="chunk",
+            )
+        self.missing_bytes -= len(data)
+        if self._fits and self._budget.take(len(data), caller=self._caller, upload_bytes=self._held_bytes):
+            self._pieces.append(data)
+            self._held_bytes += len(data)
+        elif self._fits:
+            self.let_go()
+            self._fits = False
+
+    def finish(self) -> Question | Fault:
+        data = b"".join(self._pieces)
+        self.let_go()
+        if isinstance(self.question, Fault):
+            return self.question
+        if not self._fits:
+            error = Overloaded(
+                "unfinished uploads hold as many bytes as they may (PHOSPHENE_QUEUE_BYTES); try again in 1 s",
+                retry_after_s=1.0,
+            )
+            return Fault(self.question.item, error)
+        return replace(self.question, query=replace(self.question.query, image=ImageBytes(data)))
+
+    def let_go(self) -> None:
+        if self._held_bytes:
+            self._budget.give_back(self._held_bytes, caller=self._caller)
+        self._held_bytes = 0
+        self._pieces = []

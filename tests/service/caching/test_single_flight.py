@@ -1,0 +1,165 @@
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.caching.single_flight import SingleFlight
+
+
+@dataclass
+class Bakery:
+    """Work that ends when told to, and counts itself."""
+
+    begun: list = field(default_factory=list)
+    ended: dict = field(default_factory=dict)
+    cancelled: list = field(default_factory=list)
+
+    def work(self, name):
+        async def bake():
+            self.begun.append(name)
+            self.ended[name] = asyncio.get_running_loop().create_future()
+            try:
+                return await self.ended[name]
+            except asyncio.CancelledError:
+                self.cancelled.append(name)
+                raise
+
+        return bake
+
+
+async def settle():
+    """Let every task run until it waits for something of the test's."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def call(flights, bakery, who):
+    return asyncio.create_task(flights.run(b"bread", bakery.work(who), bakery.work(f"{who} alone")))
+
+
+async def test_a_party_shares_one_work():
+    bakery = Bakery()
+    async with SingleFlight() as flights:
+        calls = [call(flights, bakery, who) for who in ("first", "second", "third")]
+        await settle()
+        assert bakery.begun == ["first"]
+        bakery.ended["first"].set_result("loaf")
+        assert await asyncio.gather(*calls) == [("loaf", False), ("loaf", True), ("loaf", True)]
+        assert len(flights) == 0
+
+
+async def test_the_work_outlives_its_leader():
+    bakery = Bakery()
+    async with SingleFlight() as flights:
+        first, second = (call(flights, bakery, who) for who in ("first", "second"))
+        await settle()
+        first.cancel()
+        await settle()
+        assert first.cancelled()
+        bakery.ended["first"].set_result("loaf")
+        assert await second == ("loaf", True)
+        assert bakery.begun == ["first"]
+
+
+async def test_the_work_ends_with_the_last_of_its_party_and_the_next_caller_begins_anew():
+    bakery = Bakery()
+    async with SingleFlight() as flights:
+        party = [call(flights, bakery, who) for who in ("first", "second")]
+        await settle()
+        for each in party:
+            each.cancel()
+        await settle()
+        assert bakery.cancelled == ["first"]
+        third = call(flights, bakery, "third")
+        await settle()
+        bakery.ended["third"].set_result("loaf")
+        assert await third == ("loaf", False)
+
+
+async def test_a_failure_is_its_leaders_own():
+    bakery = Bakery()
+    async with SingleFlight() as flights:
+        first, second, third = (call(flights, bakery, who) for who in ("first", "second", "third"))
+        await settle()
+        bakery.ended["first"].set_exception(ValueError("burnt"))
+        with pytest.raises(ValueError, match="burnt"):
+            await first
+        await settle()
+        assert bakery.begun == ["first", "second"]
+        bakery.ended["second"].set_exception(KeyError("cold"))
+        with pytest.raises(KeyError, match="cold"):
+            await second
+        await settle()
+        assert bakery.begun == ["first", "second", "third alone"]
+        bakery.ended["third alone"].set_result("loaf")
+        assert await third == ("loaf", False)
+
+
+async def test_leaving_the_context_cancels_what_is_under_way():
+    bakery = Bakery()
+    async with SingleFlight() as flights:
+        first = call(flights, bakery, "first")
+        await settle()
+    assert bakery.cancelled == ["first"]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["call", "cancel", "finish", "fail", "turn"]), st.integers(0, 30), st.integers(0, 2)),
+    max_size=50,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_everybody_gets_the_value_or_their_own_failure(steps):
+    """Whatever happens in whatever order: no strangers' failures, no cancelled follower, nothing left behind."""
+
+    async def story():
+        bakery, calls, cancelled = Bakery(), {}, set()
+        own_failure = {}
+        async with SingleFlight() as flights:
+            for number, (step, which, name) in enumerate(steps):
+                open_works = [work for work, end in bakery.ended.items() if not end.done()]
+                match step:
+                    case "call":
+                        alone = (number, name, "alone")
+                        calls[number] = asyncio.create_task(
+                            flights.run(bytes([name]), bakery.work((number, name)), bakery.work(alone))
+                        )
+                    case "cancel" if calls:
+                        victim = sorted(calls)[which % len(calls)]
+                        if not calls[victim].done():
+                            calls[victim].cancel()
+                            cancelled.add(victim)
+                    case "finish" if open_works:
+                        work = open_works[which % len(open_works)]
+                        bakery.ended[work].set_result(work[1])
+                    case "fail" if open_works:
+                        work = open_works[which % len(open_works)]
+                        own_failure[work[0]] = ValueError(work)
+                        bakery.ended[work].set_exception(own_failure[work[0]])
+                    case _:
+                        await asyncio.sleep(0)
+            for _ in range(200):
+                await asyncio.sleep(0)
+                for work, end in list(bakery.ended.items()):
+                    if not end.done():
+                        end.set_result(work[1])
+            async with asyncio.timeout(20):
+                await asyncio.wait(calls.values()) if calls else None
+            assert len(flights) == 0
+        for number, task in calls.items():
+            if task.cancelled():
+                assert number in cancelled
+            elif (error := task.exception()) is not None:
+                assert error is own_failure[number]
+            else:
+                assert task.result()[0] == steps[number][2]
+        # Nobody works twice for himself, except after two others have failed him.
+        assert len(bakery.begun) == len(set(bakery.begun))
+
+    asyncio.run(story())

@@ -1,0 +1,153 @@
+"""ExplainImages over a real channel: statuses per item, uploads in chunks, the bulk lane, and what ends a stream."""
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+
+from phosphene.v1 import explain_pb2, streams_pb2, values_pb2
+from service.claims import Lane
+from service.observing.logs import open_logs
+from tests.fakes import CORPUS, png
+from tests.service.conftest import serving, settings_with
+from tests.service.scraping import metric, until
+
+
+def asking(item, data=None, **fields):
+    image = values_pb2.ImageQuery(data=data) if data is not None else None
+    return streams_pb2.ExplainImagesRequest(item=item, explain=explain_pb2.ExplainRequest(image=image, **fields))
+
+
+def uploading(item, data, chunk_bytes):
+    announced = explain_pb2.ExplainRequest(image=values_pb2.ImageQuery(upload=values_pb2.Upload(size_bytes=len(data))))
+    yield streams_pb2.ExplainImagesRequest(item=item, explain=announced)
+    for start in range(0, len(data), chunk_bytes):
+        yield streams_pb2.ExplainImagesRequest(item=item, chunk=data[start : start + chunk_bytes])
+
+
+async def outcomes(running, messages, **options):
+    return {reply.item: reply async for reply in running.stub.ExplainImages(iter(messages), **options)}
+
+
+async def test_every_item_has_its_own_answer_or_its_own_status(running):
+    found = await outcomes(
+        running,
+        [
+            asking(1, CORPUS["red-1"]),
+            asking(2, b"no image"),
+            asking(3, CORPUS["blue-1"]),
+            asking(4, CORPUS["red-1"], bundle="nope"),
+            asking(5, CORPUS["red-1"], top_n=0),
+            streams_pb2.ExplainImagesRequest(item=6),
+            asking(7),
+        ],
+    )
+    assert found[1].explanation.neurons[0].neuron.neuron_id == 0
+    assert found[3].explanation.neurons[0].neuron.neuron_id == 2
+    assert {item: reply.status.code for item, reply in found.items() if reply.HasField("status")} == {
+        2: code_pb2.INVALID_ARGUMENT,
+        4: code_pb2.NOT_FOUND,
+        5: code_pb2.INVALID_ARGUMENT,
+        6: code_pb2.INVALID_ARGUMENT,
+        7: code_pb2.INVALID_ARGUMENT,
+    }
+    assert await metric(running, 'phosphene_stream_items_total{outcome="ok"}') == 2
+    assert await metric(running, 'phosphene_stream_items_total{outcome="refused"}') == 5
+    violations = error_details_pb2.BadRequest()
+    found[5].status.details[0].Unpack(violations)
+    assert violations.field_violations[0].field == "explain.top_n"
+
+
+async def test_an_image_in_chunks_is_the_same_image(running):
+    data = png((7, 200, 30), width=300, height=300)
+    found = await outcomes(running, [*uploading(1, data, 100), asking(2, data)])
+    assert found[1].explanation == found[2].explanation
+    assert found[1].explanation.image.sha256 == found[2].explanation.image.sha256
+
+
+async def test_an_upload_outside_a_stream_is_refused_with_the_remedy(running):
+    request = explain_pb2.ExplainRequest(image=values_pb2.ImageQuery(upload=values_pb2.Upload(size_bytes=5)))
+    with pytest.raises(grpc.aio.AioRpcError, match="send the bytes as image.data"):
+        await running.stub.Explain(request)
+
+
+async def test_an_upload_beyond_the_limit_fails_alone():
+    async with serving(settings=settings_with(image={"limit_bytes": 2048})) as running:
+        announced = asking(1)
+        announced.explain.image.upload.size_bytes = 2049
+        found = await outcomes(running, [announced, asking(2, CORPUS["red-1"])])
+        assert found[1].status.code == code_pb2.INVALID_ARGUMENT
+        assert "1 to 2048" in found[1].status.message
+        assert found[2].explanation.neurons
+
+
+async def test_a_caller_that_breaks_the_order_is_told_and_the_stream_ends(running):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await outcomes(running, [streams_pb2.ExplainImagesRequest(item=1, chunk=b"a")])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "announce it" in caught.value.details()
+
+
+async def test_a_stream_waits_in_the_bulk_lane():
+    async with serving(settings=settings_with(engine={"batch_images": 2})) as running:
+        running.engine.gate.clear()
+        first = running.stub.Explain(asking(0, png((1, 0, 0))).explain)
+        await asyncio.to_thread(running.engine.entered.acquire)
+        stream = running.stub.ExplainImages(iter([asking(item, png((0, item, 90))) for item in range(1, 9)]))
+        await until(running, 'phosphene_queue_depth_items{lane="bulk"}', 8)
+        single = running.stub.Explain(asking(0, png((200, 0, 0))).explain)
+        await until(running, 'phosphene_queue_depth_items{lane="interactive"}', 1)
+        assert running.batcher.backlog_s(Lane.INTERACTIVE) < running.batcher.backlog_s(Lane.BULK)
+        running.engine.gate.set()
+        assert (await single).neurons[0].neuron.neuron_id == 0
+        assert sorted([reply.item async for reply in stream]) == list(range(1, 9))
+        await first
+
+
+@contextlib.contextmanager
+def logged():
+    stream, root = io.StringIO(), logging.getLogger()
+    before, level = root.handlers[:], root.level
+    open_logs("info", stream)
+    try:
+        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+async def test_the_log_explains_the_defect_of_an_item_under_the_id_that_its_caller_has(running):
+    running.engine.is_poison = lambda pixels: bool(np.all(pixels[2] == 77))
+    asked = [asking(5, png((9, 9, 77))), asking(6, CORPUS["red-1"])]
+    with logged() as lines:
+        found = await outcomes(running, asked, metadata=[("x-request-id", "my-id-2")])
+    assert found[6].explanation.neurons
+    assert found[5].status.code == code_pb2.INTERNAL
+    assert "my-id-2" in found[5].status.message
+    assert "secret" not in str(found[5])
+    (defect,) = [line for line in lines() if line["event"] == "defect"]
+    assert (defect["request_id"], defect["item"]) == ("my-id-2", 5)
+    assert "secret path" in defect["traceback"]
+
+
+async def test_one_stream_never_asks_for_more_than_there_is_room_for():
+    async with serving(settings=settings_with(queue={"images": 4, "decode_worker_count": 1})) as running:
+        found = await outcomes(running, [asking(item, png((item, 0, 90))) for item in range(1, 40)])
+    assert len(found) == 39
+    assert all(reply.HasField("explanation") for reply in found.values())
+
+
+async def test_a_stream_counts_as_one_request_and_leaves_nothing_behind(running):
+    call = running.stub.ExplainImages(iter([asking(item, png((item, 0, 0))) for item in range(1, 30)]))
+    assert (await call.read()).item
+    call.cancel()
+    # The next answer comes only once the batcher and the pool are free of what the stream had asked.
+    assert (await running.stub.Explain(asking(0, CORPUS["red-2"]).explain)).neurons
+    assert running.replica.status().image_count == 0

@@ -1,0 +1,217 @@
+"""Many questions on one call: every question gets one answer, the window holds, uploads are joined or refused."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phosphene.errors import ImageUnreadable, InputError, Overloaded, Unavailable
+from service.streams import Chunk, Fault, Question, UploadBudget, answer_stream
+from service.values import ExplainQuery, ImageBytes, ImageUpload, Scope
+
+
+def question(item, data=b"x"):
+    return Question(item, ExplainQuery(scope=Scope(), image=ImageBytes(data)))
+
+
+def upload(item, size_bytes):
+    return Question(item, ExplainQuery(scope=Scope(), image=ImageUpload(size_bytes)))
+
+
+async def source(messages):
+    for message in messages:
+        yield message
+
+
+async def echo(query):
+    if query.image.data == b"bad":
+        raise ImageUnreadable("bad")
+    return query.image.data
+
+
+async def answers_to(messages, *, answer=echo, window=4, budget=None):
+    found = {}
+    async for answered in answer_stream(
+        source(messages), answer, window=window, budget=budget or UploadBudget(1 << 20)
+    ):
+        assert answered.item not in found
+        found[answered.item] = answered.outcome
+    return found
+
+
+async def test_a_failing_item_does_not_end_the_stream():
+    found = await answers_to([question(1, b"a"), question(2, b"bad"), Fault(3, InputError("no")), question(4, b"b")])
+    assert (found[1], found[4]) == (b"a", b"b")
+    assert isinstance(found[2], ImageUnreadable)
+    assert str(found[3]) == "no"
+
+
+async def test_an_item_that_is_given_up_inside_is_answered_and_makes_room():
+    async def answer(query):
+        if query.image.data == b"gone":
+            raise asyncio.CancelledError
+        return query.image.data
+
+    asked = [question(1, b"gone"), question(2, b"a"), question(3, b"gone"), question(4, b"gone"), question(5, b"b")]
+    async with asyncio.timeout(30):
+        found = await answers_to(asked, answer=answer, window=2)
+    assert (found[2], found[5]) == (b"a", b"b")
+    assert all(isinstance(found[item], Unavailable) for item in (1, 3, 4))
+
+
+@st.composite
+def conversations(draw):
+    messages, due = [], {}
+    for item in range(draw(st.integers(0, 12))):
+        data = draw(st.binary(min_size=1, max_size=40))
+        if draw(st.booleans()):
+            messages.append(question(item, data))
+        else:
+            cuts = sorted(draw(st.sets(st.integers(1, max(1, len(data) - 1)), max_size=4)) | {0, len(data)})
+            messages.append(upload(item, len(data)))
+            messages += [Chunk(item, data[start:end]) for start, end in zip(cuts, cuts[1:], strict=False)]
+        due[item] = data
+    return messages, due
+
+
+@settings(deadline=None, max_examples=80)
+@given(conversations(), st.integers(1, 4))
+def test_every_question_gets_its_own_answer(conversation, window):
+    messages, due = conversation
+    budget = UploadBudget(1 << 20)
+
+    async def answer(query):
+        await asyncio.sleep(0)
+        return query.image.data
+
+    found = asyncio.run(answers_to(messages, answer=answer, window=window, budget=budget))
+    assert {item: data for item, data in found.items() if data != b"bad"} == {
+        item: data for item, data in due.items() if data != b"bad"
+    }
+    assert budget.held_bytes == 0
+
+
+async def test_the_window_holds_and_the_caller_is_not_read_ahead_of_it():
+    gate, read, running, most = asyncio.Event(), [], 0, 0
+
+    async def messages():
+        for item in range(20):
+            read.append(item)
+            yield question(item)
+
+    async def answer(query):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await gate.wait()
+        running -= 1
+        return b""
+
+    stream = answer_stream(messages(), answer, window=3, budget=UploadBudget(0))
+    first = asyncio.ensure_future(anext(stream))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    # One message is in hand, waiting for room.
+    assert (running, len(read)) == (3, 4)
+    gate.set()
+    items = {(await first).item} | {answered.item async for answered in stream}
+    assert items == set(range(20))
+    assert most == 3
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ([Chunk(1, b"a")], "chunk came for item 1"),
+        ([upload(1, 4), Chunk(2, b"a")], "chunk came for item 2"),
+        ([upload(1, 4), question(2)], "item 2 came before item 1"),
+        ([upload(1, 4), Chunk(1, b"abcde")], "4 of 4 are still due"),
+        ([upload(1, 4), Chunk(1, b"")], "has 0 bytes"),
+        ([upload(1, 4), Chunk(1, b"ab")], "ended 2 bytes before"),
+    ],
+)
+async def test_messages_out_of_order_end_the_stream(messages, fault):
+    budget = UploadBudget(100)
+    with pytest.raises(InputError, match=fault):
+        await answers_to(messages, budget=budget)
+    assert budget.held_bytes == 0
+
+
+async def test_a_number_that_is_still_being_answered_ends_the_stream_and_its_work():
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def messages():
+        yield question(7)
+        await begun.wait()
+        yield question(7)
+
+    async def answer(query):
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with pytest.raises(InputError, match="item 7 is asked again"):
+        async for _ in answer_stream(messages(), answer, window=4, budget=UploadBudget(0)):
+            pass
+    assert cancelled.is_set()
+
+
+async def test_an_upload_beyond_the_budget_fails_alone_and_is_read_to_its_end():
+    budget = UploadBudget(3)
+    found = await answers_to([upload(1, 4), Chunk(1, b"ab"), Chunk(1, b"cd"), question(2, b"z")], budget=budget)
+    assert isinstance(found[1], Overloaded)
+    assert found[2] == b"z"
+    assert budget.held_bytes == 0
+
+
+async def test_the_chunks_of_a_faulty_question_are_read_past():
+    found = await answers_to([Fault(1, InputError("no"), upload_bytes=2), Chunk(1, b"ab"), question(2, b"z")])
+    assert str(found[1]) == "no"
+    assert found[2] == b"z"
+
+
+async def test_leaving_early_gives_up_what_is_under_way():
+    gone = asyncio.Event()
+
+    async def answer(query):
+        if query.image.data == b"quick":
+            return b""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            gone.set()
+
+    stream = answer_stream(source([question(1), question(2, b"quick")]), answer, window=4, budget=UploadBudget(0))
+    assert (await anext(stream)).item == 2
+    await stream.aclose()
+    assert gone.is_set()
+
+
+async def test_a_caller_that_sends_no_upload_to_its_end_keeps_nobody_else_out():
+    budget, held = UploadBudget(40), asyncio.Event()
+
+    async def unfinished():
+        yield upload(1, 50)
+        yield Chunk(1, b"x" * 15)
+        held.set()
+        await asyncio.Event().wait()
+
+    streams = []
+    for _ in range(3):
+        streams.append(
+            asyncio.ensure_future(anext(answer_stream(unfinished(), echo, window=1, budget=budget, caller="slow")))
+        )
+        await held.wait()
+        held.clear()
+    assert budget.held_bytes == 15
+    honest = [upload(2, 20), Chunk(2, b"a" * 10), Chunk(2, b"b" * 10)]
+    async for answered in answer_stream(source(honest), echo, window=1, budget=budget, caller="other"):
+        assert answered.outcome == b"a" * 10 + b"b" * 10
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+    assert budget.held_bytes == 0
