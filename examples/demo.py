@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,8 +188,17 @@ def build_index(recipe: Recipe, corpus: str, bundle: Path, index: Path) -> None:
 
 
 @contextmanager
-def serving(name: str, bundle: Path, index: Path, *, free_ports: bool) -> Iterator[tuple[str, str]]:
+def serving(
+    name: str, bundle: Path, index: Path, *, free_ports: bool, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
     """Run the service until the block ends; gives the addresses of gRPC and of the metrics.
+
+    Args:
+        name: what requests call bundle and corpus.
+        bundle: folder of the bundle.
+        index: folder of its index.
+        free_ports: whether the system chooses the ports.
+        settings: more variables of the service.
 
     Raises:
         CalledProcessError: the service ended before it was ready.
@@ -199,6 +208,7 @@ def serving(name: str, bundle: Path, index: Path, *, free_ports: bool) -> Iterat
         "PHOSPHENE_INDEXES": f"{name}={index}",
         "PHOSPHENE_LISTEN": _address(ADDRESS, free=free_ports),
         "PHOSPHENE_METRICS_LISTEN": _address(METRICS_ADDRESS, free=free_ports),
+        **(settings or {}),
     }
     command = [sys.executable, "-m", "service"]
     shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items())

@@ -1,0 +1,60 @@
+"""The shell example, through reflection, against a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(root, photo, server, **variables):
+    buf = Path(sys.executable).parent / "buf"
+    return subprocess.run(
+        ["sh", "examples/clients/shell/explain.sh", str(photo), server],
+        cwd=root,
+        env={**os.environ, "BUF": str(buf), **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_it_learns_the_contract_and_explains(root, real_service, photo):
+    done = run(root, photo, f"http://{real_service}")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [active["neuron"]["name"]["name"] for active in answer["neurons"]] == ["red", "bright"]
+    assert answer["fidelity"]["fvu"] == 0.25
+
+
+def test_it_tells_a_refusal(root, real_service, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    done = run(root, broken, f"http://{real_service}", TOKEN="s3cret")
+    assert done.returncode != 0
+    assert "invalid_argument" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_guarded_process_answers_those_with_its_token(root, guarded_service, certificate, token_file, photo):
+    server, token = f"https://{guarded_service}", token_file.read_text().strip()
+    done = run(root, photo, server, CA=str(certificate.chain), TOKEN=token)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["neurons"]) == 2
+    done = run(root, photo, server, CA=str(certificate.chain))
+    assert done.returncode != 0
+    assert "unauthenticated" in done.stderr
+
+
+def test_wrong_arguments_are_told(root, tmp_path, photo):
+    for image, server, said in (
+        (tmp_path / "none.png", "http://127.0.0.1:1", "cannot read"),
+        (photo, "127.0.0.1:1", "say http://HOST:PORT"),
+    ):
+        done = run(root, image, server)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
