@@ -1,0 +1,188 @@
+"""From what was measured to the figures that have a bar; pure.
+
+Samples are kept by name, one from each round; a figure is made of their medians. A figure whose samples are missing is
+left out: what could not be measured neither holds nor fails.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from benchmarks.record import Must
+from benchmarks.service_load.device import CEILING_PER_S, batch_s
+
+__all__ = ["FIGURES", "Figure", "Samples", "compared", "musts", "not_measured"]
+
+
+@dataclass
+class Samples:
+    """Measured values by name."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """One from each round."""
+
+    def add(self, name: str, value: float) -> None:
+        """Keep a value."""
+        self.values.setdefault(name, []).append(value)
+
+    def __getitem__(self, name: str) -> float:
+        """The median; raises `KeyError` where there is none."""
+        return statistics.median(self.values[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A line of the table of the issue."""
+
+    name: str
+    """What it is."""
+    value: Callable[[Samples], float]
+    """How it follows from the samples; raises `KeyError` where one is missing."""
+    bar: float
+    """Must be reached."""
+    aim: str
+    """Should be reached."""
+    sense: Literal[">=", "<="]
+    """On which side of the bar the value belongs."""
+
+
+def musts(samples: Samples) -> dict[str, Must]:
+    """Every figure that can be made of the samples; its name tells the aim."""
+    found: dict[str, Must] = {}
+    for figure in FIGURES:
+        try:
+            value = figure.value(samples)
+        except KeyError:
+            continue
+        found[f"{figure.name} (aim {figure.aim})"] = Must(value=value, bar=figure.bar, sense=figure.sense)
+    return found
+
+
+def not_measured(samples: Samples) -> list[str]:
+    """Names of the figures whose samples are missing."""
+    found = musts(samples)
+    return [figure.name for figure in FIGURES if not any(name.startswith(f"{figure.name} (") for name in found)]
+
+
+def compared(samples: Samples) -> list[str]:
+    """Comparisons without a bar, in words: where a peer fills the device too, nothing can be much faster."""
+    pairs = {
+        "LitServe with several copies of the model, 32 callers": ("ours.per_s", "litserve.per_s"),
+        "Ray Serve at its best, 32 callers": ("ours.per_s", "ray.per_s"),
+        "Ray Serve at its best, 3-megapixel photos": ("ours.large.per_s", "ray.large.per_s"),
+    }
+    return [
+        f"against {name}: {samples[ours] / samples[theirs]:.2f}x"
+        for name, (ours, theirs) in pairs.items()
+        if {ours, theirs} <= samples.values.keys()
+    ]
+
+
+def _over(ours: float, theirs: float, *, least: float) -> float:
+    """How many times ours is theirs, which counts as `least` where it is less: nothing is infinitely better."""
+    return ours / max(theirs, least)
+
+
+FIGURES: tuple[Figure, ...] = (
+    Figure(
+        name="served / ceiling, 32 callers",
+        value=lambda samples: samples["ours.per_s"] / CEILING_PER_S,
+        bar=0.90,
+        aim="0.97",
+        sense=">=",
+    ),
+    Figure(
+        name="served / ceiling, 32 callers, neighbours busy",
+        value=lambda samples: samples["ours.busy.per_s"] / CEILING_PER_S,
+        bar=0.85,
+        aim="0.97",
+        sense=">=",
+    ),
+    Figure(
+        name="p50 of one caller / (decode + device)",
+        value=lambda samples: samples["ours.one.p50_s"] / (samples["paced_decode_p50_s"] + batch_s(1)),
+        bar=1.15,
+        aim="1.05",
+        sense="<=",
+    ),
+    Figure(
+        name="serving CPU above decode, ms per image",
+        value=lambda samples: 1000 * (samples["ours.cpu_s"] - samples["decode_cpu_s"]),
+        bar=1.2,
+        aim="0.7",
+        sense="<=",
+    ),
+    Figure(
+        name="against LitServe with one copy of the model, 32 callers",
+        value=lambda samples: samples["ours.per_s"] / samples["litserve-single.per_s"],
+        bar=1.25,
+        aim="1.4",
+        sense=">=",
+    ),
+    Figure(
+        name="against LitServe's best, 3-megapixel photos",
+        value=lambda samples: samples["ours.large.per_s"] / samples["litserve.large.per_s"],
+        bar=2.0,
+        aim="3",
+        sense=">=",
+    ),
+    Figure(
+        name="against Ray Serve as its guide has it, 32 callers",
+        value=lambda samples: samples["ours.per_s"] / samples["ray-guide.per_s"],
+        bar=2.5,
+        aim="4",
+        sense=">=",
+    ),
+    Figure(
+        name="goodput / capacity at 2x overload, 1 s deadlines",
+        value=lambda samples: samples["ours.overload.per_s"] / CEILING_PER_S,
+        bar=0.85,
+        aim="0.95",
+        sense=">=",
+    ),
+    Figure(
+        name="goodput against LitServe's at 2x overload",
+        value=lambda samples: _over(samples["ours.overload.per_s"], samples["litserve.overload.per_s"], least=1.0),
+        bar=10.0,
+        aim="10",
+        sense=">=",
+    ),
+    Figure(
+        name="refusal p50, ms",
+        value=lambda samples: samples["ours.overload.refusal_p50_ms"],
+        bar=20.0,
+        aim="5",
+        sense="<=",
+    ),
+    Figure(
+        name="cache hit p50 / miss p50, in process",
+        value=lambda samples: samples["ours.hit.p50_s"] / samples["ours.one.p50_s"],
+        bar=0.2,
+        aim="0.1",
+        sense="<=",
+    ),
+    Figure(
+        name="cache hit p50 / miss p50, Redis",
+        value=lambda samples: samples["ours.redis.hit.p50_s"] / samples["ours.redis.one.p50_s"],
+        bar=0.2,
+        aim="0.1",
+        sense="<=",
+    ),
+    Figure(
+        name="real encoder: (bare engine + decode CPU) / served CPU",
+        value=lambda samples: (samples["real.engine_cpu_s"] + samples["real.decode_cpu_s"]) / samples["real.cpu_s"],
+        bar=0.90,
+        aim="0.95",
+        sense=">=",
+    ),
+    Figure(
+        name="cold start to READY, embedded bundle, s",
+        value=lambda samples: samples["cold_start_s"],
+        bar=20.0,
+        aim="8",
+        sense="<=",
+    ),
+)
