@@ -3,6 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples at every run: a red run means that the change is at fault. More are found with
+# `pytest --hypothesis-profile=default`.
+settings.register_profile("steady", derandomize=True)
+settings.load_profile("steady")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,3 +34,10 @@ def one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, and all end-to-end tests, which share a house, on another."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "end_to_end" else item.path)))

@@ -26,14 +26,16 @@ from index.values import (
 )
 from phosphene.codes import CodeLimits, ImageCode, TokenCodes, image_codes
 from phosphene.encoder import EncoderSpec, Family, Site, Tokens
-from phosphene.engine import EngineBatch, Want
+from phosphene.engine import EngineBatch, EngineName, EngineRequest, EngineRow, Want
+from phosphene.errors import NumericError
 from phosphene.fidelity import Fidelity
 from phosphene.images import Preprocessing, image_sha256, prepare, thumbnail
 from phosphene.preprocessing import ExactSize
 from phosphene.selection import TopK
 from service.catalogue import Entry
 from service.generation import ModelFacts, ServedBundle, ServedCorpus
-from service.lanes import encode_lane, text_lane
+from service.observing.model_health import ModelHealth, index_reference
+from service.operations import EncodeRoute, encode_operation, text_operation
 
 NEURON_COUNT = 6
 """Red, green, blue, brightness, and two that never fire."""
@@ -62,6 +64,9 @@ def png(colour: tuple[int, int, int], *, width: int = 16, height: int = 16) -> b
 class FakeEngine:
     """An engine whose device can be held, and broken for chosen pixels."""
 
+    name = EngineName.TORCH
+    device_memory_bytes = 0
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
@@ -69,13 +74,16 @@ class FakeEngine:
         self.batch_sizes: list[int] = []
         self.wants: list[Want] = []
         self.is_poison: Callable[[np.ndarray], bool] = lambda pixels: False
+        self.is_nan: Callable[[np.ndarray], bool] = lambda pixels: False
+        self.on_stage: Callable[[str, float], None] = lambda stage, duration_s: None
 
     def run(self, pixels: np.ndarray, want: Want) -> EngineBatch:
         """Encode a batch once the gate is open."""
         self.batch_sizes.append(len(pixels))
-        self.wants.append(want)
         self.entered.release()
         assert self.gate.wait(30)
+        if any(self.is_nan(image) for image in pixels):
+            raise NumericError("encoder 'fake' gave NaN or infinity")
         if any(self.is_poison(image) for image in pixels):
             raise RuntimeError("secret path /etc/engine exploded")
         residuals = torch.from_numpy(np.stack([_residuals(image) for image in pixels]))
@@ -87,6 +95,41 @@ class FakeEngine:
             residuals=residuals.mean(dim=1).numpy() if want.residuals else None,
             scores=_scores(residuals) if want.scores else None,
         )
+
+    def forget(self) -> None:
+        """Count from here on."""
+        self.batch_sizes.clear()
+        self.wants.clear()
+        while self.entered.acquire(blocking=False):
+            pass
+
+    def can(self, want: Want) -> bool:
+        """Everything."""
+        return True
+
+    def cost(self, request: EngineRequest) -> float:
+        """Two blocks, as the encoder has."""
+        return 2.0
+
+    def run_rows(self, pixels: np.ndarray, requests: Sequence[EngineRequest]) -> list[EngineRow]:
+        """Run a batch for the union of what is wanted, and give each image its own."""
+        wants = [request.want for request in requests]
+        self.wants += wants
+        union = Want(
+            token_codes=any(want.token_codes for want in wants),
+            fidelity=any(want.fidelity for want in wants),
+            residuals=any(want.residuals for want in wants),
+            scores=any(want.scores for want in wants),
+        )
+        batch = self.run(pixels, union)
+        for stage in ("encode", "sae"):
+            self.on_stage(stage, 0.001)
+        return [_row(batch, position, want) for position, want in enumerate(wants)]
+
+    def launch(self, pixels: np.ndarray, requests: Sequence[EngineRequest]) -> Callable[[], list[EngineRow]]:
+        """All the work at once, as on a CPU."""
+        rows = self.run_rows(pixels, requests)
+        return lambda: rows
 
     def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
         """The colour that each text names, as a unit vector; any colour for other words."""
@@ -276,21 +319,35 @@ def fake_entry(
         readout="similarity" if has_text_tower else "none",
         device="cpu",
         precision="float32",
+        engine="torch",
     )
+    shared_reader = reader if reader is not None else FakeReader(CORPUS)
     bundle = ServedBundle(
         name=name,
         facts=facts,
         preprocessing=PREPROCESSING,
         decoder_bias=DECODER_BIAS,
         score_names=SCORE_NAMES if has_scores else (),
-        encode=encode_lane(engine.run),
-        text=text_lane(engine.text_vectors) if has_text_tower else None,
+        routes=(EncodeRoute(operation=encode_operation(engine), engine=engine, position=0),),
+        text=text_operation(engine.text_vectors) if has_text_tower else None,
         no_text_reason="" if has_text_tower else "encoder 'fake-clip' has no text tower",
+        health=ModelHealth(reference=index_reference(shared_reader) if corpora else None),
     )
-    shared_reader = reader if reader is not None else FakeReader(CORPUS)
     return bundle, tuple(
         ServedCorpus(name=corpus, reader=shared_reader, quarantined_image_count=1, created_by="fake 1")
         for corpus in corpora
+    )
+
+
+def _row(batch: EngineBatch, position: int, want: Want) -> EngineRow:
+    tokens = batch.token_codes if want.token_codes else None
+    return EngineRow(
+        code=batch.codes[position],
+        token_values=None if tokens is None else tokens.values[position].numpy(),
+        token_neuron_ids=None if tokens is None else tokens.neuron_ids[position].numpy(),
+        fidelity=batch.fidelity[position] if want.fidelity and batch.fidelity is not None else None,
+        residual=batch.residuals[position] if want.residuals and batch.residuals is not None else None,
+        scores=batch.scores[position] if want.scores and batch.scores is not None else None,
     )
 
 

@@ -11,12 +11,11 @@ from index.plan import IndexConfig
 from phosphene.encoder import Family, Site, Tokens
 from phosphene.v1.explain_pb2 import ExplainPart, ExplainRequest
 from phosphene.v1.values_pb2 import ImageQuery
-from service.opening import open_catalogue
-from service.settings import ArtefactSettings, EngineSettings, NamedPath
+from service.settings import ArtefactSettings, NamedPath
 from tests.families import write_encoder
 from tests.index.quiet import Notes
 from tests.index.small_world import write_corpus
-from tests.service.conftest import serving
+from tests.service.conftest import serving_artefacts
 from training.fit import fit
 from training.plan import FitRequest, Sources
 from training.progress import LineProgress
@@ -53,10 +52,7 @@ async def test_fit_build_and_explain(family: Family, pictures: Path, tmp_path: P
     )
     parts = ["NEURONS", "FIDELITY", "NEAREST_NEURONS", "TOP_IMAGES", "SIMILAR_IMAGES"]
     parts += ["PATCH_ACTIVATIONS"] if site.tokens is Tokens.PATCHES else []
-    async with (
-        open_catalogue(artefacts, EngineSettings(device="cpu", thread_count=1)) as catalogue,
-        serving(catalogue.entries) as running,
-    ):
+    async with serving_artefacts(artefacts) as running:
         answer = await running.stub.Explain(
             ExplainRequest(
                 image=ImageQuery(data=(pictures.parent / "0000.png").read_bytes()),

@@ -24,6 +24,7 @@ WRONG_ARROWS = [
     ("door: onnxruntime", "index/wrong.py", "import onnxruntime"),
     ("door: faiss", "phosphene/sae.py", "import faiss"),
     ("door: grpc", "phosphene/manifest.py", "import grpc.aio"),
+    ("door: opentelemetry", "service/wrong.py", "import opentelemetry"),
     ("door: redis", "service/wrong.py", "import redis"),
     ("door: prometheus_client", "index/wrong.py", "import prometheus_client"),
     ("door: ray", "index/wrong.py", "import ray"),

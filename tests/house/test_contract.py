@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.rpc import status_pb2
 
 from tests.house.tree import copy_sources, plant, run_tool
 
@@ -63,7 +64,8 @@ def uncommented(files: FileDescriptorSet) -> list[str]:
 
 def describe(tree: Path, target: Path) -> FileDescriptorSet:
     protos = sorted(str(file) for file in (tree / "proto").rglob("*.proto"))
-    options = ["-I", str(tree / "proto"), "--include_source_info", f"--descriptor_set_out={target}"]
+    google = Path(status_pb2.__file__).parents[2]
+    options = ["-I", str(tree / "proto"), "-I", str(google), "--include_source_info", f"--descriptor_set_out={target}"]
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *options, *protos], check=True)
     return FileDescriptorSet.FromString(target.read_bytes())
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from google.rpc import status_pb2
+
 PACKAGES = ("phosphene", "training", "index", "service", "embedded")
 
 
@@ -17,6 +19,9 @@ def copy_sources(root: Path, target: Path) -> Path:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
     shutil.copytree(root / "proto", target / "proto")
+    google = target / "build" / "googleapis" / "google" / "rpc" / "status.proto"
+    google.parent.mkdir(parents=True)
+    shutil.copyfile(Path(status_pb2.__file__.replace("_pb2.py", ".proto")), google)
     for name in ("pyproject.toml", "Makefile", "buf.yaml", "README.md", "LICENSE"):
         shutil.copyfile(root / name, target / name)
     return target
