@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import random
 import re
 import sys
 import time
-import uuid
 from contextvars import ContextVar
 
 __all__ = ["JsonFormatter", "log_event", "new_request_id", "open_logs", "request_id"]
@@ -21,6 +21,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Id of the request that the running task answers; empty outside of requests."""
 
 _LOGGER = logging.getLogger("phosphene.service")
+# Ids tell requests apart and guard nothing, so that none needs the system's entropy.
+_IDS = random.Random()
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -28,7 +30,7 @@ def new_request_id(offered: str | None) -> str:
     """The caller's own id where it is plain (1-64 letters, digits, `.`, `_`, `-`), else a fresh random one."""
     if offered is not None and _PLAIN_ID.fullmatch(offered):
         return offered
-    return uuid.uuid4().hex
+    return f"{_IDS.getrandbits(128):032x}"
 
 
 def log_event(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **fields: object) -> None:
@@ -66,6 +68,9 @@ class JsonFormatter(logging.Formatter):
 
 def open_logs(level: str, stream: io.TextIOBase | None = None) -> None:
     """Send this process's log lines, those of libraries included, to `stream` (standard output)."""
+    # No line shows them, and each costs every line a system call or a walk of the stack.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # type: ignore[attr-defined]  # as the manual of `logging` has it, under Optimization
     handler = logging.StreamHandler(stream if stream is not None else sys.stdout)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
