@@ -2,7 +2,8 @@
 
     PHOSPHENE_BUNDLES=scenes=build/demo/bundle PHOSPHENE_INDEXES=scenes=build/demo/index python -m service
 
-Exit status: 0 after a drain, 1 where the device failed, 2 where settings, artefacts or ports are at fault.
+Exit status: 0 after a drain, or told to stop before it served; 1 where the device failed; 2 where settings, artefacts
+or ports are at fault.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import Literal, NoReturn
 
 import phosphene
 from phosphene.errors import DeviceFailed, PhospheneError
@@ -21,7 +27,7 @@ from service.observing.logs import log_event, open_logs
 from service.settings import Settings, load_settings
 from service.variables import VARIABLES, describe, to_markdown
 
-__all__ = ["main"]
+__all__ = ["end", "main"]
 
 _COLLECT_AFTER_OBJECTS = (50_000, 20, 50)
 
@@ -60,7 +66,10 @@ async def _serve(settings: Settings, make_opener: OpenerFactory) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    async with open_service(settings, make_opener, stop=stop, clock=time.monotonic) as running:
+    opening = open_service(settings, make_opener, stop=stop, clock=time.monotonic)
+    async with _unless_stopped(opening, stop) as running:
+        if running is None:
+            return
         _spare_long_lived()
         async with asyncio.TaskGroup() as waits:
             reloads = waits.create_task(_reload_on_hangup(running, hangup))
@@ -79,6 +88,34 @@ async def _serve(settings: Settings, make_opener: OpenerFactory) -> None:
             await running.server.say_serving(False)
             raise failing.result()
         log_event("draining", limit_s=settings.network.drain_s)
+
+
+@asynccontextmanager
+async def _unless_stopped(
+    opening: AbstractAsyncContextManager[Running], stop: asyncio.Event
+) -> AsyncIterator[Running | None]:
+    """What opens; None where the service is told to stop first, and then all that was open by then is closed."""
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as lifetimes:
+        running: Running | None = None
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            async with asyncio.timeout(None) as patience:
+
+                def give_up(_: asyncio.Task[Literal[True]]) -> None:
+                    # All may be open by now.
+                    with suppress(RuntimeError):
+                        patience.reschedule(loop.time())
+
+                stopping.add_done_callback(give_up)
+                running = await lifetimes.enter_async_context(opening)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            log_event("stopping", reason="told to before all was open")
+        finally:
+            stopping.cancel()
+        yield running
 
 
 def _spare_long_lived() -> None:
@@ -119,6 +156,21 @@ def _command() -> int:
             return 2
 
 
+def end(status: int) -> NoReturn:
+    """End the process, whatever threads are left behind.
+
+    Args:
+        status: the exit status.
+    """
+    if any(thread.daemon and thread.name.startswith("phosphene-") for thread in threading.enumerate()):
+        # One that comes back from C++ while the interpreter is taken down aborts the process.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
+
+
 def _usage() -> str:
     known = "\n".join(f"  {name}\n      {describe(name)}" for name in VARIABLES)
     return (
@@ -129,4 +181,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_command())
+    end(_command())

@@ -1,6 +1,7 @@
 """The steps of every answer, in order: resolve, admit, decode, encode, look up; knows no protobuf and no gRPC.
 
-What blocks runs in a worker, what needs the device on the engine's threads; the event loop only hands over. The
+What blocks runs in a worker, what needs the device on the engine's threads; the event loop only hands over. A look-up
+takes its place before the device works for it, so that no image is encoded for an answer that is refused. The
 catalogue that an answer is made from is handed in, so that no reload comes between two of its steps.
 """
 
@@ -23,6 +24,7 @@ from service.caching.cache import CacheKey, CodeCache
 from service.caching.coded_image import CodedImage, coded_image_bytes, read_coded_image
 from service.catalogue import Catalogue
 from service.claims import Claim
+from service.corpus_reader import CorpusReader
 from service.decoding.pool import DecodePool
 from service.explain import LiveImage, StoredImage, check_parts, explain, needs_pixels, wanted
 from service.generation import Generation
@@ -38,6 +40,7 @@ from service.lookups import (
 )
 from service.observing.metrics import Metrics
 from service.operations import EncodeItem
+from service.sent_image import SentImage
 from service.values import (
     CorpusImage,
     ExplainQuery,
@@ -59,7 +62,7 @@ from service.values import (
     NeuronQuery,
     NeuronSearch,
 )
-from service.workers import WorkerPool
+from service.workers import Place, WorkerPool
 
 __all__ = ["Answers", "Rooms"]
 
@@ -131,25 +134,26 @@ class Answers:
         """
         generation = catalogue.generation(query.scope)
         check_parts(generation, query)
-        image = await self._look_at(
-            generation, query.image, wanted(query), claim, needs_pixels=needs_pixels(query.parts)
-        )
-        if generation.corpus is None:
-            # Nothing is read: a hand-over to a worker would cost more than the work.
-            return generation, explain(generation, query, image)
-        return generation, await self._look_up(claim, lambda: explain(generation, query, image))
+        with self._rooms.lookups.place(claim) as place:
+            image = await self._look_at(
+                generation, query.image, wanted(query), place, needs_pixels=needs_pixels(query.parts)
+            )
+            if generation.corpus is None:
+                # Nothing is read: a hand-over to a worker would cost more than the work.
+                return generation, explain(generation, query, image)
+            return generation, await self._look_up(place, lambda: explain(generation, query, image))
 
     async def neuron(self, catalogue: Catalogue, query: NeuronQuery, claim: Claim) -> tuple[Generation, NeuronProfile]:
         """What is known of one neuron; raises `NotFound`, `Unanswerable` without a corpus."""
         generation = catalogue.generation(query.scope)
-        return generation, await self._look_up(claim, lambda: neuron_profile(generation, query))
+        return generation, await self._look_up_only(claim, lambda: neuron_profile(generation, query))
 
     async def neurons(
         self, catalogue: Catalogue, query: NeuronListQuery, claim: Claim
     ) -> tuple[Generation, NeuronList]:
         """One page of neurons; raises `InputError` for a foreign page token, `Unanswerable` without a corpus."""
         generation = catalogue.generation(query.scope)
-        return generation, await self._look_up(claim, lambda: list_neurons(generation, query))
+        return generation, await self._look_up_only(claim, lambda: list_neurons(generation, query))
 
     async def search_neurons(
         self, catalogue: Catalogue, search: NeuronSearch, claim: Claim
@@ -158,16 +162,20 @@ class Answers:
         generation = catalogue.generation(search.scope)
         match search.like:
             case LikeNeuron() as like:
-                return generation, await self._look_up(claim, lambda: neurons_like_neuron(generation, search, like))
+                return generation, await self._look_up_only(
+                    claim, lambda: neurons_like_neuron(generation, search, like)
+                )
             case LikeText(text=text):
                 operation = generation.text_operation
                 cost = operation.cost(text)
-                with self._rooms.admission.admit(
-                    claim=claim, size_bytes=0, pixel_count=0, cost=cost, is_decoded=True
-                ) as admitted:
-                    admitted.decoded()
-                    vector = await self._rooms.batcher.run(operation, text, claim=claim)
-                return generation, await self._look_up(claim, lambda: neurons_like_text(generation, search, vector))
+                with self._rooms.lookups.place(claim) as place:
+                    with self._rooms.admission.admit(
+                        claim=claim, size_bytes=0, pixel_count=0, cost=cost, is_decoded=True
+                    ) as admitted:
+                        place.reserve()
+                        admitted.decoded()
+                        vector = await self._rooms.batcher.run(operation, text, claim=claim)
+                    return generation, await self._look_up(place, lambda: neurons_like_text(generation, search, vector))
             case _:
                 assert_never(search.like)
 
@@ -179,51 +187,33 @@ class Answers:
         reader = generation.reader
         match search.like:
             case LikeNeuron() as like:
-                return generation, await self._look_up(claim, lambda: images_exciting(generation, search, like))
+                return generation, await self._look_up_only(claim, lambda: images_exciting(generation, search, like))
             case LikeImage(image=image):
-                looked_at = await self._look_at(generation, image, Want(), claim, needs_pixels=False)
+                with self._rooms.lookups.place(claim) as place:
+                    looked_at = await self._look_at(generation, image, Want(), place, needs_pixels=False)
+                    return generation, await self._look_up(place, lambda: _images_like(reader, looked_at, search))
             case _:
                 assert_never(search.like)
-
-        def similar() -> ImageList:
-            match looked_at:
-                case LiveImage(coded=coded):
-                    code, sha, own_row = coded.row.code, coded.sha256, reader.row_of(coded.sha256)
-                case StoredImage(row=row):
-                    code, sha, own_row = reader.code(row), reader.image(row).sha256, row
-                case _:
-                    assert_never(looked_at)
-            images = images_like(
-                reader,
-                code,
-                search.count,
-                own_row=own_row,
-                own_sha256=sha,
-                with_thumbnails=search.with_thumbnails,
-            )
-            return ImageList(images=images, is_by_neuron=False)
-
-        return generation, await self._look_up(claim, similar)
 
     async def image(self, catalogue: Catalogue, lookup: ImageLookup, claim: Claim) -> tuple[Generation, CorpusImage]:
         """One image of the corpus with its thumbnail; raises `NotFound`, `Unanswerable` without a corpus."""
         generation = catalogue.generation(lookup.scope)
         reader = generation.reader
-        return generation, await self._look_up(
+        return generation, await self._look_up_only(
             claim,
             lambda: corpus_image(reader, row_of(generation, lookup.sha256, field="sha256"), with_thumbnail=True),
         )
 
     async def _look_at(
-        self, generation: Generation, query: ImageQuery, want: Want, claim: Claim, *, needs_pixels: bool
+        self, generation: Generation, query: ImageQuery, want: Want, place: Place, *, needs_pixels: bool
     ) -> LiveImage | StoredImage:
         """Find out what the encoder says of an image: from the index, from the cache, or from its bytes."""
         match query:
             case ImageDigest(sha256=sha256):
-                return await self._recall(generation, sha256, want, claim, needs_pixels=needs_pixels)
+                return await self._recall(generation, sha256, want, place, needs_pixels=needs_pixels)
             case ImageBytes(data=data):
                 try:
-                    return await self._encode(generation, data, want, claim)
+                    return await self._encode(generation, data, want, place)
                 except ImageError as error:
                     error.field = "image.data"
                     raise
@@ -233,15 +223,15 @@ class Answers:
                 assert_never(query)
 
     async def _recall(
-        self, generation: Generation, sha256: str, want: Want, claim: Claim, *, needs_pixels: bool
+        self, generation: Generation, sha256: str, want: Want, place: Place, *, needs_pixels: bool
     ) -> LiveImage | StoredImage:
         """An image by digest: of the corpus, or what the cache keeps for this caller."""
-        row = await self._look_up(claim, lambda: generation.own_row(sha256))
+        row = await self._look_up(place, lambda: generation.own_row(sha256))
         if row is not None and not needs_pixels:
             return StoredImage(row)
         route = generation.bundle.route(want)
         if self._rooms.cache is not None:
-            kept = await self._rooms.cache.get(self._key(generation, sha256, str(route.engine.name), claim))
+            kept = await self._rooms.cache.get(self._key(generation, sha256, str(route.engine.name), place.claim))
             coded = None if kept is None else _read(kept)
             if coded is not None and coded.row.holds(want):
                 return LiveImage(coded, str(route.engine.name))
@@ -257,28 +247,40 @@ class Answers:
             name=sha256,
         )
 
-    async def _encode(self, generation: Generation, data: bytes, want: Want, claim: Claim) -> LiveImage:
+    async def _encode(self, generation: Generation, data: bytes, want: Want, place: Place) -> LiveImage:
         """An image by its bytes: what the cache keeps, or what the device says of it now."""
         check_file_size(len(data), self.limits)
         sha256 = image_sha256(data) if len(data) <= _HASH_INLINE_BYTES else await asyncio.to_thread(image_sha256, data)
         engine = str(generation.bundle.route(want).engine.name)
-        if self._rooms.cache is None:
-            return LiveImage(await self._ask_device(generation, data, sha256, want, claim), engine)
-        key = self._key(generation, sha256, engine, claim)
+        with SentImage(
+            data,
+            sha256,
+            claim=place.claim,
+            admission=self._rooms.admission,
+            place=None if generation.corpus is None else place,
+        ) as sent:
+            if self._rooms.cache is None:
+                return LiveImage(await self._ask_device(generation, sent, want), engine)
+            return LiveImage(await self._fetch(generation, sent, want, engine, self._rooms.cache), engine)
+
+    async def _fetch(
+        self, generation: Generation, sent: SentImage, want: Want, engine: str, cache: CodeCache
+    ) -> CodedImage:
+        key = self._key(generation, sent.sha256, engine, sent.claim)
         made: list[CodedImage] = []
 
         async def make() -> bytes:
-            made.append(await self._ask_device(generation, data, sha256, want, claim))
+            made.append(await self._ask_device(generation, sent, want))
             return coded_image_bytes(made[0])
 
-        value, _ = await self._rooms.cache.fetch(key, make)
+        value, _ = await cache.fetch(key, make, lane=sent.claim.lane, places=sent)
         coded = made[0] if made else _read(value)
         if coded is None or not coded.row.holds(want):
             # Kept by a request that wanted something else, or by a replica of another version.
             both = want if coded is None else want | coded.row.want
-            coded = await self._ask_device(generation, data, sha256, both, claim)
-            await self._rooms.cache.put(key, coded_image_bytes(coded))
-        return LiveImage(coded, engine)
+            coded = await self._ask_device(generation, sent, both)
+            await cache.put(key, coded_image_bytes(coded))
+        return coded
 
     def _key(self, generation: Generation, sha256: str, engine: str, claim: Claim) -> CacheKey:
         facts = generation.bundle.facts
@@ -292,20 +294,20 @@ class Answers:
             caller="" if self._rooms.callers_share_codes else claim.caller,
         )
 
-    async def _ask_device(
-        self, generation: Generation, data: bytes, sha256: str, want: Want, claim: Claim
-    ) -> CodedImage:
+    async def _ask_device(self, generation: Generation, sent: SentImage, want: Want) -> CodedImage:
         """Admit, decode and encode one image."""
-        bundle = generation.bundle
+        bundle, data, claim = generation.bundle, sent.data, sent.claim
         route = bundle.route(want)
         want = self._sampled(want)
         size = image_size(data)
+        sent.give_back()
         with self._rooms.admission.admit(
             claim=claim,
             size_bytes=len(data),
             pixel_count=0 if size is None else size[0] * size[1],
             cost=route.cost(want),
         ) as admitted:
+            sent.reserve_lookup()
             prepared = await self._timed(
                 "decode", self._rooms.decoders.prepare(data, bundle.preprocessing, claim=claim)
             )
@@ -321,7 +323,7 @@ class Answers:
         self._metrics.image_encoded(l0=len(row.code), fvu=fvu)
         bundle.health.observe(row.code, fvu)
         return CodedImage(
-            sha256=sha256, width=prepared.width, height=prepared.height, drafted=prepared.drafted, row=row
+            sha256=sent.sha256, width=prepared.width, height=prepared.height, drafted=prepared.drafted, row=row
         )
 
     def _sampled(self, want: Want) -> Want:
@@ -329,14 +331,31 @@ class Answers:
         self._encoded_count += 1
         return want if self._encoded_count % _FIDELITY_SAMPLE else replace(want, fidelity=True)
 
-    async def _look_up(self, claim: Claim, function: Callable[[], Found]) -> Found:
-        return await self._timed("index", self._rooms.lookups.run(function, claim.deadline_s))
+    async def _look_up(self, place: Place, function: Callable[[], Found]) -> Found:
+        return await self._timed("index", place.run(function))
+
+    async def _look_up_only(self, claim: Claim, function: Callable[[], Found]) -> Found:
+        return await self._timed("index", self._rooms.lookups.run(claim, function))
 
     async def _timed(self, stage: str, work: Awaitable[Found]) -> Found:
         begun_s = self._clock()
         found = await work
         self._on_stage(stage, self._clock() - begun_s)
         return found
+
+
+def _images_like(reader: CorpusReader, looked_at: LiveImage | StoredImage, search: ImageSearch) -> ImageList:
+    match looked_at:
+        case LiveImage(coded=coded):
+            code, sha, own_row = coded.row.code, coded.sha256, reader.row_of(coded.sha256)
+        case StoredImage(row=row):
+            code, sha, own_row = reader.code(row), reader.image(row).sha256, row
+        case _:
+            assert_never(looked_at)
+    images = images_like(
+        reader, code, search.count, own_row=own_row, own_sha256=sha, with_thumbnails=search.with_thumbnails
+    )
+    return ImageList(images=images, is_by_neuron=False)
 
 
 def _read(kept: bytes) -> CodedImage | None:

@@ -144,7 +144,7 @@ async def open_service(
         servicer = PhospheneServicer(
             answers,
             generations,
-            uploads=UploadBudget(settings.queue.image_bytes),
+            uploads=UploadBudget(settings.queue.image_bytes, idle_s=settings.queue.upload_idle_s, clock=clock),
             bulk_image_limit=rooms.admission.bulk_image_limit,
             limit=None if limiter is None else limiter.check,
             metrics=metrics,
@@ -263,6 +263,7 @@ async def _open_rooms(
             clock=clock,
             what="look-ups wait for a worker",
             setting="PHOSPHENE_QUEUE_IMAGES",
+            bulk_share=queue.bulk_share,
         )
     )
     cache: CodeCache | None = None

@@ -2,7 +2,8 @@
 
 The only place where an exception becomes a status (through `outcomes`); methods of other services (health, reflection)
 pass untouched. Every request that is received is counted once as received and once as answered, refused, expired,
-cancelled or failed, so that the two sums are equal whenever nothing is under way.
+cancelled or failed, so that the two sums are equal whenever nothing is under way. Every status but OK that is sent is
+counted by its reason, too; a caller who has gone, or whose deadline ended the call, is sent none.
 """
 
 from __future__ import annotations
@@ -203,6 +204,7 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 # Something inside gave up: without a status gRPC would let the caller wait for ever.
                 failure = outcome_of(Unavailable("the service gave this request up; try again"), request_id=identity)
                 code, outcome = failure.code.name, failure.outcome
+                self._metrics.refused(failure.reason)
             except Exception as error:
                 failure = outcome_of(error, request_id=identity)
                 code, outcome = failure.code.name, failure.outcome

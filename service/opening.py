@@ -8,8 +8,11 @@ the encoders of bundles that have not changed.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import TypeVar, assert_never, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -22,6 +25,7 @@ from phosphene.engine_shared import SharedEngine, group_bundles, open_shared_eng
 from phosphene.errors import ArtefactMismatch, ReadoutMissing, SettingError
 from phosphene.manifest import read_manifest
 from phosphene.pipeline import Pipeline
+from phosphene.readout import ClassifierReadout, NoReadout, SimilarityReadout
 from service.catalogue import Catalogue
 from service.generation import ModelFacts, ServedBundle, ServedCorpus
 from service.observing.model_health import ModelHealth, index_reference
@@ -29,6 +33,8 @@ from service.operations import EncodeRoute, encode_operation, text_operation
 from service.settings import ArtefactSettings, EngineSettings, NamedPath
 
 __all__ = ["CatalogueOpener"]
+
+Opened = TypeVar("Opened")
 
 
 class CatalogueOpener:
@@ -67,8 +73,15 @@ class CatalogueOpener:
             EncoderError: an encoder cannot be loaded.
             SettingError: the device is not here, or an exported engine is not named.
         """
+        catalogue, readers = await _in_thread_of_its_own(self._open_all)
+        with readers:
+            yield catalogue
+
+    def _open_all(self) -> tuple[Catalogue, ExitStack]:
+        """The catalogue, and what closes its indexes."""
         with ExitStack() as open_readers:
-            yield await asyncio.to_thread(self._open, open_readers)
+            catalogue = self._open(open_readers)
+            return catalogue, open_readers.pop_all()
 
     def _open(self, open_readers: ExitStack) -> Catalogue:
         bundle_paths, index_paths = self._named()
@@ -154,6 +167,38 @@ class CatalogueOpener:
         return key[1], (EncodeRoute(operation=encode_operation(engine), engine=engine, position=0),)
 
 
+async def _in_thread_of_its_own(open_all: Callable[[], Opened]) -> Opened:
+    """Call in a thread that is not waited for once nobody wants the result: what reads files cannot be stopped.
+
+    The loop's own threads are joined before the process ends; this one ends with it.
+    """
+    loop = asyncio.get_running_loop()
+    opened: asyncio.Future[Opened] = loop.create_future()
+
+    def settle(result: Opened | None, error: BaseException | None) -> None:
+        if opened.cancelled():
+            return
+        if error is not None:
+            opened.set_exception(error)
+        else:
+            opened.set_result(cast(Opened, result))
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = open_all()
+        except BaseException as error:
+            # Libraries in Rust raise panics that are no `Exception`.
+            failure = error
+        # A loop that has ended has nobody left to tell.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="phosphene-opener", daemon=True).start()
+    return await opened
+
+
 def _paths(members: Sequence[Member]) -> list[NamedPath]:
     return [NamedPath(name=member.name, path=member.path) for member in members]
 
@@ -196,9 +241,18 @@ def _served_bundle(
 
 
 def _no_text_reason(pipeline: Pipeline) -> str:
-    """Why the bundle turns no words into vectors; empty where it does. An encoder may lack its tokenizer only."""
+    """Why the bundle turns no words into vectors; empty where it does. An encoder may lack its tokenizer only.
+
+    Reads the text tower, and leaves it to the engine's thread to run it.
+    """
     try:
-        pipeline.text_vectors(["red"])
+        match pipeline.engine.readout:
+            case SimilarityReadout() as readout:
+                readout.check_texts(["red"])
+            case ClassifierReadout() | NoReadout():
+                pipeline.text_vectors([])
+            case _:
+                assert_never(pipeline.engine.readout)
     except ReadoutMissing as error:
         return str(error)
     return ""

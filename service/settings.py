@@ -113,6 +113,8 @@ class QueueSettings:
     """Most bytes of theirs."""
     image_pixels: int = 2_000_000_000
     """Most pixels of theirs."""
+    upload_idle_s: float = 30.0
+    """Seconds without a chunk after which an image that comes in chunks is dropped."""
     bulk_share: float = 0.25
     """Share of the device that bulk work keeps."""
     decode_worker_count: int = 4
@@ -228,6 +230,7 @@ def read_settings(variables: Mapping[str, str], *, cpu_count: int = 4) -> Settin
             images=of("QUEUE_IMAGES"),
             image_bytes=of("QUEUE_BYTES"),
             image_pixels=of("QUEUE_PIXELS"),
+            upload_idle_s=of("UPLOAD_IDLE_S"),
             bulk_share=of("BULK_SHARE"),
             decode_worker_count=of("DECODE_WORKERS") or min(cpu_count, _DEFAULT_DECODE_WORKERS),
             decode_limit_s=of("DECODE_LIMIT_S"),

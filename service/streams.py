@@ -1,8 +1,8 @@
 """Many questions on one call: answers each as soon as it is ready, holds a bounded number, joins uploads in pieces.
 
 Flow control: at most `window` questions are under way; the next message is read only when there is room, so that gRPC
-holds the caller back. A question that fails ends with its own error and the stream goes on; a caller that breaks the
-order of messages ends it. Knows no protobuf and no queue.
+holds the caller back. A question that fails ends with its own error and the stream goes on, and so does an upload that
+stands still; a caller that breaks the order of messages ends the stream. Knows no protobuf and no queue.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar, assert_never
 
-from phosphene.errors import InputError, Overloaded, PhospheneError, Unavailable
+from phosphene.errors import DeadlineExpired, InputError, Overloaded, PhospheneError, Unavailable
 from service.values import ExplainQuery, ImageBytes, ImageUpload
 
 __all__ = ["Answered", "Chunk", "Fault", "Question", "StreamMessage", "UploadBudget", "answer_stream"]
@@ -60,11 +61,24 @@ class Answered(Generic[Reply]):
 
 
 class UploadBudget:
-    """Bounds the bytes of images that have come in part, over all streams; no caller keeps the others out."""
+    """Bounds the bytes of images that have come in part, over all streams, and how long they may stand still.
 
-    def __init__(self, limit_bytes: int) -> None:
-        """Allow at most `limit_bytes`, and one caller half of them, but for a single image."""
+    No caller keeps the others out.
+    """
+
+    def __init__(self, limit_bytes: int, *, idle_s: float, clock: Callable[[], float]) -> None:
+        """Allow at most `limit_bytes`, and one caller half of them, but for a single image.
+
+        Args:
+            limit_bytes: over all streams.
+            idle_s: seconds after which an upload that nothing comes of is dropped.
+            clock: monotonic seconds.
+        """
         self._limit_bytes = limit_bytes
+        self.idle_s = idle_s
+        """Seconds after which an upload that nothing comes of is dropped."""
+        self.clock = clock
+        """Monotonic seconds."""
         self._held_by: Counter[str] = Counter()
         self.held_bytes = 0
         """Bytes that unfinished uploads hold now."""
@@ -140,8 +154,8 @@ async def answer_stream(
         ready.put_nowait(Answered(question.item, outcome))
 
     async def read() -> None:
-        async with asyncio.TaskGroup() as answering:
-            async for question in _whole(messages, budget, caller):
+        async with asyncio.TaskGroup() as answering, aclosing(_whole(messages, budget, caller)) as questions:
+            async for question in questions:
                 await room.acquire()
                 if question.item in under_way:
                     raise InputError(
@@ -169,12 +183,20 @@ async def answer_stream(
 
 async def _whole(
     messages: AsyncIterator[StreamMessage], budget: UploadBudget, caller: str
-) -> AsyncIterator[Question | Fault]:
+) -> AsyncGenerator[Question | Fault, None]:
     """Questions with their images joined; raises `InputError` for a message out of order."""
     upload: _Upload | None = None
+    reader = _Reader(messages)
     try:
-        async for message in messages:
+        while True:
+            if upload is not None and upload.is_due and not await reader.comes_within(upload.left_s):
+                if upload.left_s <= 0:
+                    yield upload.drop()
+                continue
+            message = await reader.next()
             match message:
+                case None:
+                    break
                 case Chunk(item, data):
                     if upload is None or upload.question.item != item:
                         raise InputError(
@@ -184,9 +206,10 @@ async def _whole(
                         )
                     upload.add(data)
                     if upload.is_whole:
-                        yield upload.finish()
+                        if upload.is_due:
+                            yield upload.finish()
                         upload = None
-                case Question() | Fault() if upload is not None:
+                case Question() | Fault() if upload is not None and upload.is_due:
                     raise InputError(
                         f"item {message.item} came before item {upload.question.item} was sent to its end; its next "
                         f"{upload.missing_bytes} bytes are due first",
@@ -200,7 +223,7 @@ async def _whole(
                     yield message
                 case _:
                     assert_never(message)
-        if upload is not None:
+        if upload is not None and upload.is_due:
             raise InputError(
                 f"the stream ended {upload.missing_bytes} bytes before the end of item {upload.question.item}; "
                 "send all that `image.upload` announces",
@@ -209,10 +232,43 @@ async def _whole(
     finally:
         if upload is not None:
             upload.let_go()
+        await reader.close()
+
+
+class _Reader:
+    """Messages, one at a time; waiting for one can be given up, and the message comes all the same."""
+
+    def __init__(self, messages: AsyncIterator[StreamMessage]) -> None:
+        self._messages = messages
+        self._coming: asyncio.Task[StreamMessage | None] | None = None
+
+    async def next(self) -> StreamMessage | None:
+        """The next message; None at the end."""
+        if self._coming is None:
+            # A task for each message would cost more than most messages do.
+            return await self._read()
+        message, self._coming = await self._coming, None
+        return message
+
+    async def comes_within(self, limit_s: float) -> bool:
+        """Wait for the next message, or the end, so long at most; tells whether it is there."""
+        if self._coming is None:
+            self._coming = asyncio.create_task(self._read())
+        await asyncio.wait((self._coming,), timeout=max(limit_s, 0.0))
+        return self._coming.done()
+
+    async def close(self) -> None:
+        """Wait for nothing any more."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)
+
+    async def _read(self) -> StreamMessage | None:
+        return await anext(self._messages, None)
 
 
 class _Upload:
-    """One image that comes in pieces; one that does not fit is read to its end and kept nowhere."""
+    """One image that comes in pieces; one that does not fit or was dropped is read to its end and kept nowhere."""
 
     def __init__(self, question: Question | Fault, size_bytes: int, budget: UploadBudget, caller: str) -> None:
         self.question = question
@@ -221,12 +277,20 @@ class _Upload:
         self._caller = caller
         self._pieces: list[bytes] = []
         self._held_bytes = 0
+        self._moved_s = budget.clock()
         self.missing_bytes = size_bytes
+        self.is_due = True
+        """Whether its question is to be answered yet: not once it was dropped."""
         self._fits = isinstance(question, Question)
 
     @property
     def is_whole(self) -> bool:
         return self.missing_bytes == 0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that it may stand still from now."""
+        return self._moved_s + self._budget.idle_s - self._budget.clock()
 
     def add(self, data: bytes) -> None:
         if not 1 <= len(data) <= self.missing_bytes:
@@ -236,6 +300,7 @@ class _Upload:
                 field="chunk",
             )
         self.missing_bytes -= len(data)
+        self._moved_s = self._budget.clock()
         if self._fits and self._budget.take(len(data), caller=self._caller, upload_bytes=self._held_bytes):
             self._pieces.append(data)
             self._held_bytes += len(data)
@@ -244,6 +309,7 @@ class _Upload:
             self._fits = False
 
     def finish(self) -> Question | Fault:
+        """The question with its image, or what is wrong with it."""
         data = b"".join(self._pieces)
         self.let_go()
         if isinstance(self.question, Fault):
@@ -255,6 +321,19 @@ class _Upload:
             )
             return Fault(self.question.item, error)
         return replace(self.question, query=replace(self.question.query, image=ImageBytes(data)))
+
+    def drop(self) -> Question | Fault:
+        """What is wrong with its question, which is answered now; what it held is given back."""
+        was_kept, self._fits, self.is_due = self._fits, False, False
+        if not was_kept:
+            return self.finish()
+        self.let_go()
+        error = DeadlineExpired(
+            f"no chunk of item {self.question.item} came for {self._budget.idle_s:g} s, the limit "
+            f"(PHOSPHENE_UPLOAD_IDLE_S), and {self.missing_bytes} of {self._size_bytes} bytes are still due; ask it "
+            "again and send its chunks at once"
+        )
+        return Fault(self.question.item, error)
 
     def let_go(self) -> None:
         if self._held_bytes:

@@ -128,7 +128,11 @@ VARIABLES: dict[str, Variable] = {
     ),
     "PHOSPHENE_BATCH_IMAGES": _variable("Engine and queues", "Most images in one batch.", Integer(1, 1024, 32)),
     "PHOSPHENE_QUEUE_IMAGES": _variable(
-        "Engine and queues", "Most images that are accepted and not yet answered.", Integer(1, 65_536, 256)
+        "Engine and queues",
+        "Most images that are accepted and not yet answered, counting every request that waits for the same image. "
+        "ExplainImages may have three quarters of them, and one caller three quarters of what its kind of request may "
+        "have; so it is with bytes and pixels. As many look-ups may wait.",
+        Integer(1, 65_536, 256),
     ),
     "PHOSPHENE_QUEUE_BYTES": _variable(
         "Engine and queues",
@@ -139,6 +143,11 @@ VARIABLES: dict[str, Variable] = {
         "Engine and queues",
         "Most pixels of images that are accepted and not yet answered.",
         Integer(1_000_000, 10**12, 2_000_000_000),
+    ),
+    "PHOSPHENE_UPLOAD_IDLE_S": _variable(
+        "Engine and queues",
+        "Seconds without a chunk after which an image that comes in chunks (ExplainImages) is dropped.",
+        Number(0.1, 3600.0, 30.0),
     ),
     "PHOSPHENE_BULK_SHARE": _variable(
         "Engine and queues",

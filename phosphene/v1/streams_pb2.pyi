@@ -36,7 +36,8 @@ class ExplainImagesRequest(_message.Message):
     """The next bytes of the image that `explain` of the same item announced, in order; at least 1 byte. The item is
     answered once `Upload.size_bytes` have come. The chunks of an image follow its announcement at once: another
     message in between, more bytes than announced, or a chunk that nothing announced, and the stream ends with
-    INVALID_ARGUMENT.
+    INVALID_ARGUMENT. An image that stands still for PHOSPHENE_UPLOAD_IDLE_S is given up: its item is answered with
+    DEADLINE_EXCEEDED, its further chunks are read past, and the stream goes on.
     """
     @_builtins.property
     def explain(self) -> _explain_pb2.ExplainRequest:

@@ -1,6 +1,8 @@
 """Who may come in: refuses at once what there is no room for or what could not be answered in time; knows no gRPC.
 
-Everything admitted and unfinished is counted: images, bytes, pixels, and the cost of what has yet to reach the engine.
+Everything admitted and unfinished is counted: images, bytes, pixels, and the cost of what has yet to reach the engine;
+so is who waits for an image that another request has in hand. Bulk leaves room for whoever waits, and one caller for
+the others (`Shares`).
 The estimate of an answer is that of the slower of two: decoding first and then the engine's queue of now, or the
 engine's queue with all that is being decoded. Both know lanes and callers, so one caller's flood is not another's wait.
 No estimate knows who comes next and overtakes: the margin on it is learnt from what was admitted and came too late.
@@ -18,9 +20,10 @@ from typing import Protocol, runtime_checkable
 from phosphene.errors import DeadlineExpired, Overloaded
 from service.batching.fair_queue import Ledger
 from service.batching.latency import retry_after_s
-from service.claims import Claim, Lane
+from service.batching.shares import Excess, Shares, share_of
+from service.claims import Claim
 
-__all__ = ["Admission", "AdmissionEvents", "AdmissionLimits", "Admitted", "Refusal"]
+__all__ = ["Admission", "AdmissionEvents", "AdmissionLimits", "Admitted", "Held", "Refusal"]
 
 _LEAST_MARGIN, _MOST_MARGIN = 1.2, 2.0
 # Together they let about one admitted image in sixty be late.
@@ -89,29 +92,24 @@ class Admission:
         self._decode_wait_s = decode_wait_s
         self._coming = Ledger(bulk_share=bulk_share)
         self._margin = _LEAST_MARGIN
-        self._room = _Room(limits)
-        bulk_limits = _bulk_limits(limits)
-        self._rooms = {
-            Lane.INTERACTIVE: (self._room,),
-            Lane.BULK: (self._room, _Room(bulk_limits, of_which="bulk ", share="three quarters of ")),
-        }
-        self.bulk_image_limit = bulk_limits.images
-        """Most images of bulk work in hand."""
+        self._images, self._bytes, self._pixels = Shares(limits.images), Shares(limits.bytes), Shares(limits.pixels)
+        self.bulk_image_limit = share_of(share_of(limits.images))
+        """Most images of bulk work that one caller may have in hand."""
 
     @property
     def image_count(self) -> int:
-        """Images admitted and unfinished."""
-        return self._room.image_count
+        """Images admitted and unfinished, and requests that wait for one of them."""
+        return self._images.total
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the files of those images."""
-        return self._room.size_bytes
+        return self._bytes.total
 
     @property
     def pixel_count(self) -> int:
         """Pixels of those images."""
-        return self._room.pixel_count
+        return self._pixels.total
 
     def admit(
         self, *, claim: Claim, size_bytes: int, pixel_count: int, cost: float, is_decoded: bool = False
@@ -139,17 +137,61 @@ class Admission:
         if left_s < math.inf:
             self._check_time(claim, cost, left_s, decode_wait_s=0.0 if is_decoded else self._decode_wait_s(claim))
         self._coming.add(claim, cost)
-        self._count(claim.lane, 1, size_bytes, pixel_count)
+        self._change(claim, 1, size_bytes, pixel_count)
         return Admitted(
             entered_queue=partial(self._entered_queue, claim, cost),
             left=partial(self._left, claim, size_bytes, pixel_count),
         )
 
+    def follow(self, *, claim: Claim, size_bytes: int) -> Held:
+        """Take in hand a request that waits for the same image of another: its file waits here, and costs no work.
+
+        Args:
+            claim: on whose behalf.
+            size_bytes: of the file.
+
+        Returns:
+            What gives the room back, on leaving its `with` block.
+
+        Raises:
+            Overloaded: there is no room; it says when to come again.
+        """
+        self._check_room(claim, size_bytes, 0)
+        return self._held(claim, size_bytes)
+
+    def reserve(self, *, claim: Claim, size_bytes: int) -> Held | None:
+        """Room for an image that is about to be admitted, so that who follows it does not take it; None: there is none.
+
+        Args:
+            claim: on whose behalf.
+            size_bytes: of the file.
+
+        Returns:
+            What gives the room back: just before `admit`, which counts the image itself, or where that is not needed.
+        """
+        return None if self._excess(claim, size_bytes, 0) else self._held(claim, size_bytes)
+
+    def _held(self, claim: Claim, size_bytes: int) -> Held:
+        self._change(claim, 1, size_bytes, 0)
+        return Held(partial(self._change, claim, -1, -size_bytes, 0))
+
     def _check_room(self, claim: Claim, size_bytes: int, pixel_count: int) -> None:
-        for room in self._rooms[claim.lane]:
-            full = room.full(size_bytes, pixel_count)
-            if full is not None:
-                raise self._refused(claim, *full)
+        full = self._excess(claim, size_bytes, pixel_count)
+        if full is not None:
+            raise self._refused(claim, *full)
+
+    def _excess(self, claim: Claim, size_bytes: int, pixel_count: int) -> tuple[str, str] | None:
+        """Which bound leaves no room for one more image, and what to say of it; None where there is room."""
+        if excess := self._images.excess(claim, 1):
+            return Refusal.QUEUE_FULL, (
+                f"{excess.held} {_what(excess)} are in hand, "
+                f"{excess.bound.limit} ({excess.bound.share}PHOSPHENE_QUEUE_IMAGES)"
+            )
+        if excess := self._bytes.excess(claim, size_bytes):
+            return Refusal.BYTES, _too_much(excess, size_bytes, "bytes", "PHOSPHENE_QUEUE_BYTES")
+        if excess := self._pixels.excess(claim, pixel_count):
+            return Refusal.PIXELS, _too_much(excess, pixel_count, "pixels", "PHOSPHENE_QUEUE_PIXELS")
+        return None
 
     def _check_time(self, claim: Claim, cost: float, left_s: float, *, decode_wait_s: float) -> None:
         now_queued_s = self._engine_wait_s(claim, cost)
@@ -169,7 +211,7 @@ class Admission:
         self._coming.subtract(claim, cost)
 
     def _left(self, claim: Claim, size_bytes: int, pixel_count: int, is_answered: bool) -> None:
-        self._count(claim.lane, -1, -size_bytes, -pixel_count)
+        self._change(claim, -1, -size_bytes, -pixel_count)
         if claim.deadline_s is None:
             return
         if self._clock() >= claim.deadline_s:
@@ -177,56 +219,46 @@ class Admission:
         elif is_answered:
             self._margin = max(self._margin * _TIMELY_DECAY, _LEAST_MARGIN)
 
-    def _count(self, lane: Lane, image_count: int, size_bytes: int, pixel_count: int) -> None:
-        for room in self._rooms[lane]:
-            room.image_count += image_count
-            room.size_bytes += size_bytes
-            room.pixel_count += pixel_count
+    def _change(self, claim: Claim, image_count: int, size_bytes: int, pixel_count: int) -> None:
+        self._images.take(claim, image_count)
+        self._bytes.take(claim, size_bytes)
+        self._pixels.take(claim, pixel_count)
         self._events.admitted_changed(
-            image_count=self.image_count, size_bytes=self.size_bytes, pixel_count=self.pixel_count
+            image_count=self._images.total, size_bytes=self._bytes.total, pixel_count=self._pixels.total
         )
 
 
-class _Room:
-    """What is in hand within some limits."""
-
-    def __init__(self, limits: AdmissionLimits, *, of_which: str = "", share: str = "") -> None:
-        self._limits = limits
-        self._of_which = of_which
-        self._share = share
-        self.image_count = 0
-        self.size_bytes = 0
-        self.pixel_count = 0
-
-    def full(self, size_bytes: int, pixel_count: int) -> tuple[str, str] | None:
-        """Which bound leaves no room for one more image, and what to say of it; None where there is room."""
-        limits, images = self._limits, f"{self._of_which}images"
-        if not self.image_count:
-            return None
-        if self.image_count >= limits.images:
-            return Refusal.QUEUE_FULL, (
-                f"{self.image_count} {images} are in hand, the limit ({self._share}PHOSPHENE_QUEUE_IMAGES)"
-            )
-        if self.size_bytes + size_bytes > limits.bytes:
-            return Refusal.BYTES, (
-                f"{images} of {self.size_bytes} bytes are in hand and this one has {size_bytes}; "
-                f"the limit is {limits.bytes} ({self._share}PHOSPHENE_QUEUE_BYTES)"
-            )
-        if self.pixel_count + pixel_count > limits.pixels:
-            return Refusal.PIXELS, (
-                f"{images} of {self.pixel_count} pixels are in hand and this one has {pixel_count}; "
-                f"the limit is {limits.pixels} ({self._share}PHOSPHENE_QUEUE_PIXELS)"
-            )
-        return None
+def _what(excess: Excess) -> str:
+    return f"{excess.bound.of_which}images"
 
 
-def _bulk_limits(limits: AdmissionLimits) -> AdmissionLimits:
-    """What bulk work may hold: a flood of it leaves room for whoever waits."""
-    return AdmissionLimits(
-        images=limits.images - limits.images // 4,
-        bytes=limits.bytes - limits.bytes // 4,
-        pixels=limits.pixels - limits.pixels // 4,
+def _too_much(excess: Excess, amount: int, unit: str, setting: str) -> str:
+    return (
+        f"{_what(excess)} of {excess.held} {unit} are in hand and this one has {amount}; "
+        f"{excess.bound.limit} is {excess.limit} ({excess.bound.share}{setting})"
     )
+
+
+class Held:
+    """Room for one image; a context manager that gives it back however the wait ends."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        """Made by `Admission` only: what to call once."""
+        self._give_back: Callable[[], None] | None = give_back
+
+    def __enter__(self) -> Held:
+        """The room was taken already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give it back, now or before."""
+        if self._give_back is not None:
+            give_back, self._give_back = self._give_back, None
+            give_back()
 
 
 class Admitted:

@@ -13,10 +13,11 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self, TypeAlias, assert_never, runtime_checkable
+from typing import Any, Protocol, Self, TypeAlias, assert_never, runtime_checkable
 
 from service.caching.circuit import CircuitState
 from service.caching.envelope import unwrap
@@ -36,9 +37,10 @@ from service.caching.redis_codes import (
 from service.caching.redis_link import Answer
 from service.caching.redis_store import RedisStore, Word
 from service.caching.single_flight import SingleFlight
+from service.claims import Lane
 from service.observing.logs import log_event
 
-__all__ = ["CacheBounds", "CacheEvents", "CacheKey", "CacheResult", "CodeCache"]
+__all__ = ["CacheBounds", "CacheEvents", "CacheKey", "CacheResult", "CodeCache", "Places"]
 
 Compute: TypeAlias = Callable[[], Awaitable[bytes]]
 
@@ -64,6 +66,26 @@ class CacheEvents(Protocol):
 
     def cache_result(self, result: str) -> None:
         """What came of one look-up: a `CacheResult`."""
+
+
+@runtime_checkable
+class Places(Protocol):
+    """What a request takes in hand while its value is made; called on the event loop."""
+
+    def lead(self) -> None:
+        """It begins to make the value, for whoever asks meanwhile as well; must not raise."""
+
+    def follow(self) -> AbstractContextManager[object]:
+        """It waits for another request to make the value, until this is left; what it raises ends the request."""
+
+
+class _NoPlaces:
+    def lead(self) -> None:
+        """Nothing is taken."""
+
+    def follow(self) -> AbstractContextManager[object]:
+        """Nothing is taken."""
+        return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,24 +171,42 @@ class CodeCache:
         """Cancel the computations that are still under way."""
         await self._flights.__aexit__()
 
-    async def fetch(self, key: CacheKey, compute: Compute) -> tuple[bytes, bool]:
+    async def fetch(
+        self, key: CacheKey, compute: Compute, *, lane: Lane = Lane.INTERACTIVE, places: Places | None = None
+    ) -> tuple[bytes, bool]:
         """The value of a key, and whether it came without this caller's `compute`.
 
         A leader whose caller leaves goes on for those who wait for the same value, and ends with the last of them.
+        Nobody interactive waits for a bulk request of this replica, and for one of another replica `follow_s` at most.
 
         Args:
             key: what is asked for.
             compute: makes it; called once at most.
+            lane: how urgent it is.
+            places: told whether this request makes the value or waits for another that does.
 
         Raises:
-            Exception: what this caller's `compute` raised; it is kept nowhere.
+            Exception: what this caller's `compute` raised; it is kept nowhere. What `places` raised.
         """
+        taken = _NoPlaces() if places is None else places
         digest = key.digest()
         if self._codes is None and (value := self._local.get(digest)) is not None:
             self._tell(CacheResult.HIT)
             return value, True
+
+        def lead() -> Coroutine[Any, Any, tuple[bytes, bool]]:
+            taken.lead()
+            return self._look_or_make(digest, compute)
+
+        def follow() -> AbstractContextManager[object]:
+            try:
+                return taken.follow()
+            except Exception:
+                self._tell(CacheResult.COALESCED)
+                raise
+
         (value, was_hit), is_anothers = await self._flights.run(
-            digest, lambda: self._look_or_make(digest, compute), lambda: self._make_alone(digest, compute)
+            digest, lead, lambda: self._make_alone(digest, compute), lane=lane, follow=follow
         )
         if is_anothers:
             self._tell(CacheResult.COALESCED)

@@ -3,15 +3,19 @@
 The work belongs to the party that waits, not to the one who began it: it goes on when its leader leaves, and is
 cancelled when the last one has left. A failure is its leader's own (a deadline, a full queue): the others then make
 another attempt, led by one of them, and whoever sees that fail as well works alone, so that nobody waits for a row of
-strangers' failures. Knows no cache.
+strangers' failures. Work goes through its leader's lane: interactive callers follow interactive leaders only, or they
+would wait as bulk does; bulk follows either. Knows no cache.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar, assert_never
+
+from service.claims import Lane
 
 __all__ = ["SingleFlight"]
 
@@ -20,9 +24,12 @@ Value = TypeVar("Value")
 _FOLLOW_LIMIT = 2
 """Flights of others that one caller sees fail before it works alone."""
 
+_Key: TypeAlias = tuple[bytes, Lane]
+
 
 @dataclass(eq=False)
 class _Flight(Generic[Value]):
+    key: _Key
     task: asyncio.Task[Value]
     party_count: int = 0
 
@@ -32,7 +39,7 @@ class SingleFlight(Generic[Value]):
 
     def __init__(self) -> None:
         """Nothing is under way."""
-        self._flights: dict[bytes, _Flight[Value]] = {}
+        self._flights: dict[_Key, _Flight[Value]] = {}
         self._tasks: set[asyncio.Task[Value]] = set()
 
     async def __aenter__(self) -> Self:
@@ -48,7 +55,7 @@ class SingleFlight(Generic[Value]):
             await asyncio.wait(tasks)
 
     def __len__(self) -> int:
-        """Names under way."""
+        """Works under way."""
         return len(self._flights)
 
     async def run(
@@ -56,36 +63,52 @@ class SingleFlight(Generic[Value]):
         name: bytes,
         work: Callable[[], Coroutine[Any, Any, Value]],
         alone: Callable[[], Coroutine[Any, Any, Value]],
+        *,
+        lane: Lane = Lane.INTERACTIVE,
+        follow: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> tuple[Value, bool]:
         """The value, and whether another's work gave it.
 
         Args:
             name: equal names are equal work.
-            work: the work as the leader of a party does it; it runs as a task of its own.
+            work: the work as the leader of a party does it; called at once; its coroutine is a task of its own.
             alone: the same for one caller who has given up on parties.
+            lane: how urgent it is to this caller.
+            follow: entered for as long as this caller waits for another's work.
 
         Raises:
-            Exception: what this caller's own work raised; never another's.
+            Exception: what this caller's own work or `follow` raised; never another's.
         """
         for _ in range(_FOLLOW_LIMIT):
-            flight = self._flights.get(name)
+            flight = self._to_follow(name, lane)
             if flight is None:
-                flight = self._begin(name, work)
-                await self._wait(name, flight)
+                flight = self._begin((name, lane), work)
+                await self._wait(flight)
                 return flight.task.result(), False
-            await self._wait(name, flight)
+            with follow():
+                await self._wait(flight)
             if not flight.task.cancelled() and flight.task.exception() is None:
                 return flight.task.result(), True
         return await alone(), False
 
-    def _begin(self, name: bytes, work: Callable[[], Coroutine[Any, Any, Value]]) -> _Flight[Value]:
-        flight = _Flight(asyncio.create_task(work()))
-        self._flights[name] = flight
+    def _to_follow(self, name: bytes, lane: Lane) -> _Flight[Value] | None:
+        interactive = self._flights.get((name, Lane.INTERACTIVE))
+        match lane:
+            case Lane.INTERACTIVE:
+                return interactive
+            case Lane.BULK:
+                return interactive or self._flights.get((name, Lane.BULK))
+            case _:
+                assert_never(lane)
+
+    def _begin(self, key: _Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> _Flight[Value]:
+        flight = _Flight(key, asyncio.create_task(work()))
+        self._flights[key] = flight
         self._tasks.add(flight.task)
-        flight.task.add_done_callback(lambda task: self._end(name, flight, task))
+        flight.task.add_done_callback(lambda task: self._end(flight, task))
         return flight
 
-    async def _wait(self, name: bytes, flight: _Flight[Value]) -> None:
+    async def _wait(self, flight: _Flight[Value]) -> None:
         flight.party_count += 1
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -100,15 +123,15 @@ class SingleFlight(Generic[Value]):
             flight.task.remove_done_callback(tell)
             flight.party_count -= 1
             if flight.party_count == 0 and not flight.task.done():
-                self._forget(name, flight)
+                self._forget(flight)
                 flight.task.cancel()
 
-    def _end(self, name: bytes, flight: _Flight[Value], task: asyncio.Task[Value]) -> None:
-        self._forget(name, flight)
+    def _end(self, flight: _Flight[Value], task: asyncio.Task[Value]) -> None:
+        self._forget(flight)
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # Seen: where the whole party has left, nobody else looks.
 
-    def _forget(self, name: bytes, flight: _Flight[Value]) -> None:
-        if self._flights.get(name) is flight:
-            del self._flights[name]
+    def _forget(self, flight: _Flight[Value]) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

@@ -1,19 +1,22 @@
 """The decode pool: images wait in fair order for worker processes that turn them into pixels; knows no gRPC, no device.
 
 A decoder is the part of the service that strangers' bytes reach first. Each runs in a process that can be killed: an
-image that takes too long or crashes its decoder fails alone, and the worker is replaced. Work whose caller has gone or
-whose deadline has passed is never begun.
+image that takes too long or crashes its decoder fails alone, and the worker is replaced. An image whose worker crashed
+or was killed by somebody else is tried once more, in a fresh worker: it may not be to blame. Work whose caller has gone
+or whose deadline has passed is never begun.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, assert_never, runtime_checkable
 
 from phosphene.errors import (
     DeadlineExpired,
@@ -31,11 +34,15 @@ from phosphene.preprocessing import Preprocessing
 from service.batching.fair_queue import FairQueue
 from service.batching.latency import LatencyModel, retry_after_s
 from service.claims import Claim
-from service.decoding.process import DecodeProcess, WorkerEnded, WorkerGone, open_decode_process
+from service.decoding.process import Death, DecodeProcess, WorkerEnded, WorkerGone, open_decode_process
+from service.observing.logs import log_event
 
 __all__ = ["DecodeEvents", "DecodePool"]
 
 _OPERATION = "decode"
+
+OpenWorker = Callable[[ImageLimits, float], AbstractAsyncContextManager[DecodeProcess]]
+"""Starts a worker for these limits and seconds for an image, and ends it."""
 
 
 @runtime_checkable
@@ -63,6 +70,8 @@ class _Job:
     cost: float
     """Megapixels, about."""
     answer: asyncio.Future[PreparedImage] = field(repr=False)
+    has_lost_worker: bool = False
+    """Whether a worker ended in the middle of it, for a reason that may not be the image's."""
 
     def succeed(self, image: PreparedImage) -> None:
         if not self.answer.done():
@@ -86,6 +95,7 @@ class DecodePool:
         clock: Callable[[], float],
         events: DecodeEvents,
         bulk_share: float,
+        open_worker: OpenWorker = open_decode_process,
     ) -> None:
         """Prepare the queue.
 
@@ -97,6 +107,7 @@ class DecodePool:
             clock: monotonic seconds; deadlines are times of this clock.
             events: told of images, lost workers, drops and depth.
             bulk_share: share of the work that bulk gets while both lanes wait.
+            open_worker: starts a worker.
         """
         self._worker_count = worker_count
         self._queue_limit = queue_limit
@@ -104,7 +115,10 @@ class DecodePool:
         self._limits = limits
         self._clock = clock
         self._events = events
+        self._open_worker = open_worker
         self._queue: FairQueue[_Job] = FairQueue(bulk_share=bulk_share)
+        # One at most for each worker that is being replaced.
+        self._second_tries: deque[_Job] = deque()
         self._latency = LatencyModel()
         self._running: set[_Job] = set()
         self._idle: list[asyncio.Future[None]] = []
@@ -136,9 +150,10 @@ class DecodePool:
     ) -> None:
         """Refuse what still waits, and kill the workers with what they have in hand."""
         self._is_open = False
-        for job in self._queue.drain():
+        for job in (*self._queue.drain(), *self._second_tries):
             self._events.dropped("closed", "decode")
             job.fail(_closing())
+        self._second_tries.clear()
         self._events.decode_depth_changed(0)
         await self._end_seats()
 
@@ -171,10 +186,11 @@ class DecodePool:
 
         Raises:
             ImageError: the image cannot be used; `ImageTooSlow` beyond the time limit, `ImageUnreadable` also where it
-                crashed its decoder.
+                broke its decoder, or crashed two.
             Overloaded: the queue is full.
             DeadlineExpired: the deadline passed before a worker was free.
-            Unavailable: the pool is closed, or no worker can be started any more.
+            Unavailable: the pool is closed, no worker can be started any more, or somebody killed two in the middle of
+                this image.
         """
         if not self._is_open:
             raise _closing()
@@ -208,11 +224,12 @@ class DecodePool:
         """Keep one worker alive and at work, until cancelled."""
         while True:
             try:
-                async with open_decode_process(self._limits, self._time_limit_s) as worker:
+                async with self._open_worker(self._limits, self._time_limit_s) as worker:
                     if not started.done():
                         started.set_result(None)
-                    while (job := await self._next_job(worker.ended)) and await self._decode(worker, job):
-                        pass
+                    job = self._take_second_try() or await self._next_job(worker.ended)
+                    while job is not None and await self._decode(worker, job):
+                        job = await self._next_job(worker.ended)
             except SettingError as error:
                 if not started.done():
                     started.set_exception(error)
@@ -222,7 +239,7 @@ class DecodePool:
     async def _fail_one(self, error: SettingError) -> None:
         """Where a worker cannot be replaced, the next image pays for the next attempt, so that none waits for ever."""
         never = asyncio.get_running_loop().create_future()
-        if job := await self._next_job(never):
+        if job := self._take_second_try() or await self._next_job(never):
             job.fail(Unavailable(f"{error}; until then ask another instance"))
 
     async def _next_job(self, ended: asyncio.Future[None]) -> _Job | None:
@@ -252,15 +269,29 @@ class DecodePool:
         """The next image that somebody still waits for."""
         while job := self._queue.take():
             self._events.decode_depth_changed(len(self._queue))
-            deadline_s = job.claim.deadline_s
-            if job.answer.done():
-                self._events.dropped("cancelled", "decode")
-            elif deadline_s is not None and self._clock() >= deadline_s:
-                self._events.dropped("expired", "decode")
-                job.fail(DeadlineExpired("the deadline passed before a decode worker was free; allow more time"))
-            else:
+            if self._is_awaited(job):
                 return job
         return None
+
+    def _take_second_try(self) -> _Job | None:
+        """An image for a fresh worker that somebody still waits for."""
+        while self._second_tries:
+            job = self._second_tries.popleft()
+            if self._is_awaited(job):
+                return job
+        return None
+
+    def _is_awaited(self, job: _Job) -> bool:
+        """Whether somebody still waits for an image; where it is too late, that is told."""
+        deadline_s = job.claim.deadline_s
+        if job.answer.done():
+            self._events.dropped("cancelled", "decode")
+            return False
+        if deadline_s is not None and self._clock() >= deadline_s:
+            self._events.dropped("expired", "decode")
+            job.fail(DeadlineExpired("the deadline passed before a decode worker was free; allow more time"))
+            return False
+        return True
 
     async def _decode(self, worker: DecodeProcess, job: _Job) -> bool:
         """Answer one image; tells whether the worker can go on."""
@@ -273,17 +304,22 @@ class DecodePool:
             job.fail(error)
             return True
         except WorkerGone:
-            self._queue.put(job, claim=job.claim, cost=job.cost)
-            self._events.decode_depth_changed(len(self._queue))
-            self._call_one()
+            self._give_back(job)
+            return False
+        except WorkerEnded as error:
+            self._lose_worker(job, error)
+            return False
+        except TimeoutError:
+            self._events.decode_killed("timeout")
+            job.fail(self._too_slow())
             return False
         except asyncio.CancelledError:
             job.fail(_closing())
             raise
         except Exception as error:
             # Whatever it is, one image has it, and the queue goes on.
-            self._events.decode_killed("timeout" if isinstance(error, TimeoutError) else "crash")
-            job.fail(self._verdict(error))
+            self._events.decode_killed("crash")
+            job.fail(error)
             return False
         finally:
             self._running.discard(job)
@@ -295,20 +331,51 @@ class DecodePool:
         job.succeed(image)
         return True
 
-    def _verdict(self, error: Exception) -> Exception:
-        """What the caller hears of an image that cost a worker."""
-        match error:
-            case TimeoutError():
-                return ImageTooSlow(
-                    f"image decodes for more than {self._time_limit_s:g} s, the limit (PHOSPHENE_DECODE_LIMIT_S); "
-                    "scale it down, or save it anew, not progressive"
-                )
-            case WorkerEnded():
-                return ImageUnreadable(
-                    "image ends its decoder: it is damaged or needs too much memory; save it anew, smaller"
+    def _give_back(self, job: _Job) -> None:
+        """Have another worker do what this one had not begun."""
+        if job.has_lost_worker:
+            self._second_tries.append(job)
+            return
+        self._queue.put(job, claim=job.claim, cost=job.cost)
+        self._events.decode_depth_changed(len(self._queue))
+        self._call_one()
+
+    def _lose_worker(self, job: _Job, error: WorkerEnded) -> None:
+        """Judge an image in whose middle a worker ended, or leave that to another worker."""
+        is_slow = error.death is Death.ALARM
+        self._events.decode_killed("timeout" if is_slow else "crash")
+        log_event(
+            "decoder lost",
+            level=logging.WARNING,
+            cause=error.death.name.lower(),
+            status=error.status,
+            caller=job.claim.caller,
+        )
+        match error.death:
+            case Death.ALARM:
+                job.fail(self._too_slow())
+            case Death.EXIT:
+                job.fail(_unreadable())
+            case Death.CRASH | Death.KILL if not job.has_lost_worker:
+                job.has_lost_worker = True
+                self._second_tries.append(job)
+            case Death.CRASH:
+                job.fail(_unreadable())
+            case Death.KILL:
+                job.fail(
+                    Unavailable(
+                        "two decode workers were killed in the middle of this image, by the system or an operator; try "
+                        "again, or ask another instance"
+                    )
                 )
             case _:
-                return error
+                assert_never(error.death)
+
+    def _too_slow(self) -> ImageTooSlow:
+        return ImageTooSlow(
+            f"image decodes for more than {self._time_limit_s:g} s, the limit (PHOSPHENE_DECODE_LIMIT_S); "
+            "scale it down, or save it anew, not progressive"
+        )
 
     def _call_one(self) -> None:
         """Wake the seat that worked last: its memory is warm."""
@@ -327,6 +394,10 @@ def _cost(data: bytes) -> float:
     """Megapixels; the bytes stand in where the file does not tell, and where they are more."""
     width, height = image_size(data) or (0, 0)
     return max(width * height, len(data)) / 1e6
+
+
+def _unreadable() -> ImageUnreadable:
+    return ImageUnreadable("image ends its decoder: it is damaged or needs too much memory; save it anew, smaller")
 
 
 def _closing() -> Unavailable:

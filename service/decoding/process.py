@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from enum import Enum, auto
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from service.decoding.messages import (
 from service.decoding.shared_area import SharedArea
 from service.decoding.worker import WorkerSettings
 
-__all__ = ["DecodeProcess", "WorkerEnded", "WorkerGone", "open_decode_process"]
+__all__ = ["DecodeProcess", "Death", "WorkerEnded", "WorkerGone", "open_decode_process"]
 
 _START_LIMIT_S = 60.0
 # A worker outlives the parent's time limit by this, so that it is the parent who kills it, and says why.
@@ -43,8 +45,40 @@ _ALARM_GRACE_S = 2.0
 _CODE_FOLDER = Path(__file__).resolve().parent.parent
 
 
+# What a fault in native code, or a check in it, ends a process with.
+_CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
+)
+
+
+class Death(Enum):
+    """What ended a worker."""
+
+    EXIT = auto()
+    """It gave up: its image needs more memory than any may, or broke its decoder."""
+    ALARM = auto()
+    """Its own alarm, because its parent had no time to kill it: its image takes too long."""
+    CRASH = auto()
+    """A fault in native code: of its image, or of memory that an image before it has spoilt."""
+    KILL = auto()
+    """Somebody else: the system that is short of memory, or an operator."""
+
+
 class WorkerEnded(Exception):
     """The worker ended in the middle of an image."""
+
+    def __init__(self, death: Death, status: int) -> None:
+        """Keep how.
+
+        Args:
+            death: what ended it.
+            status: the exit status; a signal's number is negative.
+        """
+        super().__init__(f"a decode worker ended with status {status}")
+        self.death = death
+        """What ended it."""
+        self.status = status
+        """The exit status; a signal's number is negative."""
 
 
 class WorkerGone(Exception):
@@ -54,15 +88,17 @@ class WorkerGone(Exception):
 class DecodeProcess:
     """A worker that has started and prepares one image at a time."""
 
-    def __init__(self, *, channel: socket.socket, area: SharedArea) -> None:
+    def __init__(self, *, channel: socket.socket, area: SharedArea, process: subprocess.Popen[bytes]) -> None:
         """Listen to a worker.
 
         Args:
             channel: the parent's end of the socket, not blocking.
             area: the memory that is shared with the worker.
+            process: the worker; it is killed and collected here.
         """
         self._channel = channel
         self._area = area
+        self._process = process
         self._loop = asyncio.get_running_loop()
         self._reply: asyncio.Future[DecodeReply] | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
@@ -86,7 +122,7 @@ class DecodeProcess:
 
         Raises:
             ImageError: as `phosphene.images.prepare` raises it.
-            WorkerEnded: the worker crashed on this image.
+            WorkerEnded: the worker ended in the middle of this image.
             WorkerGone: it had ended before.
         """
         config, size = _config(preprocessing), preprocessing.size
@@ -115,13 +151,26 @@ class DecodeProcess:
             case Ready():
                 raise ValueError("a decode worker said that it is ready in the middle of an image")
 
-    def stop_listening(self) -> None:
-        """Hear nothing more from the worker."""
-        self._loop.remove_reader(self._channel)
+    async def end(self) -> None:
+        """End the worker, and wait until it has."""
+        self._process.kill()
+        try:
+            await self.ended
+        finally:
+            self._loop.remove_reader(self._channel)
+            self._collect()
+
+    def _collect(self) -> int:
+        """The exit status of a worker whose socket is closed: what is left of the process takes microseconds.
+
+        One that has closed it and goes on is killed.
+        """
+        self._process.kill()
+        return self._process.wait()
 
     async def _next_reply(self) -> DecodeReply:
         if self.ended.done():
-            raise WorkerEnded
+            raise _ended(self._collect())
         self._reply = self._loop.create_future()
         return await self._reply
 
@@ -135,10 +184,10 @@ class DecodeProcess:
         waiting, self._reply = self._reply, None
         is_awaited = waiting is not None and not waiting.done()
         if len(message) < REPLY_BYTES:
-            self.stop_listening()
+            self._loop.remove_reader(self._channel)
             self.ended.set_result(None)
             if waiting is not None and is_awaited:
-                waiting.set_exception(WorkerEnded())
+                waiting.set_exception(_ended(self._collect()))
         elif waiting is not None and is_awaited:
             try:
                 waiting.set_result(unpack_reply(message))
@@ -167,18 +216,12 @@ async def open_decode_process(limits: ImageLimits, time_limit_s: float) -> Async
                 "files, or set PHOSPHENE_DECODE_WORKERS lower"
             ) from error
         with channel:
-            worker = DecodeProcess(channel=channel, area=area)
+            worker = DecodeProcess(channel=channel, area=area, process=process)
             try:
                 await _await_start(worker)
                 yield worker
             finally:
-                process.kill()
-                try:
-                    await worker.ended
-                finally:
-                    worker.stop_listening()
-                    # The socket closes after the memory is given back: what is left of the process takes microseconds.
-                    process.wait()
+                await worker.end()
 
 
 def _spawn(area: SharedArea, limits: ImageLimits, time_limit_s: float) -> tuple[socket.socket, subprocess.Popen[bytes]]:
@@ -204,6 +247,19 @@ def _spawn(area: SharedArea, limits: ImageLimits, time_limit_s: float) -> tuple[
             raise
     ours.setblocking(False)
     return ours, process
+
+
+def _ended(status: int) -> WorkerEnded:
+    return WorkerEnded(_death(status), status)
+
+
+def _death(status: int) -> Death:
+    """What an exit status, of a worker that its parent did not end, tells of."""
+    if status >= 0:
+        return Death.EXIT
+    if -status == signal.SIGALRM:
+        return Death.ALARM
+    return Death.CRASH if -status in _CRASHES else Death.KILL
 
 
 async def _await_start(worker: DecodeProcess) -> None:

@@ -70,7 +70,7 @@ def open_logs(level: str, stream: io.TextIOBase | None = None) -> None:
     """Send this process's log lines, those of libraries included, to `stream` (standard output)."""
     # No line shows them, and each costs every line a system call or a walk of the stack.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]  # as the manual of `logging` has it, under Optimization
+    logging._srcfile = None  # as the manual of `logging` has it, under Optimization
     handler = logging.StreamHandler(stream if stream is not None else sys.stdout)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

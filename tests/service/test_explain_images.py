@@ -95,6 +95,22 @@ async def test_a_caller_that_breaks_the_order_is_told_and_the_stream_ends(runnin
     assert "announce it" in caught.value.details()
 
 
+async def test_an_upload_that_stands_still_fails_alone():
+    async with serving(settings=settings_with(queue={"upload_idle_s": 0.1})) as running:
+        call = running.stub.ExplainImages()
+        announced, first, *_ = uploading(1, CORPUS["red-1"], 10)
+        await call.write(announced)
+        await call.write(first)
+        dropped = await call.read()
+        assert (dropped.item, dropped.status.code) == (1, code_pb2.DEADLINE_EXCEEDED)
+        assert "PHOSPHENE_UPLOAD_IDLE_S" in dropped.status.message
+        await call.write(asking(2, CORPUS["red-1"]))
+        await call.done_writing()
+        assert (await call.read()).explanation.neurons
+        assert await call.read() is grpc.aio.EOF
+        assert await metric(running, 'phosphene_stream_items_total{outcome="expired"}') == 1
+
+
 async def test_a_stream_waits_in_the_bulk_lane():
     async with serving(settings=settings_with(engine={"batch_images": 2})) as running:
         running.engine.gate.clear()

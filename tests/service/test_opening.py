@@ -1,9 +1,13 @@
 """The real thing: bundles and indexes from disk, opened, refused where they must be, and asked over a real channel."""
 
 import asyncio
+import os
 import shutil
+import threading
+from contextlib import contextmanager
 
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from index.build import BuildJob, build_index
 from index.plan import IndexConfig
@@ -143,6 +147,55 @@ async def test_a_bundle_says_why_it_reads_no_words(world):
     assert clip.text is not None
     assert dino.text is None
     assert "text" in dino.no_text_reason
+
+
+@contextmanager
+def text_towers_run():
+    """The threads on which text towers run meanwhile."""
+    threads = []
+
+    def note(module, _):
+        if type(module).__name__ == "CLIPTextModelWithProjection":
+            threads.append(threading.current_thread().name)
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield threads
+    finally:
+        hook.remove()
+
+
+async def test_no_thread_but_the_engine_s_runs_a_text_tower(world):
+    one = artefacts([("clip", world["bundle"])], [("pictures", world["index"])])
+    with text_towers_run() as threads:
+        (clip, _), *_ = await opened([("clip", world["bundle"])])
+        assert clip.text is not None
+        assert not threads
+        async with serving_artefacts(one) as running:
+            await running.stub.SearchNeurons(neurons_pb2.SearchNeuronsRequest(text="a red circle", count=5))
+    assert len(threads) == 2
+    assert set(threads) == {"phosphene-engine"}
+
+
+def test_a_loop_ends_while_artefacts_are_being_opened(tmp_path):
+    # Whoever opens a pipe that nobody writes to waits in the system, where no exception reaches.
+    current = tmp_path / "CURRENT"
+    os.mkfifo(current)
+    writing = []
+
+    async def give_up():
+        opening = asyncio.create_task(CatalogueOpener(ArtefactSettings(current=current), ENGINE)().__aenter__())
+        writing.append(await asyncio.to_thread(os.open, current, os.O_WRONLY))
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+
+    running = threading.Thread(target=asyncio.run, args=(give_up(),), daemon=True)
+    running.start()
+    running.join(60)
+    is_over = not running.is_alive()
+    os.close(writing[0])
+    assert is_over
 
 
 async def test_an_index_of_another_bundle_is_refused_with_both_ids_and_the_remedy(world):

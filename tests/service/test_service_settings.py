@@ -52,6 +52,7 @@ def test_every_variable_is_read():
         "PHOSPHENE_QUEUE_IMAGES": "5",
         "PHOSPHENE_QUEUE_BYTES": "2000000",
         "PHOSPHENE_QUEUE_PIXELS": "3000000",
+        "PHOSPHENE_UPLOAD_IDLE_S": "7.5",
         "PHOSPHENE_BULK_SHARE": "0.5",
         "PHOSPHENE_STALL_S": "12",
         "PHOSPHENE_DECODE_WORKERS": "6",
@@ -79,7 +80,7 @@ def test_every_variable_is_read():
     assert (read.engine.batch_images, read.engine.stall_s) == (4, 12)
     queue = read.queue
     assert (queue.images, queue.image_bytes, queue.image_pixels, queue.bulk_share) == (5, 2_000_000, 3_000_000, 0.5)
-    assert (queue.decode_worker_count, queue.decode_limit_s) == (6, 13)
+    assert (queue.decode_worker_count, queue.decode_limit_s, queue.upload_idle_s) == (6, 13, 7.5)
     assert (read.image.limit_bytes, read.image.limit_pixels) == (2048, 99)
     assert (read.cache.redis_url, read.cache.limit_bytes, read.cache.ttl_s) == ("redis://user:word@host:1/2", 0, 14)
     assert (read.traces_endpoint, read.log_level) == ("http://host:4317", "debug")

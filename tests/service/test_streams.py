@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phosphene.errors import ImageUnreadable, InputError, Overloaded, Unavailable
+from phosphene.errors import DeadlineExpired, ImageUnreadable, InputError, Overloaded, Unavailable
 from service.streams import Chunk, Fault, Question, UploadBudget, answer_stream
 from service.values import ExplainQuery, ImageBytes, ImageUpload, Scope
+
+IDLE_S = 0.001
 
 
 def question(item, data=b"x"):
@@ -17,6 +19,16 @@ def question(item, data=b"x"):
 
 def upload(item, size_bytes):
     return Question(item, ExplainQuery(scope=Scope(), image=ImageUpload(size_bytes)))
+
+
+def uploads(limit_bytes, *, clock=lambda: 0.0):
+    """A budget whose clock is set by hand, or stands; the timers of a stream are the loop's."""
+    return UploadBudget(limit_bytes, idle_s=IDLE_S, clock=clock)
+
+
+async def timers():
+    """Until every timer of an upload that is due has run: the loop runs timers in the order of their times."""
+    await asyncio.sleep(2 * IDLE_S)
 
 
 async def source(messages):
@@ -32,9 +44,7 @@ async def echo(query):
 
 async def answers_to(messages, *, answer=echo, window=4, budget=None):
     found = {}
-    async for answered in answer_stream(
-        source(messages), answer, window=window, budget=budget or UploadBudget(1 << 20)
-    ):
+    async for answered in answer_stream(source(messages), answer, window=window, budget=budget or uploads(1 << 20)):
         assert answered.item not in found
         found[answered.item] = answered.outcome
     return found
@@ -79,7 +89,7 @@ def conversations(draw):
 @given(conversations(), st.integers(1, 4))
 def test_every_question_gets_its_own_answer(conversation, window):
     messages, due = conversation
-    budget = UploadBudget(1 << 20)
+    budget = uploads(1 << 20)
 
     async def answer(query):
         await asyncio.sleep(0)
@@ -108,7 +118,7 @@ async def test_the_window_holds_and_the_caller_is_not_read_ahead_of_it():
         running -= 1
         return b""
 
-    stream = answer_stream(messages(), answer, window=3, budget=UploadBudget(0))
+    stream = answer_stream(messages(), answer, window=3, budget=uploads(0))
     first = asyncio.ensure_future(anext(stream))
     for _ in range(10):
         await asyncio.sleep(0)
@@ -132,7 +142,7 @@ async def test_the_window_holds_and_the_caller_is_not_read_ahead_of_it():
     ],
 )
 async def test_messages_out_of_order_end_the_stream(messages, fault):
-    budget = UploadBudget(100)
+    budget = uploads(100)
     with pytest.raises(InputError, match=fault):
         await answers_to(messages, budget=budget)
     assert budget.held_bytes == 0
@@ -155,13 +165,13 @@ async def test_a_number_that_is_still_being_answered_ends_the_stream_and_its_wor
             raise
 
     with pytest.raises(InputError, match="item 7 is asked again"):
-        async for _ in answer_stream(messages(), answer, window=4, budget=UploadBudget(0)):
+        async for _ in answer_stream(messages(), answer, window=4, budget=uploads(0)):
             pass
     assert cancelled.is_set()
 
 
 async def test_an_upload_beyond_the_budget_fails_alone_and_is_read_to_its_end():
-    budget = UploadBudget(3)
+    budget = uploads(3)
     found = await answers_to([upload(1, 4), Chunk(1, b"ab"), Chunk(1, b"cd"), question(2, b"z")], budget=budget)
     assert isinstance(found[1], Overloaded)
     assert found[2] == b"z"
@@ -185,14 +195,114 @@ async def test_leaving_early_gives_up_what_is_under_way():
         finally:
             gone.set()
 
-    stream = answer_stream(source([question(1), question(2, b"quick")]), answer, window=4, budget=UploadBudget(0))
+    stream = answer_stream(source([question(1), question(2, b"quick")]), answer, window=4, budget=uploads(0))
     assert (await anext(stream)).item == 2
     await stream.aclose()
     assert gone.is_set()
 
 
+class Silence:
+    """A caller that stops in the middle of an upload of ten bytes, and goes on with other messages when told to."""
+
+    def __init__(self, *then):
+        self.now_s = 0.0
+        self.budget = uploads(100, clock=lambda: self.now_s)
+        self._then = then
+        self.is_silent, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self.stream = answer_stream(self._messages(), echo, window=2, budget=self.budget)
+
+    async def _messages(self):
+        yield upload(1, 10)
+        yield Chunk(1, b"abcde")
+        self.is_silent.set()
+        await self.may_go_on.wait()
+        for message in self._then:
+            yield message
+
+    async def grows_too_long(self):
+        """What the caller is told then."""
+        answer = asyncio.ensure_future(anext(self.stream))
+        await self.is_silent.wait()
+        await timers()
+        assert self.budget.held_bytes == 5
+        self.now_s += IDLE_S
+        async with asyncio.timeout(30):
+            return await answer
+
+
+LATE = (Chunk(1, b"fgh"), Chunk(1, b"ij"))
+
+
+@pytest.mark.parametrize("late", [(), LATE[:1], LATE])
+async def test_an_upload_that_stands_still_is_dropped_and_the_stream_goes_on(late):
+    silence = Silence(*late, question(2, b"z"), upload(1, 2), Chunk(1, b"a"), Chunk(1, b"b"))
+    dropped = await silence.grows_too_long()
+    assert dropped.item == 1
+    assert isinstance(dropped.outcome, DeadlineExpired)
+    assert "PHOSPHENE_UPLOAD_IDLE_S" in str(dropped.outcome)
+    assert "5 of 10 bytes" in str(dropped.outcome)
+    assert silence.budget.held_bytes == 0
+    silence.may_go_on.set()
+    assert {answered.item: answered.outcome async for answered in silence.stream} == {1: b"ab", 2: b"z"}
+    assert silence.budget.held_bytes == 0
+
+
+async def test_a_stream_may_end_after_an_upload_of_its_was_dropped():
+    silence = Silence(*LATE[:1])
+    await silence.grows_too_long()
+    silence.may_go_on.set()
+    assert [answered async for answered in silence.stream] == []
+
+
+async def test_a_dropped_upload_takes_no_more_than_was_announced():
+    silence = Silence(Chunk(1, b"fghij!"))
+    await silence.grows_too_long()
+    silence.may_go_on.set()
+    with pytest.raises(InputError, match="5 of 10 are still due"):
+        await anext(silence.stream)
+
+
+async def test_a_caller_that_is_silent_after_its_upload_was_refused_is_told_of_the_refusal():
+    silence = Silence()
+    silence.budget.take(60, caller="", upload_bytes=0)
+    dropped = asyncio.ensure_future(anext(silence.stream))
+    await silence.is_silent.wait()
+    silence.now_s += IDLE_S
+    assert isinstance((await dropped).outcome, Overloaded)
+    await silence.stream.aclose()
+    assert silence.budget.held_bytes == 60
+
+
+async def test_an_upload_that_comes_slowly_is_not_dropped():
+    now_s = 0.0
+    budget = uploads(100, clock=lambda: now_s)
+
+    async def slowly():
+        nonlocal now_s
+        yield upload(1, 5)
+        for byte in b"abcde":
+            now_s += 0.9 * IDLE_S
+            await timers()
+            yield Chunk(1, bytes([byte]))
+
+    (answered,) = [answered async for answered in answer_stream(slowly(), echo, window=1, budget=budget)]
+    assert answered.outcome == b"abcde"
+
+
+async def test_leaving_in_the_middle_of_an_upload_leaves_nobody_reading():
+    silence = Silence()
+    answer = asyncio.ensure_future(anext(silence.stream))
+    await silence.is_silent.wait()
+    answer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answer
+    await silence.stream.aclose()
+    assert silence.budget.held_bytes == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_a_caller_that_sends_no_upload_to_its_end_keeps_nobody_else_out():
-    budget, held = UploadBudget(40), asyncio.Event()
+    budget, held = uploads(40), asyncio.Event()
 
     async def unfinished():
         yield upload(1, 50)

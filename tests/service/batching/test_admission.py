@@ -329,7 +329,7 @@ def test_what_is_decoded_does_not_wait_for_decoders():
 def test_a_flood_of_bulk_leaves_room_for_whoever_waits(limit):
     limits = replace(PLENTY, **{limit: {"images": 4, "bytes": 40, "pixels": 400}[limit]})
     desk = Desk(limits=limits)
-    bulk = [desk.admit(lane=Lane.BULK) for _ in range(3)]
+    bulk = [desk.admit(lane=Lane.BULK, caller=caller) for caller in "xyz"]
     with pytest.raises(Overloaded, match="3 bulk images|bulk images of 30 bytes|bulk images of 300 pixels"):
         desk.admit(lane=Lane.BULK)
     with desk.admit(caller="b"):
@@ -341,7 +341,7 @@ def test_a_flood_of_bulk_leaves_room_for_whoever_waits(limit):
             pass
     assert desk.events.held == (0, 0, 0)
     # Interactive work may have all of the room, and bulk what it leaves.
-    for _ in range(4):
-        desk.admit()
+    for caller in "wxyz":
+        desk.admit(caller=caller)
     with pytest.raises(Overloaded):
         desk.admit(lane=Lane.BULK)

@@ -1,14 +1,16 @@
 import asyncio
+import contextlib
 import dataclasses
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phosphene.errors import SettingError
+from phosphene.errors import Overloaded, SettingError
 from service.caching.cache import CacheBounds, CacheKey, CodeCache
 from service.caching.local_cache import LocalCache
 from service.caching.redis_store import RedisStore
+from service.claims import Lane
 from tests.service.caching.redis_server import Recorder
 
 KEYS = st.builds(CacheKey, **{field.name: st.text(max_size=3) for field in dataclasses.fields(CacheKey)})
@@ -94,6 +96,65 @@ async def test_requests_for_one_key_share_one_computation():
     assert isinstance(results[0], asyncio.CancelledError)
     assert begun == [1]
     assert recorder.results == ["miss"] + ["coalesced"] * 9
+
+
+async def test_nobody_interactive_waits_for_what_bulk_makes():
+    gate = asyncio.Event()
+
+    async def slow():
+        await gate.wait()
+        return b"slow"
+
+    recorder = Recorder()
+    async with local_cache(recorder) as cache:
+        bulk = asyncio.create_task(cache.fetch(key(), slow, lane=Lane.BULK))
+        await asyncio.sleep(0)
+        assert await cache.fetch(key(), making(b"quick")) == (b"quick", False)
+        gate.set()
+        assert await bulk == (b"slow", False)
+    assert recorder.results == ["miss", "miss"]
+
+
+class Room:
+    """Places for as many as are told."""
+
+    def __init__(self, count):
+        self.count, self.leader_count = count, 0
+
+    def lead(self):
+        self.leader_count += 1
+
+    @contextlib.contextmanager
+    def hold(self):
+        self.count -= 1
+        yield
+        self.count += 1
+
+    def follow(self):
+        if not self.count:
+            raise Overloaded("full", retry_after_s=1.0)
+        return self.hold()
+
+
+async def test_who_has_no_room_to_wait_is_refused_and_told_of_once():
+    gate, room = asyncio.Event(), Room(3)
+
+    async def make():
+        await gate.wait()
+        return b"value"
+
+    recorder = Recorder()
+    async with local_cache(recorder) as cache:
+        calls = [asyncio.create_task(cache.fetch(key(), make, places=room)) for _ in range(6)]
+        await asyncio.sleep(0)
+        assert room.count == 0
+        gate.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert await cache.fetch(key(), never, places=room) == (b"value", True)
+    assert results[:4] == [(b"value", False)] + [(b"value", True)] * 3
+    assert all(isinstance(result, Overloaded) for result in results[4:])
+    assert (room.count, room.leader_count) == (3, 1)
+    assert sorted(recorder.results) == ["coalesced"] * 5 + ["hit", "miss"]
 
 
 async def test_a_value_beyond_the_limit_is_given_and_not_kept():

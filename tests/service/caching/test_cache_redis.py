@@ -15,6 +15,7 @@ from service.caching.cache import CacheBounds, CodeCache
 from service.caching.envelope import wrap
 from service.caching.local_cache import LocalCache
 from service.caching.redis_store import RedisBounds, RedisStore
+from service.claims import Lane
 from service.limits import RateLimit, RateLimiter
 from service.observing.logs import JsonFormatter
 from tests.service.caching.redis_proxy import RedisProxy
@@ -77,6 +78,25 @@ async def test_replicas_share_values(server):
         assert await third.fetch(key("01"), never) == (b"put", True)
     assert our.results == ["miss"]
     assert their.results == ["hit", "hit", "miss"]
+
+
+async def test_nobody_interactive_waits_for_what_bulk_makes_in_the_same_replica(server):
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    async def slow():
+        begun.set()
+        await gate.wait()
+        return b"value"
+
+    async with replica(server.url, cache=CacheBounds(follow_s=60.0)) as (cache, store, recorder):
+        bulk = asyncio.create_task(cache.fetch(key(), slow, lane=Lane.BULK))
+        await begun.wait()
+        assert await cache.fetch(key(), making(b"value")) == (b"value", False)
+        await store.written()
+        assert await cache.fetch(key(), never) == (b"value", True)
+        gate.set()
+        assert await bulk == (b"value", False)
+    assert recorder.results == ["miss", "miss", "hit"]
 
 
 async def test_what_redis_holds_is_bounded_in_time_and_gives_no_key_away(server):

@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.caching.single_flight import SingleFlight
+from service.claims import Lane
 
 
 @dataclass
@@ -35,8 +37,8 @@ async def settle():
         await asyncio.sleep(0)
 
 
-def call(flights, bakery, who):
-    return asyncio.create_task(flights.run(b"bread", bakery.work(who), bakery.work(f"{who} alone")))
+def call(flights, bakery, who, **how):
+    return asyncio.create_task(flights.run(b"bread", bakery.work(who), bakery.work(f"{who} alone"), **how))
 
 
 async def test_a_party_shares_one_work():
@@ -107,6 +109,66 @@ async def test_leaving_the_context_cancels_what_is_under_way():
         await first
 
 
+async def test_interactive_work_waits_for_nothing_that_bulk_leads_and_bulk_waits_for_either():
+    bakery = Bakery()
+    async with SingleFlight() as flights:
+        bulk = [call(flights, bakery, who, lane=Lane.BULK) for who in ("bulk", "second bulk")]
+        await settle()
+        interactive = [call(flights, bakery, who) for who in ("interactive", "second interactive")]
+        await settle()
+        third = call(flights, bakery, "third bulk", lane=Lane.BULK)
+        await settle()
+        assert bakery.begun == ["bulk", "interactive"]
+        assert len(flights) == 2
+        bakery.ended["interactive"].set_result("loaf")
+        assert await asyncio.gather(*interactive, third) == [("loaf", False), ("loaf", True), ("loaf", True)]
+        assert not any(each.done() for each in bulk)
+        bakery.ended["bulk"].set_result("roll")
+        assert await asyncio.gather(*bulk) == [("roll", False), ("roll", True)]
+        assert len(flights) == 0
+
+
+async def test_followers_and_nobody_else_hold_something_while_they_wait():
+    bakery, held = Bakery(), []
+
+    def holding(who):
+        @contextmanager
+        def hold():
+            held.append(who)
+            yield
+            held.remove(who)
+
+        return hold
+
+    async with SingleFlight() as flights:
+        calls = [call(flights, bakery, who, follow=holding(who)) for who in ("first", "second", "third")]
+        await settle()
+        assert held == ["second", "third"]
+        bakery.ended["first"].set_exception(ValueError("burnt"))
+        await settle()
+        # The second leads now.
+        assert held == ["third"]
+        bakery.ended["second"].set_result("loaf")
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(results[0], ValueError)
+        assert results[1:] == [("loaf", False), ("loaf", True)]
+        assert held == []
+
+
+async def test_who_may_not_wait_fails_alone():
+    bakery = Bakery()
+
+    def refuse():
+        raise OverflowError("full")
+
+    async with SingleFlight() as flights:
+        first, second = call(flights, bakery, "first", follow=refuse), call(flights, bakery, "second", follow=refuse)
+        with pytest.raises(OverflowError):
+            await second
+        bakery.ended["first"].set_result("loaf")
+        assert await first == ("loaf", False)
+
+
 STEPS = st.lists(
     st.tuples(st.sampled_from(["call", "cancel", "finish", "fail", "turn"]), st.integers(0, 30), st.integers(0, 2)),
     max_size=50,
@@ -117,6 +179,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_everybody_gets_the_value_or_their_own_failure(steps):
     """Whatever happens in whatever order: no strangers' failures, no cancelled follower, nothing left behind."""
+    lane_of = [Lane.BULK if which % 2 else Lane.INTERACTIVE for _, which, _ in steps]
 
     async def story():
         bakery, calls, cancelled = Bakery(), {}, set()
@@ -128,7 +191,9 @@ def test_everybody_gets_the_value_or_their_own_failure(steps):
                     case "call":
                         alone = (number, name, "alone")
                         calls[number] = asyncio.create_task(
-                            flights.run(bytes([name]), bakery.work((number, name)), bakery.work(alone))
+                            flights.run(
+                                bytes([name]), bakery.work((number, name)), bakery.work(alone), lane=lane_of[number]
+                            )
                         )
                     case "cancel" if calls:
                         victim = sorted(calls)[which % len(calls)]
@@ -137,7 +202,7 @@ def test_everybody_gets_the_value_or_their_own_failure(steps):
                             cancelled.add(victim)
                     case "finish" if open_works:
                         work = open_works[which % len(open_works)]
-                        bakery.ended[work].set_result(work[1])
+                        bakery.ended[work].set_result(work)
                     case "fail" if open_works:
                         work = open_works[which % len(open_works)]
                         own_failure[work[0]] = ValueError(work)
@@ -148,7 +213,7 @@ def test_everybody_gets_the_value_or_their_own_failure(steps):
                 await asyncio.sleep(0)
                 for work, end in list(bakery.ended.items()):
                     if not end.done():
-                        end.set_result(work[1])
+                        end.set_result(work)
             async with asyncio.timeout(20):
                 await asyncio.wait(calls.values()) if calls else None
             assert len(flights) == 0
@@ -158,7 +223,9 @@ def test_everybody_gets_the_value_or_their_own_failure(steps):
             elif (error := task.exception()) is not None:
                 assert error is own_failure[number]
             else:
-                assert task.result()[0] == steps[number][2]
+                worker, name, *_ = task.result()[0]
+                assert name == steps[number][2]
+                assert lane_of[number] is Lane.BULK or lane_of[worker] is Lane.INTERACTIVE
         # Nobody works twice for himself, except after two others have failed him.
         assert len(bakery.begun) == len(set(bakery.begun))
 

@@ -28,6 +28,7 @@ from phosphene.errors import (
 from phosphene.images import ImageLimits, prepare
 from service.claims import Claim, Lane
 from service.decoding.pool import DecodeEvents, DecodePool
+from service.decoding.process import Death, WorkerEnded, open_decode_process
 from tests.service.decoding.pictures import LARGE, SMALL, VARIETY, picture, wide_picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +56,55 @@ class Heard:
         self.drops.append((cause, stage))
 
 
+class Mortals:
+    """Opens workers that meet these deaths, one after the other, each in the middle of the next image."""
+
+    def __init__(self, *deaths):
+        self.deaths = list(deaths)
+        self.given = []
+        """Which worker was given which image, in this order."""
+        self.may_open = asyncio.Event()
+        self.may_open.set()
+        self.fault = None
+        self._count = 0
+
+    @asynccontextmanager
+    async def __call__(self, limits, time_limit_s):
+        self._count += 1
+        worker = Mortal(self, self._count)
+        await self.may_open.wait()
+        if self.fault is not None:
+            raise self.fault
+        yield worker
+
+
+class Mortal:
+    """A worker that does all else in this process."""
+
+    def __init__(self, mortals, number):
+        self.ended = asyncio.get_running_loop().create_future()
+        self._mortals = mortals
+        self._number = number
+
+    async def prepare(self, data, preprocessing):
+        self._mortals.given.append((self._number, data))
+        await asyncio.sleep(0)
+        if self._mortals.deaths:
+            self.ended.set_result(None)
+            raise WorkerEnded(self._mortals.deaths.pop(0), -1)
+        return prepare(data, preprocessing, LIMITS)
+
+
 @asynccontextmanager
-async def decoding(worker_count=1, *, heard=None, queue_limit=256, time_limit_s=30.0, clock=time.monotonic):
+async def decoding(
+    worker_count=1,
+    *,
+    heard=None,
+    queue_limit=256,
+    time_limit_s=30.0,
+    clock=time.monotonic,
+    open_worker=open_decode_process,
+):
     async with DecodePool(
         worker_count=worker_count,
         queue_limit=queue_limit,
@@ -65,6 +113,7 @@ async def decoding(worker_count=1, *, heard=None, queue_limit=256, time_limit_s=
         clock=clock,
         events=heard if heard is not None else Heard(),
         bulk_share=0.25,
+        open_worker=open_worker,
     ) as pool:
         yield pool
 
@@ -214,18 +263,95 @@ async def test_a_worker_that_hangs_costs_one_image():
     assert heard.killed == ["timeout"]
 
 
-async def test_a_worker_that_crashes_costs_one_image():
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_an_image_that_is_not_to_blame_for_the_end_of_its_worker_is_answered(number):
     heard = Heard()
     async with decoding(heard=heard) as pool:
         [worker] = children()
         os.kill(worker, signal.SIGSTOP)
         victim = await begun(pool)
         waiting = asyncio.create_task(pool.prepare(picture(2), SMALL, claim=CLAIM))
-        os.kill(worker, signal.SIGKILL)
-        with pytest.raises(ImageUnreadable, match="ends its decoder"):
-            await victim
+        os.kill(worker, number)
+        os.kill(worker, signal.SIGCONT)
+        assert facts(await victim) == outcome(picture(1), SMALL)
         assert facts(await waiting) == outcome(picture(2), SMALL)
     assert heard.killed == ["crash"]
+
+
+@pytest.mark.parametrize(
+    ("deaths", "verdict"),
+    [
+        ([Death.EXIT], ImageUnreadable),
+        ([Death.ALARM], ImageTooSlow),
+        ([Death.KILL], None),
+        ([Death.CRASH], None),
+        ([Death.KILL, Death.KILL], Unavailable),
+        ([Death.CRASH, Death.KILL], Unavailable),
+        ([Death.CRASH, Death.CRASH], ImageUnreadable),
+        ([Death.KILL, Death.CRASH], ImageUnreadable),
+        ([Death.KILL, Death.EXIT], ImageUnreadable),
+        ([Death.CRASH, Death.ALARM], ImageTooSlow),
+    ],
+)
+async def test_an_image_is_judged_by_how_its_workers_ended(deaths, verdict):
+    heard, mortals = Heard(), Mortals(*deaths)
+    async with decoding(heard=heard, open_worker=mortals) as pool:
+        first = asyncio.create_task(pool.prepare(picture(1), SMALL, claim=CLAIM))
+        other = asyncio.create_task(pool.prepare(picture(2), SMALL, claim=CLAIM))
+        if verdict is None:
+            assert facts(await first) == outcome(picture(1), SMALL)
+        else:
+            with pytest.raises(verdict):
+                await first
+        assert facts(await other) == outcome(picture(2), SMALL)
+    assert heard.killed == ["timeout" if death is Death.ALARM else "crash" for death in deaths]
+
+
+async def test_the_second_try_is_a_fresh_worker_s_first():
+    mortals = Mortals(Death.KILL)
+    async with decoding(2, open_worker=mortals) as pool:
+        tasks = [asyncio.create_task(pool.prepare(picture(seed), SMALL, claim=CLAIM)) for seed in range(6)]
+        await asyncio.gather(*tasks)
+    victim = mortals.given[0][1]
+    (_, fresh) = [worker for worker, data in mortals.given if data == victim]
+    assert fresh == 3
+    assert [data for worker, data in mortals.given if worker == fresh][0] == victim
+
+
+async def test_a_second_try_that_nobody_waits_for_is_never_begun():
+    now_s, mortals, heard = [100.0], Mortals(Death.KILL, Death.KILL), Heard()
+    async with decoding(2, heard=heard, open_worker=mortals, clock=lambda: now_s[0]) as pool:
+        mortals.may_open.clear()
+        left = asyncio.create_task(pool.prepare(picture(1), SMALL, claim=CLAIM))
+        late = asyncio.create_task(pool.prepare(picture(2), SMALL, claim=Claim(deadline_s=101.0)))
+        await turns()
+        assert len(mortals.given) == 2
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        now_s[0] = 101.0
+        mortals.may_open.set()
+        with pytest.raises(DeadlineExpired):
+            await late
+    assert len(mortals.given) == 2
+    assert sorted(heard.drops) == [("cancelled", "decode"), ("expired", "decode")]
+
+
+async def test_a_second_try_ends_with_the_pool_and_where_no_worker_can_be_started():
+    mortals = Mortals(Death.KILL, Death.KILL)
+    async with decoding(open_worker=mortals) as pool:
+        mortals.fault = SettingError("no decode worker can be started")
+        with pytest.raises(Unavailable, match="no decode worker can be started"):
+            await pool.prepare(picture(1), SMALL, claim=CLAIM)
+        mortals.fault = None
+        with suppress(Unavailable):
+            await pool.prepare(picture(1), SMALL, claim=CLAIM)
+        mortals.deaths[:] = [Death.KILL]
+        mortals.may_open.clear()
+        waiting = asyncio.create_task(pool.prepare(picture(1), SMALL, claim=CLAIM))
+        await turns()
+    with pytest.raises(Unavailable, match="shutting down"):
+        await waiting
 
 
 async def test_a_worker_that_ends_while_idle_costs_nothing():

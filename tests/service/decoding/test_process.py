@@ -1,0 +1,47 @@
+"""One decode worker as its parent sees it: how it ended."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from phosphene.images import ImageLimits
+from service.decoding.process import Death, WorkerEnded, WorkerGone, open_decode_process
+from tests.service.decoding.pictures import SMALL, picture
+from tests.service.decoding.test_pool import children, kill, turns
+
+
+@pytest.mark.parametrize(
+    ("number", "death"),
+    [
+        (signal.SIGKILL, Death.KILL),
+        (signal.SIGQUIT, Death.KILL),
+        (signal.SIGALRM, Death.ALARM),
+        (signal.SIGSEGV, Death.CRASH),
+        (signal.SIGABRT, Death.CRASH),
+        (signal.SIGBUS, Death.CRASH),
+    ],
+)
+async def test_what_ended_a_worker_in_the_middle_of_an_image_is_told(number, death):
+    async with open_decode_process(ImageLimits(), 30.0) as worker:
+        [process] = children()
+        os.kill(process, signal.SIGSTOP)
+        preparing = asyncio.create_task(worker.prepare(picture(1), SMALL))
+        await turns()
+        os.kill(process, number)
+        os.kill(process, signal.SIGCONT)
+        with pytest.raises(WorkerEnded) as ended:
+            await preparing
+        assert worker.ended.done()
+        # Collected already, so that its number may be another process's by now.
+        assert children() == []
+    assert (ended.value.death, ended.value.status) == (death, -number)
+
+
+async def test_a_worker_that_had_ended_before_is_not_blamed_on_the_image():
+    async with open_decode_process(ImageLimits(), 30.0) as worker:
+        [process] = children()
+        kill(process)
+        with pytest.raises(WorkerGone):
+            await worker.prepare(picture(1), SMALL)
