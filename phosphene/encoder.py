@@ -7,6 +7,7 @@ nothing of SAEs or scores. Where the files lie is `encoder_source.py`'s matter, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, assert_never
@@ -176,12 +177,25 @@ class Encoder:
         Raises:
             SiteError: The encoder has no such site.
         """
-        self.check_site(site)
-        if site.block is not None:
-            return self.select(self.hidden(pixels, site.block), site.tokens)
-        embedding = self.output(pixels).embedding
-        assert embedding is not None, "check_site lets no encoder without an embedding through"
-        return embedding[:, None]
+        return self.residuals_at(pixels, [site])[0]
+
+    def residuals_at(
+        self, pixels: UInt8[Tensor, "images 3 h w"], sites: Sequence[Site]
+    ) -> tuple[Float[Tensor, "images _ _"], ...]:
+        """Read the residuals at several sites in one pass, each as `residuals` gives it; runs no block behind the last.
+
+        Raises:
+            SiteError: The encoder has no such site.
+        """
+        for site in sites:
+            self.check_site(site)
+        found: dict[Site, Tensor] = {}
+        hidden, due = pixels, 0
+        for block in sorted({self._last_block(site) for site in sites}):
+            hidden = self.advance(hidden, after=due - 1, to=block) if due else self.hidden(pixels, block)
+            due = block + 1
+            found |= {site: self._pick(hidden, site) for site in sites if self._last_block(site) == block}
+        return tuple(found[site] for site in sites)
 
     def select(
         self, hidden: Float[Tensor, "images tokens width"], tokens: Tokens
@@ -289,6 +303,16 @@ class Encoder:
         if site.tokens is Tokens.EMBEDDING and self.spec.embedding_width is not None:
             return self.spec.embedding_width
         return self.spec.width
+
+    def _last_block(self, site: Site) -> int:
+        return self.spec.block_count - 1 if site.block is None else site.block
+
+    def _pick(self, hidden: Tensor, site: Site) -> Tensor:
+        if site.block is not None:
+            return self.select(hidden, site.tokens)
+        embedding = self.resume(hidden, self.spec.block_count - 1).embedding
+        assert embedding is not None, "check_site lets no encoder without an embedding through"
+        return embedding[:, None]
 
     def _run_blocks(self, hidden: Tensor, *, first: int, last: int) -> Tensor:
         for layer in self._tower.blocks[first : last + 1]:

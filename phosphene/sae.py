@@ -1,7 +1,8 @@
 """SparseAutoencoder: residuals <-> codes, and its folder in the SAELens layout.
 
 One module for every architecture: how an SAE was trained does not show here, only its selection does. Knows nothing of
-encoders or images. Layout: SAELens 6 (`cfg.json`, `sae_weights.safetensors`), so that the field's tools read it.
+encoders or images. Layout: SAELens 6 (`cfg.json`, `sae_weights.safetensors`), so that the field's tools read it. Read
+is what is written here; SAEs of other libraries and options come in through `training.exchange`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "SparseAutoencoder", "load_sae", "sae_
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 
+# SAELens takes a folder that does not say so for one of before version 6, and drops its metadata.
+_LAYOUT = {"sae_lens_version": "6.0.0"}
+
+# Options of SAELens that change codes, and the values that stand for "nothing left to fold".
+_OPTIONS: dict[str, tuple[object, ...]] = {
+    "normalize_activations": (None, "none"),
+    "reshape_activations": (None, "none"),
+    "rescale_acts_by_decoder_norm": (None, False),
+    "activation_fn": (None, "relu"),
+    "activation_fn_str": (None, "relu"),
+}
 _DENSE_LIMIT_VALUES = 1 << 25  # 128 MiB of float32 pre-activations at a time
 
 
@@ -175,7 +187,7 @@ def save_sae(folder: Path, sae: SparseAutoencoder, *, metadata: dict[str, Any]) 
     }
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
-    config = sae_config(sae) | {"device": "cpu", "metadata": metadata}
+    config = sae_config(sae) | {"device": "cpu", "metadata": _LAYOUT | metadata}
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(
         {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
@@ -222,20 +234,11 @@ def _join(parts: Sequence[TokenCodes], leading: Sequence[int]) -> TokenCodes:
 
 
 def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoencoder:
-    normalisation = config.get("normalize_activations", "none")
-    if normalisation not in ("none", None):
+    options = {key: config[key] for key, read in _OPTIONS.items() if config.get(key) not in read}
+    if options:
         raise ArtefactRefused(
-            f"normalize_activations is {normalisation!r}; only 'none' is read: fold it into the weights first"
-        )
-    reshaping = config.get("reshape_activations", "none")
-    if reshaping not in ("none", None):
-        raise ArtefactRefused(f"reshape_activations is {reshaping!r}; only 'none' is read")
-    # SAELens before 6 spelt TopK and tanh-ReLU as options of the standard architecture.
-    activation = config.get("activation_fn_str", config.get("activation_fn", "relu"))
-    if activation != "relu":
-        raise ArtefactRefused(
-            f"the activation function is {activation!r}; only 'relu' is read beside topk and jumprelu: save the SAE "
-            "with SAELens 6 or newer"
+            f"the SAE's {CONFIG_NAME} has {options}, which a published SAE has folded into its weights: take it in "
+            "with `python -m training import`"
         )
     selection: Selection
     match config.get("architecture"):
@@ -251,19 +254,14 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor]) -> SparseAutoe
         case "standard":
             selection = JumpReLU(torch.zeros(config["d_sae"]))
         case other:
-            raise ArtefactRefused(f"SAE architecture {other!r} is not read; read are topk, jumprelu and standard")
-    encoder_weight, encoder_bias, directions = weights["W_enc"], weights["b_enc"], weights["W_dec"]
-    if config.get("rescale_acts_by_decoder_norm", False):
-        norms = directions.norm(dim=1)
-        encoder_weight, encoder_bias, directions = (
-            encoder_weight * norms,
-            encoder_bias * norms,
-            directions / norms[:, None],
-        )
+            raise ArtefactRefused(
+                f"SAE architecture {other!r} is not read here; read are topk, jumprelu and standard, and "
+                "`python -m training import` brings others to them"
+            )
     return SparseAutoencoder(
-        encoder_weight=encoder_weight,
-        encoder_bias=encoder_bias,
-        directions=directions,
+        encoder_weight=weights["W_enc"],
+        encoder_bias=weights["b_enc"],
+        directions=weights["W_dec"],
         decoder_bias=weights["b_dec"],
         selection=selection,
         subtract_decoder_bias=bool(config.get("apply_b_dec_to_input", True)),

@@ -1,4 +1,4 @@
-"""The training job, step by step: harvest -> train -> calibrate -> check -> publish.
+"""The training job: harvest -> train -> finish -> publish, for one autoencoder or for several in one pass.
 
 Running it again does what is missing: a finished bundle is left alone, finished activations are used again, training
 goes on from its newest checkpoint, and the ids come out the same. Knows nothing of the command line.
@@ -6,36 +6,33 @@ goes on from its newest checkpoint, and the ids come out the same. Knows nothing
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from phosphene.bundle import Bundle, load_bundle, save_bundle
-from phosphene.errors import ArtefactMismatch
+from phosphene.bundle import Bundle, load_bundle
+from phosphene.encoder import Site
+from phosphene.errors import ArtefactMismatch, NumericError, PhospheneError
 from phosphene.manifest import MANIFEST_NAME, differences, digest_of, hold_folder
-from phosphene.readout import SimilarityReadout, Vocabulary, load_readout
-from phosphene.sae import SparseAutoencoder
-from phosphene.selection import Selection
-from training.activations import Activations
-from training.calibration import Calibration, calibrate
 from training.checkpoint import CheckpointFolder
-from training.export import as_trained, check_folding, fold
-from training.gate import check_publishable
-from training.harvest import harvest, quarantined_images
-from training.plan import FitPlan, FitRequest, plan_fit
+from training.gate import NotPublished
+from training.plan import FitPlan, FitRequest, plan_fits
 from training.progress import Progress
-from training.quality import Quality, measure_quality
-from training.scaling import Scaling, make_scaling
+from training.publishing import Finished, finish, publish
+from training.quality import Quality
+from training.ranks import ALONE, Ranks
+from training.reading import open_sources
+from training.run_folder import PUBLISHED, RunFolder, begin_run
 from training.settings import config_of
-from training.trainer import train
-from training.variants import BatchTopKTraining, TopKTraining, make_variant
-from training.weights import Weights
+from training.source import ActivationSource
+from training.trainer import Diverged, Trained, Trainee, train_many
 
-_MEASURED_LIMIT_ROWS = 65_536
+__all__ = ["FitRefused", "FitResult", "find_finished", "fit", "fit_many"]
+
+_STATE_LAYOUT = 1  # raised when what learners keep in a checkpoint changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,51 +45,73 @@ class FitResult:
     """False where it had been finished before."""
 
 
-def fit(request: FitRequest, progress: Progress) -> FitResult:
+@dataclass(frozen=True, kw_only=True)
+class FitRefused:
+    """An autoencoder of several that is not published; the others are not held up by it."""
+
+    out: Path
+    """Where its bundle would have gone."""
+    error: NumericError | NotPublished
+    """Why: it diverged, or the gate held it back."""
+    training: Quality | None
+    """What it is worth on training residuals; None where it did not get so far."""
+    held_out: Quality | None
+    """The same on held-out ones."""
+
+
+def fit(request: FitRequest, progress: Progress, ranks: Ranks = ALONE) -> FitResult:
     """Make and publish a bundle, or find it finished.
 
     Args:
         request: what to do.
         progress: where to report.
+        ranks: the processes that train it together, all of which call this.
 
     Raises:
-        PhospheneError: see `plan_fit`, `harvest`, `train` and `check_publishable`; nothing is published then.
-        ArtefactMismatch: `out` holds something else.
-        SettingError: another process makes the same bundle.
+        PhospheneError: as `fit_many`; or the autoencoder diverged, or is not published.
     """
-    plan = plan_fit(request, progress)
-    torch.set_num_threads(request.execution.thread_count)
-    finished = find_finished(plan)
-    if finished is not None:
-        return FitResult(bundle=finished, is_new=False)
-    plan.work.mkdir(parents=True, exist_ok=True)
-    with hold_folder(plan.work):
-        finished = find_finished(plan)  # Another process may have ended meanwhile.
-        return FitResult(bundle=finished or make_bundle(plan, progress), is_new=finished is None)
+    (result,) = fit_many([request], progress, ranks)
+    match result:
+        case FitResult():
+            return result
+        case FitRefused():
+            raise result.error
+        case _:
+            assert_never(result)
 
 
-def make_bundle(plan: FitPlan, progress: Progress) -> Bundle:
-    """Harvest, train, calibrate, check and publish, or what an earlier run has left to do; errors as `fit`."""
-    device = torch.device(plan.request.execution.device)
-    path = harvest(plan.harvest, plan.work / "activations", progress)
-    activations = Activations(path, seed=plan.training.seed)
-    scaling = make_scaling(*activations.moments())
-    checkpoints = CheckpointFolder(
-        plan.work / "training" / _training_id(plan, activations)[:16], plan_id=_training_id(plan, activations)
+def fit_many(requests: Sequence[FitRequest], progress: Progress, ranks: Ranks = ALONE) -> list[FitResult | FitRefused]:
+    """Make and publish several bundles: one harvest of all sites, then one pass for the autoencoders of each site.
+
+    What each becomes does not depend on the others, but for the seed of the first: it decides which images are held
+    out, and the order of the data, for all. Those that are finished already are left out.
+
+    Args:
+        requests: at least one, in one work folder; see `plan_fits` for what they share.
+        progress: where to report.
+        ranks: the processes that train them together; the first harvests, keeps checkpoints and publishes.
+
+    Returns:
+        What became of each, in order.
+
+    Raises:
+        PhospheneError: see `plan_fits` and `open_sources`; nothing is published then.
+        ArtefactMismatch: an `out` holds something else, or the work folder an unfinished run of another configuration.
+        SettingError: another process works there.
+    """
+    plans = plan_fits(requests, progress)
+    torch.set_num_threads(plans[0].request.execution.thread_count)
+    if ranks.is_first:
+        found = _lead(plans, progress, ranks)
+        ranks.wait()
+    else:
+        _follow(plans, progress, ranks)
+        ranks.wait()
+        found = _all_finished(plans)
+    refused: dict[Path, FitRefused] = ranks.tell(
+        {out: result for out, result in found.items() if isinstance(result, FitRefused)}
     )
-    weights = train(
-        activations, scaling, plan.sae, plan.training, checkpoints=checkpoints, device=device, progress=progress
-    )
-    selection, calibration = choose_selection(plan, weights, scaling, activations)
-    if calibration is not None:
-        progress.event("calibrated", k=plan.sae.k, **asdict(calibration))
-    sae = export(plan, weights, selection, scaling, activations)
-    training, held_out = measure(plan, sae, scaling, activations)
-    check_publishable(training=training, held_out=held_out, calibration=calibration, k=plan.sae.k)
-    facts = _facts(plan, activations, path, training, held_out, calibration)
-    bundle = publish(plan, sae, facts)
-    checkpoints.remove()
-    return bundle
+    return [refused.get(plan.request.out) or found[plan.request.out] for plan in plans]
 
 
 def find_finished(plan: FitPlan) -> Bundle | None:
@@ -118,105 +137,112 @@ def find_finished(plan: FitPlan) -> Bundle | None:
     return bundle
 
 
-def choose_selection(
-    plan: FitPlan, weights: Weights, scaling: Scaling, activations: Activations
-) -> tuple[Selection, Calibration | None]:
-    """The inference rule of the variant, in units of the scaled residual; BatchTopK's threshold is calibrated."""
-    variant = make_variant(plan.sae.variant, plan.sae.k)
-    match variant:
-        case TopKTraining():
-            return variant.for_inference(), None
-        case BatchTopKTraining():
-            fitted, checked = (scaling.apply(activations.held_out(half)) for half in (0, 1))
-            calibration = calibrate(weights.pre_activations, fitted, checked, variant.k)
-            threshold = torch.full((plan.sae.neuron_count,), calibration.threshold)
-            return variant.for_inference(threshold), calibration
-        case _:
-            assert_never(variant)
+def _lead(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> dict[Path, FitResult | FitRefused]:
+    """Do everything, the others' part of the training aside."""
+    found = _all_finished(plans)
+    if len(found) == len(plans):
+        ranks.tell({})
+        return found
+    work = plans[0].work
+    work.mkdir(parents=True, exist_ok=True)
+    with hold_folder(work):
+        found = _all_finished(plans)  # Another process may have ended meanwhile.
+        return found | _make([plan for plan in plans if plan.request.out not in found], progress, ranks)
 
 
-def export(
-    plan: FitPlan, weights: Weights, selection: Selection, scaling: Scaling, activations: Activations
-) -> SparseAutoencoder:
-    """The autoencoder on residuals as the encoder gives them, once its codes have been compared.
+def _follow(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> None:
+    """Train on this process's part of every batch; the first process does the rest."""
+    runs: dict[Path, RunFolder] = ranks.tell(None)
+    due = [plan for plan in plans if plan.request.out in runs]
+    for _ in _train_sites(due, runs, progress, ranks) if due else ():
+        pass
 
-    Raises:
-        NumericError: folding changed a code.
-    """
-    sae = fold(weights, selection, scaling)
-    check_folding(
-        as_trained(weights, selection),
-        sae,
-        scaling,
-        activations.held_out(1),
-        token_code_limit=plan.limits.token_code_limit,
+
+def _all_finished(plans: Sequence[FitPlan]) -> dict[Path, FitResult | FitRefused]:
+    bundles = {plan.request.out: find_finished(plan) for plan in plans}
+    return {out: FitResult(bundle=bundle, is_new=False) for out, bundle in bundles.items() if bundle is not None}
+
+
+def _make(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> dict[Path, FitResult | FitRefused]:
+    runs: dict[Path, RunFolder] = {}
+    made: dict[Path, FitResult | FitRefused] = {}
+    try:
+        for plan in plans:
+            runs[plan.request.out] = _begin(plan)
+        if ranks.count > 1:
+            _open_sites(plans, progress)  # The others find the harvest finished.
+        ranks.tell(runs)
+        for plan, outcome, source in _train_sites(plans, runs, progress, ranks):
+            made[plan.request.out] = _end(plan, outcome, source, runs[plan.request.out], progress)
+    except PhospheneError as error:
+        # Refused, not stopped: what mends it may be another configuration.
+        for out in runs.keys() - made.keys():
+            runs[out].end(str(error))
+        raise
+    return made
+
+
+def _train_sites(
+    plans: Sequence[FitPlan], runs: Mapping[Path, RunFolder], progress: Progress, ranks: Ranks
+) -> Iterator[tuple[FitPlan, Trained | Diverged, ActivationSource]]:
+    """Train the autoencoders of one site after those of another."""
+    for group, source in _open_sites(plans, progress):
+        trainees = [_trainee(plan, runs[plan.request.out], source) for plan in group]
+        device = torch.device(group[0].request.execution.device)
+        outcomes = train_many(source, trainees, device=device, progress=progress, ranks=ranks)
+        yield from ((plan, outcome, source) for plan, outcome in zip(group, outcomes, strict=True))
+
+
+def _open_sites(plans: Sequence[FitPlan], progress: Progress) -> list[tuple[list[FitPlan], ActivationSource]]:
+    """The activations of every site, with those who learn from them."""
+    sites: dict[Site, list[FitPlan]] = {}
+    for plan in plans:
+        sites.setdefault(plan.request.site, []).append(plan)
+    sources = open_sources(
+        [group[0].harvest for group in sites.values()],
+        plans[0].request.sources.reading,
+        seed=plans[0].data_seed,
+        folder=plans[0].work / "activations",
+        progress=progress,
     )
-    return sae
+    return list(zip(sites.values(), sources, strict=True))
 
 
-def measure(
-    plan: FitPlan, sae: SparseAutoencoder, scaling: Scaling, activations: Activations
-) -> tuple[Quality, Quality]:
-    """The shipped rule on training residuals (a sample, where they are many) and on all held-out ones."""
+def _end(
+    plan: FitPlan, outcome: Trained | Diverged, source: ActivationSource, run: RunFolder, progress: Progress
+) -> FitResult | FitRefused:
+    finished: Finished | None = None
+    try:
+        if isinstance(outcome, Diverged):
+            raise outcome
+        finished = finish(plan, outcome, source, progress)
+        bundle = publish(plan, finished, outcome, source)
+    except (NumericError, NotPublished) as error:
+        run.end(str(error))
+        return FitRefused(
+            out=plan.request.out,
+            error=error,
+            training=None if finished is None else finished.training,
+            held_out=None if finished is None else finished.held_out,
+        )
+    run.end(PUBLISHED)
+    return FitResult(bundle=bundle, is_new=True)
 
-    def quality(residuals: Float[Tensor, "rows d"]) -> Quality:
-        return measure_quality(sae, residuals, mean=scaling.mean, token_code_limit=plan.limits.token_code_limit)
 
-    held_out = torch.cat([activations.held_out(0), activations.held_out(1)])
-    return quality(activations.sample(_MEASURED_LIMIT_ROWS)), quality(held_out)
+def _begin(plan: FitPlan) -> RunFolder:
+    config = plan.config | {"execution": config_of(plan.request.execution)}
+    return begin_run(plan.work / "training", out=plan.request.out, config=config)
 
 
-def publish(plan: FitPlan, sae: SparseAutoencoder, facts: dict[str, Any]) -> Bundle:
-    """Write the bundle, whole or not at all."""
-    sources = plan.request.sources
-    return save_bundle(
-        plan.request.out,
-        encoder=plan.encoder,
-        encoder_source=sources.encoder,
-        site=plan.request.site,
-        sae=sae,
-        limits=plan.limits,
-        training=facts,
-        vocabulary=_vocabulary(plan),
+def _trainee(plan: FitPlan, run: RunFolder, source: ActivationSource) -> Trainee:
+    contents: dict[str, Any] = {"layout": _STATE_LAYOUT, "run": run.record.id, "activations": source.id}
+    return Trainee(
+        name=plan.name,
+        run_id=run.id,
+        sae=plan.sae,
+        settings=plan.training,
+        checkpoints=CheckpointFolder(run.checkpoints, plan_id=digest_of(contents)),
+        journal=plan.request.reports.journal or run.journal,
+        reports=plan.request.reports,
+        initial=None if plan.initial is None else plan.initial.sae,
     )
-
-
-def _vocabulary(plan: FitPlan) -> Vocabulary | None:
-    if not plan.vocabulary:
-        return None
-    sources = plan.request.sources
-    readout = load_readout(sources.encoder, plan.encoder, revision=sources.revision)
-    assert isinstance(readout, SimilarityReadout), "a plan has names only for an encoder with a text tower"
-    return Vocabulary(plan.vocabulary, readout.text_vectors(plan.vocabulary))
-
-
-def _training_id(plan: FitPlan, activations: Activations) -> str:
-    return digest_of(
-        {
-            "activations": activations.manifest.id,
-            "sae": config_of(plan.sae),
-            "training": config_of(plan.training),
-            "execution": config_of(plan.request.execution),
-        }
-    )
-
-
-def _facts(
-    plan: FitPlan,
-    activations: Activations,
-    path: Path,
-    training: Quality,
-    held_out: Quality,
-    calibration: Calibration | None,
-) -> dict[str, Any]:
-    return {
-        "plan": plan.config,
-        "execution": config_of(plan.request.execution),
-        "activations": activations.manifest.id,
-        "image_count": activations.image_count,
-        "held_out_image_count": activations.held_out_image_count,
-        "quarantined": quarantined_images(path),
-        "training_quality": asdict(training),
-        "held_out_quality": asdict(held_out),
-        "calibration": None if calibration is None else asdict(calibration),
-    }

@@ -1,35 +1,45 @@
-"""Corpus x encoder x site -> residuals on disk, in shards that survive a kill at any moment.
+"""Corpus x encoder x sites -> residuals on disk, in shards that survive a kill at any moment.
 
-The plan fixes which images share a forward pass; an unreadable image leaves zero pixels in its batch and no residuals,
-and is counted. A shard is done when its record is there and matches; running again does what is missing and ends in
-the same bytes. Knows nothing of autoencoders.
-
-    shard-00000.npy         residuals [rows, d], float32 or float16
-    shard-00000.rows.npy    corpus row of each residual, int64 [rows]
-    shard-00000.json        record: plan, counts, unreadable images, digests; written last
+Several sites are read in one pass over the images; each gives the artefact that it would give alone. The plan fixes
+which images share a forward pass; an unreadable image leaves zero pixels in its batch and no residuals, and is counted.
+A shard is done when its record is there and matches (`shards.py` has the files); running again does what is missing and
+ends in the same bytes. While the encoder works, the next images are decoded and the last shard is written. Knows
+nothing of autoencoders.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float
+from torch import Tensor
 
 from phosphene.corpus import Corpus
 from phosphene.encoder import Encoder, Site
-from phosphene.errors import CorpusError, ImageError, NumericError
-from phosphene.images import image_sha256, prepare
+from phosphene.errors import CorpusError, SettingError
 from phosphene.manifest import digest_of, find_artefact, partial_path, seal
+from training.artefact_tokens import first_patch_place
+from training.growing_shard import GrowingShard
+from training.pixels import PixelBatch, PlannedImages, decoded_batches, decoder_count_for
+from training.places import refuse_too_full
 from training.progress import Advance, Progress
-from training.settings import Execution, HarvestSettings, config_of
-from training.shards import is_done, read_records, remove_leftovers, shard_name, write_shard
+from training.settings import Execution, HarvestSettings, Storage, config_of
+from training.shards import (
+    ROW_BYTES,
+    is_done,
+    mark_artefact_tokens,
+    read_records,
+    remove_leftovers,
+    shard_name,
+)
+
+_LAYOUT = 2  # raised when equal plans give another harvest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,9 +77,34 @@ class HarvestPlan:
         return self.settings.shard_images(self.tokens_per_image, self.encoder.site_width(self.site))
 
     @property
+    def images(self) -> PlannedImages:
+        """The images, as the decoder takes them."""
+        return PlannedImages(corpus=self.corpus, digests=self.digests, preprocessing=self.encoder.preprocessing)
+
+    @property
+    def batches(self) -> Sequence[range]:
+        """Corpus rows of the images that share a forward pass; a batch never crosses shards."""
+        size = self.settings.batch_images
+        starts = range(0, self.image_count, size)
+        return [range(start, min(start + size, self.image_count)) for start in starts]
+
+    @property
+    def size_bytes(self) -> int:
+        """What the harvest takes on disk, shard by shard, less some kB of records."""
+        value_bytes = 2 if self.settings.storage is Storage.FLOAT16 else 4
+        row_bytes = self.encoder.site_width(self.site) * value_bytes + ROW_BYTES
+        return self.image_count * self.tokens_per_image * row_bytes
+
+    @property
+    def first_patch(self) -> int | None:
+        """Place of the first patch among an image's tokens; None where the site reads no patches."""
+        return first_patch_place(self.site, self.encoder.spec.prefix_token_count)
+
+    @property
     def config(self) -> dict[str, Any]:
         """Everything that decides the bytes, beside the corpus and the encoder's weights."""
         return {
+            "layout": _LAYOUT,
             "encoder": self.encoder.spec.to_config(),
             "preprocessing": self.encoder.preprocessing.to_config(),
             "site": self.site.to_config(),
@@ -91,42 +126,50 @@ class HarvestPlan:
 
 
 def harvest(plan: HarvestPlan, folder: Path, progress: Progress) -> Path:
-    """Read all residuals, or what an earlier run has left to read.
+    """Read all residuals of one site; see `harvest_sites`.
+
+    Returns:
+        The activations artefact.
+    """
+    return harvest_sites([plan], folder, progress)[0]
+
+
+def harvest_sites(plans: Sequence[HarvestPlan], folder: Path, progress: Progress) -> list[Path]:
+    """Read all residuals of several sites in one pass over the images, or what an earlier run has left to read.
 
     Args:
-        plan: what to read.
+        plans: what to read; they differ in site, storage and tokens alone.
         folder: holds one artefact per plan.
         progress: where to report.
 
     Returns:
-        The activations artefact.
+        The activations artefacts, in the order of the plans.
 
     Raises:
+        SettingError: the plans do not share their images, encoder or batches, or the disk has no room for them.
         NumericError: the encoder gave NaN or infinity; names shard and row.
-        CorpusError: an image changed since the plan was made.
-        ArtefactDamaged: a finished harvest of this plan lies there and is not sound.
+        CorpusError: there are no images, or one changed since the plan was made.
+        ArtefactDamaged: a finished harvest of a plan lies there and is not sound.
+        OSError: no room or no access; nothing half-done is taken for done.
     """
-    target = folder / plan.id[:16]
-    if find_artefact(target, kind="activations") is not None:
-        progress.event("harvest reused", images=plan.image_count, residuals_per_image=plan.tokens_per_image)
-        return target
-    partial = partial_path(target)
-    partial.mkdir(parents=True, exist_ok=True)
-    plan_id = plan.id
-    shards = _plan_shards(plan)
-    with progress.stage("harvest", plan.image_count, "images") as advance:
-        advance(0, "")
-        for name, rows in shards.items():
-            if is_done(partial, name, plan_id):
-                advance(rows.stop, "")
-            else:
-                _harvest_shard(plan, plan_id, partial, name, rows, advance)
-    remove_leftovers(partial, set(shards))
-    seal(partial, target, kind="activations", inputs=plan.inputs, config=plan.config)
-    unreadable = quarantined_images(target)
-    if unreadable:
-        progress.event("images left out", unreadable=len(unreadable), first=plan.corpus.rows[unreadable[0]["row"]].uri)
-    return target
+    _refuse_mixed(plans)
+    ids = [plan.id for plan in plans]
+    harvests = {plan_id: _SiteHarvest(plan, plan_id, folder) for plan_id, plan in zip(ids, plans, strict=True)}
+    due = [harvest for harvest in harvests.values() if not harvest.is_finished]
+    for harvest in harvests.values():
+        if harvest.is_finished:
+            progress.event(
+                "harvest reused", images=harvest.plan.image_count, residuals_per_image=harvest.plan.tokens_per_image
+            )
+    if due:
+        for harvest in due:
+            harvest.open()
+        refuse_too_full({folder: sum(harvest.missing_bytes for harvest in due)})
+        with progress.stage("harvest", due[0].plan.image_count, "images") as advance:
+            _read(due, advance)
+        for harvest in due:
+            harvest.seal(progress)
+    return [harvests[plan_id].target for plan_id in ids]
 
 
 def quarantined_images(path: Path) -> list[dict[str, Any]]:
@@ -134,98 +177,105 @@ def quarantined_images(path: Path) -> list[dict[str, Any]]:
     return [entry for record in read_records(path) for entry in record.quarantined]
 
 
-def _plan_shards(plan: HarvestPlan) -> dict[str, range]:
-    starts = range(0, plan.image_count, plan.shard_images)
-    return {
-        shard_name(index): range(start, min(start + plan.shard_images, plan.image_count))
-        for index, start in enumerate(starts)
-    }
+class _SiteHarvest:
+    """The harvest of one site: which shards are due, and the one that is growing."""
 
+    def __init__(self, plan: HarvestPlan, plan_id: str, folder: Path) -> None:
+        self.plan = plan
+        self.plan_id = plan_id
+        self.target = folder / self.plan_id[:16]
+        self.is_finished = find_artefact(self.target, kind="activations") is not None
+        self.missing_bytes = 0
+        self._partial = partial_path(self.target)
+        self._names = [shard_name(index) for index in range(-(-plan.image_count // plan.shard_images))]
+        self._due: set[str] = set()
+        self._growing: GrowingShard | None = None
 
-def _harvest_shard(plan: HarvestPlan, plan_id: str, partial: Path, name: str, rows: range, advance: Advance) -> None:
-    blocks: list[Float32[np.ndarray, "rows d"]] = []
-    image_rows: list[Int[np.ndarray, " rows"]] = []
-    contents = hashlib.sha256()
-    quarantined: list[dict[str, Any]] = []
-    for batch in _prepared_batches(plan, rows):
-        residuals = plan.encoder.residuals(torch.from_numpy(batch.pixels), plan.site).float().cpu().numpy()
-        contents.update("".join(batch.sha256).encode())
-        quarantined += [{"row": row, "error": error} for row, error in batch.errors.items()]
-        for row, tokens in zip(batch.rows, residuals, strict=True):
-            if row not in batch.errors:
-                kept = tokens[_kept_tokens(plan, row, len(tokens))]
-                blocks.append(kept)
-                image_rows.append(np.full(len(kept), row, dtype=np.int64))
-        advance(batch.rows.stop, "")
-    width = plan.encoder.site_width(plan.site)
-    with np.errstate(over="ignore"):  # what does not fit into float16 is refused below, by row
-        stored = np.concatenate([np.zeros((0, width), np.float32), *blocks]).astype(plan.settings.storage.value)
-    origins = np.concatenate([np.zeros(0, np.int64), *image_rows])
-    _refuse_non_finite(plan, name, stored, origins)
-    write_shard(
-        partial,
-        name,
-        stored,
-        origins,
-        plan_id=plan_id,
-        contents_sha256=contents.hexdigest(),
-        quarantined=quarantined,
-    )
+    def open(self) -> None:
+        """Make the folder, and find out what an earlier run has left to do."""
+        self._partial.mkdir(parents=True, exist_ok=True)
+        self._due = {name for name in self._names if not is_done(self._partial, name, self.plan_id)}
+        self.missing_bytes = self.plan.size_bytes * len(self._due) // len(self._names)
 
+    def wants(self, batch: Sequence[int]) -> bool:
+        """Whether these images belong to a shard that is due."""
+        return self._names[batch[0] // self.plan.shard_images] in self._due
 
-class _Batch(NamedTuple):
-    rows: range
-    pixels: UInt8[np.ndarray, "images 3 height width"]
-    sha256: list[str]
-    errors: dict[int, str]
+    def add(self, batch: PixelBatch, residuals: Float[Tensor, "images site_tokens d"]) -> GrowingShard | None:
+        """Take what the encoder made of a batch; gives the shard that it completes."""
+        growing = self._growing or self._begin(batch.rows[0])
+        self._growing = None if growing.add(batch, residuals) else growing
+        return growing if self._growing is None else None
 
+    def write(self, shard: GrowingShard) -> None:
+        """Write a full shard; see `GrowingShard.write`."""
+        shard.write(self._partial, plan_id=self.plan_id, corpus=self.plan.corpus, site=self.plan.site)
 
-def _prepared_batches(plan: HarvestPlan, rows: range) -> Iterator[_Batch]:
-    # One batch is decoded while the encoder works on the one before it.
-    size = plan.settings.batch_images
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    with ThreadPoolExecutor(max_workers=1) as decoder:
-        ahead = decoder.submit(_prepare_batch, plan, batches[0])
-        for following in [*batches[1:], None]:
-            batch = ahead.result()
-            if following is not None:
-                ahead = decoder.submit(_prepare_batch, plan, following)
-            yield batch
+    def seal(self, progress: Progress) -> None:
+        """Mark artefact tokens and make the artefact, now that all shards are there."""
+        plan = self.plan
+        remove_leftovers(self._partial, set(self._names))
+        found = mark_artefact_tokens(self._partial, self._names, first_patch=plan.first_patch)
+        seal(self._partial, self.target, kind="activations", inputs=plan.inputs, config=plan.config)
+        if found.patch_count:
+            progress.event("artefact tokens", site=str(plan.site), share=found.share, count=found.artefact_count)
+        unreadable = quarantined_images(self.target)
+        if unreadable:
+            first = plan.corpus.rows[unreadable[0]["row"]].uri
+            progress.event("images left out", unreadable=len(unreadable), first=first)
 
-
-def _prepare_batch(plan: HarvestPlan, rows: range) -> _Batch:
-    size = plan.encoder.preprocessing.size
-    batch = _Batch(rows, np.zeros((len(rows), 3, size.height, size.width), dtype=np.uint8), [], {})
-    for slot, row in enumerate(rows):
-        digest = ""
-        try:
-            data = plan.corpus.read(row)
-            digest = image_sha256(data)
-            batch.pixels[slot] = prepare(data, plan.encoder.preprocessing).pixels
-        except (CorpusError, ImageError) as error:
-            batch.errors[row] = type(error).__name__
-        if digest != plan.digests[row]:
-            raise CorpusError(
-                f"{plan.corpus.rows[row].uri!r} changed while the corpus was being read; run it again once nothing "
-                "writes there"
-            )
-        batch.sha256.append(digest)
-    return batch
-
-
-def _kept_tokens(plan: HarvestPlan, row: int, token_count: int) -> Int[np.ndarray, " kept"]:
-    if plan.tokens_per_image == token_count:
-        return np.arange(token_count)
-    generator = np.random.default_rng([plan.settings.seed, row])
-    return np.sort(generator.choice(token_count, plan.tokens_per_image, replace=False))
-
-
-def _refuse_non_finite(plan: HarvestPlan, name: str, stored: np.ndarray, origins: Int[np.ndarray, " rows"]) -> None:
-    broken = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-    if len(broken):
-        row = int(origins[broken[0]])
-        raise NumericError(
-            f"{name} holds NaN or infinity in {len(broken)} of {len(stored)} residuals, first at row {broken[0]} "
-            f"(image {row}, {plan.corpus.rows[row].uri!r}) at {plan.site} as {plan.settings.storage.value}: "
-            "use --storage float32, or another encoder or site"
+    def _begin(self, first_row: int) -> GrowingShard:
+        plan, index = self.plan, first_row // self.plan.shard_images
+        return GrowingShard(
+            self._names[index],
+            range(first_row, min(first_row + plan.shard_images, plan.image_count)),
+            token_count=plan.tokens_per_image,
+            width=plan.encoder.site_width(plan.site),
+            settings=plan.settings,
         )
+
+
+def _read(harvests: Sequence[_SiteHarvest], advance: Advance) -> None:
+    """Read what is due, in one pass; a full shard is written while the encoder goes on."""
+    plan = harvests[0].plan
+    batches = [batch for batch in plan.batches if any(harvest.wants(batch) for harvest in harvests)]
+    done = plan.image_count - sum(map(len, batches))
+    advance(done, "")
+    decoded = decoded_batches(plan.images, batches, decoder_count=decoder_count_for(plan.execution))
+    with closing(decoded), ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard") as writer:
+        writing: Future[None] | None = None
+        for batch in decoded:
+            wanting = [harvest for harvest in harvests if harvest.wants(batch.rows)]
+            sites = [harvest.plan.site for harvest in wanting]
+            residuals = plan.encoder.residuals_at(torch.from_numpy(batch.pixels), sites)
+            for harvest, found in zip(wanting, residuals, strict=True):
+                full = harvest.add(batch, found)
+                if full is not None:
+                    if writing is not None:
+                        writing.result()  # at most one full shard waits in memory
+                    writing = writer.submit(harvest.write, full)
+            done += len(batch.rows)
+            advance(done, "")
+        if writing is not None:
+            writing.result()
+
+
+def _refuse_mixed(plans: Sequence[HarvestPlan]) -> None:
+    if not plans:
+        raise SettingError("no site is named to harvest; name at least one")
+    first = plans[0]
+    if first.image_count == 0:
+        raise CorpusError("the corpus has no images to harvest; add some, or name another", field="corpus")
+    for plan in plans[1:]:
+        shared = {
+            "corpus": plan.inputs["corpus"] == first.inputs["corpus"],
+            "encoder": plan.encoder.spec == first.encoder.spec,
+            "images per batch": plan.settings.batch_images == first.settings.batch_images,
+            "device or threads": plan.execution == first.execution,
+        }
+        other = [name for name, is_same in shared.items() if not is_same]
+        if other:
+            raise SettingError(
+                f"{plan.site} and {first.site} cannot be harvested in one pass: another {', another '.join(other)}; "
+                "harvest them one by one"
+            )

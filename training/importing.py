@@ -1,6 +1,6 @@
-"""Takes in an SAE that was trained elsewhere: a folder in the SAELens layout becomes a bundle.
+"""Takes in an SAE that was trained elsewhere: whatever `training.exchange` reads becomes a bundle.
 
-Reads `cfg.json` and safetensors alone. Knows nothing of corpora: what the SAE is worth on one shows when it is indexed.
+Knows nothing of formats, nor of corpora: what the SAE is worth on one shows when it is indexed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 from phosphene.bundle import Bundle, load_bundle, save_bundle
 from phosphene.codes import CodeLimits
 from phosphene.encoder import Site, load_encoder
-from phosphene.errors import ArtefactMismatch, ArtefactMissing
+from phosphene.errors import ArtefactMismatch
 from phosphene.manifest import differences, file_sha256
-from phosphene.sae import CONFIG_NAME, WEIGHTS_NAME, load_sae
 from phosphene.selection import TopK
+from training.exchange import Foreign, read
 
 __all__ = ["ImportRequest", "ImportResult", "import_sae"]
 
@@ -25,13 +25,13 @@ class ImportRequest:
     """One import as it was asked for."""
 
     sae: Path
-    """Folder in the SAELens layout."""
+    """Folder in the SAELens layout, or a torch file of dictionary_learning or Overcomplete (or its folder)."""
     encoder: str
     """Local folder in the Hugging Face layout, or a hub id."""
     revision: str | None = None
     """Revision of a hub id."""
     site: Site
-    """Where in the encoder the SAE was trained to listen; its folder does not say so in our terms."""
+    """Where in the encoder the SAE was trained to listen; its files do not say so in our terms."""
     out: Path
     """Where the bundle goes."""
 
@@ -51,22 +51,13 @@ def import_sae(request: ImportRequest) -> ImportResult:
 
     Raises:
         ArtefactError: the SAE cannot be read or is of another width than the site, or `out` holds something else.
+        NumericError: a weight is NaN or infinite.
         EncoderError, SiteError: the encoder cannot be loaded or has no such site.
     """
-    if not request.sae.is_dir():
-        raise ArtefactMissing(
-            f"no SAE folder at {str(request.sae)!r}; give a folder with {CONFIG_NAME} and {WEIGHTS_NAME}"
-        )
-    sae = load_sae(request.sae)
+    foreign = read(request.sae)
     encoder = load_encoder(request.encoder, revision=request.revision)
     encoder.check_site(request.site)
-    facts: dict[str, Any] = {
-        "imported": {
-            "sae": {name: file_sha256(request.sae / name) for name in (CONFIG_NAME, WEIGHTS_NAME)},
-            "encoder": encoder.spec.weights_sha256,
-            "site": request.site.to_config(),
-        }
-    }
+    facts = _facts(foreign, request.site, encoder.spec.weights_sha256)
     if request.out.exists():
         bundle = load_bundle(request.out)
         found = bundle.training
@@ -77,14 +68,26 @@ def import_sae(request: ImportRequest) -> ImportResult:
                 "choose another --out, or remove it"
             )
         return ImportResult(bundle=bundle, is_new=False)
-    k = sae.selection.k if isinstance(sae.selection, TopK) else 0
+    k = foreign.sae.selection.k if isinstance(foreign.sae.selection, TopK) else 0
     bundle = save_bundle(
         request.out,
         encoder=encoder,
         encoder_source=request.encoder,
         site=request.site,
-        sae=sae,
+        sae=foreign.sae,
         limits=CodeLimits(image_code_limit=max(CodeLimits().image_code_limit, k)),
         training=facts,
     )
     return ImportResult(bundle=bundle, is_new=True)
+
+
+def _facts(foreign: Foreign, site: Site, encoder_sha256: str) -> dict[str, Any]:
+    return {
+        "imported": {
+            "library": str(foreign.library),
+            "architecture": foreign.architecture,
+            "sae": {file.name: file_sha256(file) for file in foreign.files},
+            "encoder": encoder_sha256,
+            "site": site.to_config(),
+        }
+    }

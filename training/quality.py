@@ -31,6 +31,8 @@ class Quality:
     """Share of neurons that fire on none of the residuals."""
     row_count: int
     """Residuals measured."""
+    cut_share: float = 0.0
+    """Share of residuals with more active neurons than `token_code_limit`: their codes are cut."""
 
 
 def measure_quality(
@@ -47,7 +49,7 @@ def measure_quality(
     error_squares = variance = 0.0
     error_sum = torch.zeros(residuals.shape[1], dtype=torch.float64)
     residual_sum = torch.zeros_like(error_sum)
-    active_count = 0
+    active_count = cut_count = 0
     fired = torch.zeros(sae.neuron_count, dtype=torch.bool)
     for start in range(0, len(residuals), _BLOCK_ROWS):
         block = residuals[start : start + _BLOCK_ROWS]
@@ -60,6 +62,7 @@ def measure_quality(
         residual_sum += centred.sum(dim=0)
         active = codes.values > 0
         active_count += int(active.sum())
+        cut_count += int((codes.cut_counts > 0).sum())
         fired[codes.neuron_ids[active]] = True
     row_count = len(residuals)
     error_variance = error_squares - float(error_sum.square().sum()) / row_count
@@ -70,4 +73,5 @@ def measure_quality(
         l0=active_count / row_count,
         dead_share=1 - int(fired.sum()) / sae.neuron_count,
         row_count=row_count,
+        cut_share=cut_count / row_count,
     )

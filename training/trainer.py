@@ -1,203 +1,347 @@
-"""The optimisation of an autoencoder on scaled residuals: Adam, unit-norm directions, a dead counter, checkpoints.
-
-What a step computes follows from (settings, step, data) alone, so that a run killed anywhere and resumed ends in the
-same bits on one machine with one thread count. Knows nothing of encoders or bundles. Directions keep unit norm and
-their gradient loses its part along them, as in Bricken et al., "Towards monosemanticity" (2023).
-"""
+"""The training loop: one pass over the batches through one learner or several. Knows nothing of encoders or bundles."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from phosphene.errors import NumericError
-from training.activations import Activations
-from training.checkpoint import Checkpoint, CheckpointFolder
-from training.objectives import auxiliary_loss, auxiliary_width, reconstruction_loss
+from phosphene.errors import SettingError
+from phosphene.sae import SparseAutoencoder
+from phosphene.selection import Selection
+from training.checkpoint import CheckpointFolder
+from training.curve import Curve
+from training.dense_learner import DenseLearner
+from training.exchange import as_weights
+from training.journal import JournalLine
+from training.learner import Learner
+from training.metrics import MetricsFile
+from training.offset import warn_of_offset
 from training.progress import Progress
-from training.scaling import Scaling
-from training.settings import SaeSettings, TrainingSettings
-from training.variants import choose_active, decode_active, make_variant, strongest
-from training.weights import Weights, initial_weights
+from training.ranks import ALONE, Ranks
+from training.reports import RunReports
+from training.run import LOOK_EVERY_STEPS, Diverged, Run, resume
+from training.scaling import Scaling, make_scaling
+from training.settings import InputScaling, SaeSettings, TrainingSettings
+from training.source import ActivationSource
+from training.sparse.learner import CpuSparseLearner
+from training.sparse.torch_learner import TorchSparseLearner
+from training.variants import (
+    BatchTopKTraining,
+    JumpReluTraining,
+    MatryoshkaTraining,
+    ReluTraining,
+    TopKTraining,
+    name_of,
+)
+from training.weights import Weights, initial_weights, on_cpu
+
+__all__ = ["Diverged", "Trained", "Trainee", "choose_scaling", "make_learner", "start", "train", "train_many"]
 
 _SAMPLE_LIMIT_ROWS = 16_384
-_REPORT_EVERY_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trainee:
+    """One autoencoder to train."""
+
+    name: str
+    """For people."""
+    run_id: str
+    """Stands in every line of its curve."""
+    sae: SaeSettings
+    """Size and rule."""
+    settings: TrainingSettings
+    """The optimisation."""
+    checkpoints: CheckpointFolder
+    """Where to save and resume."""
+    journal: Path
+    """Where its curve goes."""
+    reports: RunReports = RunReports()
+    """Where else its curve goes."""
+    initial: SparseAutoencoder | None = None
+    """What to go on from instead of random weights, on residuals as the encoder gives them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """One autoencoder after its last step."""
+
+    weights: Weights
+    """On the CPU, in units of the scaled residual."""
+    own_selection: Selection | None
+    """Its inference rule, where that follows from variant and weights; None where it must be calibrated."""
+    scaling: Scaling
+    """What residuals went through before it learnt from them."""
+    mean: Float[Tensor, " d"]
+    """Mean of the training residuals, as the encoder gives them."""
+    skipped_count: int
+    """Steps skipped because they would have led to NaN or infinity."""
 
 
 def train(
-    activations: Activations,
+    activations: ActivationSource, trainee: Trainee, *, device: torch.device, progress: Progress, ranks: Ranks = ALONE
+) -> Trained:
+    """Train one autoencoder; arguments and errors as `train_many`.
+
+    Raises:
+        Diverged: training led to NaN or infinity.
+    """
+    (outcome,) = train_many(activations, [trainee], device=device, progress=progress, ranks=ranks)
+    if isinstance(outcome, Diverged):
+        raise outcome
+    return outcome
+
+
+def train_many(
+    activations: ActivationSource,
+    trainees: Sequence[Trainee],
+    *,
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+) -> list[Trained | Diverged]:
+    """Train several autoencoders in one pass over the same batches, each from its newest checkpoint.
+
+    What one becomes does not depend on the others: alone, on the same activations, it ends in the same bits. One that
+    is ahead waits for the others; one that diverges stops alone.
+
+    Args:
+        activations: the data, in the order of their own seed.
+        trainees: at least one, all with equally many rows per batch.
+        device: where to compute.
+        progress: where to report.
+        ranks: who else trains them, each on its part of every batch; the first writes curves and checkpoints.
+
+    Returns:
+        What became of each, in order.
+
+    Raises:
+        NumericError: the residuals do not vary.
+        SettingError: the batches differ, or a journal holds something else.
+        DeviceOutOfMemory: not even one row fits.
+    """
+    batch_rows = {trainee.settings.batch_rows for trainee in trainees}
+    if len(batch_rows) != 1:
+        raise SettingError(f"autoencoders trained in one pass share one --batch; these ask for {sorted(batch_rows)}")
+    if max(batch_rows) % ranks.count:
+        raise SettingError(
+            f"--batch is {max(batch_rows)}; it must be a multiple of the {ranks.count} processes that torchrun started"
+        )
+    centred = make_scaling(*activations.moments())
+    if any(trainee.sae.inputs is InputScaling.SCALED for trainee in trainees):
+        warn_of_offset(centred.mean, centred.scale, progress)
+    metrics_files = _metrics_files(trainees)
+    with ExitStack() as stack:
+        lanes = [
+            _open_lane(
+                stack, activations, trainee, centred, metrics_files, device=device, progress=progress, ranks=ranks
+            )
+            for trainee in trainees
+        ]
+        _pass(lanes, activations, batch_rows.pop(), device=device, progress=progress, ranks=ranks)
+    return [_outcome(lane, centred) for lane in lanes]
+
+
+def choose_scaling(inputs: InputScaling, centred: Scaling) -> Scaling:
+    """What residuals go through.
+
+    Args:
+        inputs: as asked for.
+        centred: what centres them and scales them to a mean square of one.
+    """
+    match inputs:
+        case InputScaling.SCALED:
+            return centred
+        case InputScaling.RAW:
+            return Scaling(mean=torch.zeros_like(centred.mean), scale=1.0)
+        case _:
+            assert_never(inputs)
+
+
+def start(
+    activations: ActivationSource,
     scaling: Scaling,
     sae: SaeSettings,
     settings: TrainingSettings,
-    *,
-    checkpoints: CheckpointFolder,
-    device: torch.device,
-    progress: Progress,
+    initial: SparseAutoencoder | None = None,
 ) -> Weights:
-    """Train to the last step, from the newest checkpoint where there is one.
-
-    Args:
-        activations: the data.
-        scaling: how the data are centred and scaled.
-        sae: size and rule.
-        settings: the optimisation.
-        checkpoints: where to save and resume.
-        device: where to compute.
-        progress: where to report.
-
-    Returns:
-        The final weights on the CPU, in units of the scaled residual.
-
-    Raises:
-        NumericError: the loss is no longer finite.
-    """
-    trainer = Trainer(start(activations, scaling, sae, settings), sae, settings, device=device)
-    checkpoint = checkpoints.load_newest()
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        progress.event("resumed", step=checkpoint.step)
-    scaling = scaling.to(device)
-    batches = activations.batches(settings.batch_rows, first_step=trainer.step_count)
-    with progress.stage("train", settings.step_count, "steps") as advance:
-        advance(trainer.step_count, "")
-        for report in _steps(trainer, batches, scaling, device):
-            if trainer.step_count % _REPORT_EVERY_STEPS == 0 or trainer.step_count == settings.step_count:
-                advance(trainer.step_count, _status(report, trainer.step_count))
-            if trainer.step_count % checkpoints.every_steps == 0:
-                checkpoints.save(trainer.checkpoint())
-    return Weights(**{name: tensor.detach().cpu() for name, tensor in trainer.weights.tensors().items()})
-
-
-def start(activations: Activations, scaling: Scaling, sae: SaeSettings, settings: TrainingSettings) -> Weights:
-    """The weights at step zero, from a sample of the training rows."""
+    """The weights at step zero: those of `initial`, or random ones fitted to a sample of the training rows."""
+    if initial is not None:
+        return as_weights(initial, scaling)
     sample = scaling.apply(activations.sample(_SAMPLE_LIMIT_ROWS))
     return initial_weights(sample, sae, bias_init=settings.bias_init, seed=settings.seed)
 
 
-class StepReport(NamedTuple):
-    """What one step saw; tensors, so that reading them is the caller's choice (it waits for the device)."""
+def make_learner(
+    weights: Weights, sae: SaeSettings, settings: TrainingSettings, *, device: torch.device, ranks: Ranks = ALONE
+) -> Learner:
+    """What trains this variant, at step zero with a copy of these weights on `device`.
 
-    loss: Float[Tensor, ""]
-    """Reconstruction loss."""
-    dead_count: int
-    """Neurons that were dead before the step."""
-
-
-class Trainer:
-    """Weights, optimiser and dead counter, advanced one batch at a time."""
-
-    def __init__(self, weights: Weights, sae: SaeSettings, settings: TrainingSettings, *, device: torch.device) -> None:
-        """Start at step zero with a copy of these weights on `device`."""
-        self.weights = Weights(
-            **{name: value.detach().clone().to(device).requires_grad_() for name, value in weights.tensors().items()}
-        )
-        self.settings = settings
-        self.step_count = 0
-        self._variant = make_variant(sae.variant, sae.k)
-        self._optimiser = torch.optim.Adam(self.weights.tensors().values(), lr=0.0, fused=True)
-        self._samples_since_fired = torch.zeros(sae.neuron_count, dtype=torch.int64, device=device)
-
-    def step(self, inputs: Float[Tensor, "rows d"]) -> StepReport:
-        """Advance by one batch of scaled residuals."""
-        weights, settings = self.weights, self.settings
-        dead = self._samples_since_fired >= settings.dead_after_samples
-        pre_activations = weights.pre_activations(inputs)
-        active = choose_active(self._variant, pre_activations)
-        reconstruction = decode_active(active, weights.directions) + weights.decoder_bias
-        loss = reconstruction_loss(inputs, reconstruction)
-        dead_count = int(dead.sum())
-        total = loss
-        if dead_count:
-            auxiliary = self._auxiliary(pre_activations, dead, dead_count, inputs - reconstruction)
-            total = loss + settings.auxiliary_coefficient * auxiliary
-        self._differentiate(total)
-        self._update()
-        self._samples_since_fired += len(inputs)
-        self._samples_since_fired[active.neuron_ids[active.values.detach() > 0]] = 0
-        self.step_count += 1
-        return StepReport(loss.detach(), dead_count)
-
-    def checkpoint(self) -> Checkpoint:
-        """Everything the next step depends on."""
-        tensors = {"samples_since_fired": self._samples_since_fired}
-        for name, tensor in self.weights.tensors().items():
-            state = self._optimiser.state[tensor]
-            tensors |= {name: tensor, f"{name}.mean": state["exp_avg"], f"{name}.square": state["exp_avg_sq"]}
-        return Checkpoint(step=self.step_count, tensors=tensors)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same plan."""
-        device = self._samples_since_fired.device
-        stored = {name: tensor.to(device) for name, tensor in checkpoint.tensors.items()}
-        self._samples_since_fired = stored["samples_since_fired"]
-        for name, tensor in self.weights.tensors().items():
-            with torch.no_grad():
-                tensor.copy_(stored[name])
-            self._optimiser.state[tensor] = {
-                "step": torch.tensor(float(checkpoint.step), device=device),
-                "exp_avg": stored[f"{name}.mean"],
-                "exp_avg_sq": stored[f"{name}.square"],
-            }
-        self.step_count = checkpoint.step
-
-    def _differentiate(self, total: Float[Tensor, ""]) -> None:
-        tensors = list(self.weights.tensors().values())
-        for tensor, gradient in zip(tensors, torch.autograd.grad(total, tensors), strict=True):
-            tensor.grad = gradient
-
-    def _auxiliary(
-        self,
-        pre_activations: Float[Tensor, "rows neurons"],
-        dead: Tensor,
-        dead_count: int,
-        residual: Float[Tensor, "rows d"],
-    ) -> Float[Tensor, ""]:
-        dead_ids = dead.nonzero().squeeze(1)
-        width = auxiliary_width(dead_count, residual.shape[1])
-        active = strongest(pre_activations[:, dead_ids], width)
-        active = active._replace(neuron_ids=dead_ids[active.neuron_ids])
-        return auxiliary_loss(residual, decode_active(active, self.weights.directions))
-
-    def _update(self) -> None:
-        directions = self.weights.directions
-        assert directions.grad is not None
-        with torch.no_grad():
-            directions.grad -= (directions.grad * directions).sum(dim=1, keepdim=True) * directions
-            torch.nn.utils.clip_grad_norm_(self.weights.tensors().values(), self.settings.gradient_clip)
-            for group in self._optimiser.param_groups:
-                group["lr"] = learning_rate_at(self.step_count, self.settings)
-            self._optimiser.step()
-            directions /= directions.norm(dim=1, keepdim=True).clamp_min(1e-12)
-
-
-def learning_rate_at(step: int, settings: TrainingSettings) -> float:
-    """Linear warm-up, a plateau, linear decay to zero.
-
-    Args:
-        step: steps done so far.
-        settings: peak and shares.
+    Raises:
+        SettingError: several processes for a variant that one trains.
     """
-    warmup = max(1, math.ceil(settings.step_count * settings.warmup_share))
-    decay = max(1, math.ceil(settings.step_count * settings.decay_share))
-    rising = (step + 1) / warmup
-    falling = (settings.step_count - step) / decay
-    return settings.learning_rate * min(1.0, rising, falling)
+    match sae.variant:
+        case TopKTraining() | BatchTopKTraining() | MatryoshkaTraining() as variant:
+            if device.type == "cpu":
+                return CpuSparseLearner(weights, variant, settings, thread_count=torch.get_num_threads(), ranks=ranks)
+            return TorchSparseLearner(weights, variant, settings, device=device, ranks=ranks)
+        case ReluTraining() | JumpReluTraining() as variant:
+            if ranks.count > 1:
+                raise SettingError(
+                    f"--variant {name_of(variant)} trains in one process and torchrun started {ranks.count}: start it "
+                    "without torchrun, or choose topk, batchtopk or matryoshka",
+                    field="variant",
+                )
+            return DenseLearner(weights, variant, settings, device=device)
+        case _:
+            assert_never(sae.variant)
 
 
-def _steps(
-    trainer: Trainer, batches: Iterator[Float[Tensor, "rows d"]], scaling: Scaling, device: torch.device
-) -> Iterator[StepReport]:
-    while trainer.step_count < trainer.settings.step_count:
-        yield trainer.step(scaling.apply(next(batches).to(device)))
+@dataclass(kw_only=True, eq=False)
+class _Lane:
+    trainee: Trainee
+    run: Run
+    scaling: Scaling  # On the device.
+    failure: Diverged | None = None
+
+    def is_due(self, step: int) -> bool:
+        return self.failure is None and not self.run.is_over and self.run.learner.step_count == step
 
 
-def _status(report: StepReport, step: int) -> str:
-    loss = float(report.loss)
-    if not math.isfinite(loss):
-        raise NumericError(f"training diverged: the loss at step {step} is {loss}; lower --lr")
-    return f"loss {loss:.4f}, dead {report.dead_count}"
+def _open_lane(
+    stack: ExitStack,
+    activations: ActivationSource,
+    trainee: Trainee,
+    centred: Scaling,
+    metrics_files: dict[Path, MetricsFile],
+    *,
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks,
+) -> _Lane:
+    scaling = choose_scaling(trainee.sae.inputs, centred)
+    weights = start(activations, scaling, trainee.sae, trainee.settings, trainee.initial)
+    learner = make_learner(weights, trainee.sae, trainee.settings, device=device, ranks=ranks)
+    if not ranks.is_first:
+        # The first puts damaged checkpoints aside before the others look.
+        ranks.wait()
+    checkpoint = resume(learner, trainee.checkpoints, progress)
+    if ranks.is_first:
+        ranks.wait()
+    reports = trainee.reports
+    curve = None
+    if ranks.is_first:
+        curve = stack.enter_context(
+            Curve(
+                trainee.name,
+                run=trainee.run_id,
+                step=learner.step_count,
+                journal=trainee.journal,
+                tensorboard=reports.tensorboard,
+                metrics_file=None if reports.metrics_file is None else metrics_files[reports.metrics_file],
+                progress=progress,
+            )
+        )
+    run = Run(
+        learner,
+        trainee.settings,
+        run_id=trainee.run_id,
+        variance=(centred.scale / scaling.scale) ** 2,
+        checkpoint=checkpoint,
+        checkpoints=trainee.checkpoints,
+        curve=curve,
+        progress=progress,
+    )
+    return _Lane(trainee=trainee, run=run, scaling=scaling.to(device))
+
+
+def _pass(
+    lanes: Sequence[_Lane],
+    activations: ActivationSource,
+    batch_rows: int,
+    *,
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks,
+) -> None:
+    first = min(lane.run.learner.step_count for lane in lanes)
+    last = max(lane.trainee.settings.step_count for lane in lanes)
+    with ExitStack() as stack:
+        batches = activations.batches(batch_rows, first_step=first)
+        if isinstance(batches, Generator):  # It may have images on their way.
+            stack.enter_context(closing(batches))
+        advance = stack.enter_context(progress.stage("train", last, "steps"))
+        advance(first, "")
+        for step in range(first, last):
+            batch = next(batches)
+            _advance(lanes, step, _moved(batch[ranks.part(len(batch))], device), progress)
+            if (step + 1) % LOOK_EVERY_STEPS == 0 or step + 1 == last:
+                advance(step + 1, _status([lane.run.newest_line for lane in lanes]))
+            if all(lane.failure is not None or lane.run.is_over for lane in lanes):
+                break
+
+
+def _advance(lanes: Sequence[_Lane], step: int, batch: Float[Tensor, "rows d"], progress: Progress) -> None:
+    scaled: dict[InputScaling, Float[Tensor, "rows d"]] = {}
+    for lane in lanes:
+        if not lane.is_due(step):
+            continue
+        inputs = lane.trainee.sae.inputs
+        if inputs not in scaled:
+            scaled[inputs] = lane.scaling.apply(batch)
+        try:
+            lane.run.step(scaled[inputs])
+        except Diverged as error:
+            lane.failure = error
+            progress.event("diverged", run=lane.trainee.name, reason=str(error))
+
+
+def _moved(batch: Float[Tensor, "rows d"], device: torch.device) -> Float[Tensor, "rows d"]:
+    # From pinned memory the copy does not hold up the loop.
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+
+def _outcome(lane: _Lane, centred: Scaling) -> Trained | Diverged:
+    if lane.failure is not None:
+        return lane.failure
+    learner = lane.run.learner
+    return Trained(
+        weights=on_cpu(learner.weights),
+        own_selection=learner.own_selection(),
+        scaling=choose_scaling(lane.trainee.sae.inputs, centred),
+        mean=centred.mean,
+        skipped_count=lane.run.skipped_count,
+    )
+
+
+def _metrics_files(trainees: Sequence[Trainee]) -> dict[Path, MetricsFile]:
+    paths = {trainee.reports.metrics_file for trainee in trainees}
+    return {path: MetricsFile(path) for path in paths if path is not None}
+
+
+def _status(lines: Sequence[JournalLine | None]) -> str:
+    seen = [line for line in lines if line is not None]
+    parts = [
+        _span("loss", [line.loss for line in seen], ".4f"),
+        _span("FVU", [line.fvu for line in seen], ".4f"),
+        _span("L0", [line.l0 for line in seen], ".1f"),
+        _span("dead", [line.dead_share for line in seen], ".1%"),
+    ]
+    skipped = sum(line.skipped_count for line in seen)
+    return ", ".join([part for part in parts if part] + ([f"skipped {skipped}"] if skipped else []))
+
+
+def _span(name: str, values: Sequence[float | None], form: str) -> str:
+    """A figure of one run, or the least and the greatest of several."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return ""
+    low, high = format(min(found), form), format(max(found), form)
+    return f"{name} {low}" if low == high else f"{name} {low} to {high}"

@@ -1,18 +1,20 @@
-"""Which neurons stay on while training, and which rule each variant ships with; knows nothing of losses or data.
+"""The training variants: what each is asked for, and which rule it ships with; knows nothing of losses or data.
 
-TopK: Gao et al. (2024). BatchTopK: Bussmann et al., "BatchTopK sparse autoencoders" (2024): the k x rows largest
-activations of a whole batch stay on, so that rows share their budget. Since a published code never depends on other
-images, BatchTopK ships as JumpReLU with one calibrated threshold.
+TopK: Gao et al., "Scaling and evaluating sparse autoencoders" (2024). BatchTopK: Bussmann et al., "BatchTopK sparse
+autoencoders" (2024). Matryoshka: Bussmann et al., "Learning multi-level features with Matryoshka sparse autoencoders"
+(2025). ReLU: Bricken et al., "Towards monosemanticity" (2023). JumpReLU: Rajamanoharan et al., "Jumping ahead" (2024).
+A published code never depends on other images: what selects over a batch ships as JumpReLU with a calibrated threshold.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, assert_never
+from typing import Any, assert_never
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from phosphene.selection import JumpReLU, TopK
@@ -23,6 +25,9 @@ class VariantName(StrEnum):
 
     TOPK = "topk"
     BATCHTOPK = "batchtopk"
+    MATRYOSHKA = "matryoshka"
+    RELU = "relu"
+    JUMPRELU = "jumprelu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class TopKTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopKTraining:
-    """The k x rows largest activations of the batch."""
+    """The k x rows largest positive activations of the batch."""
 
     k: int
     """Active neurons per row, on average over the batch."""
@@ -49,67 +54,80 @@ class BatchTopKTraining:
         return JumpReLU(threshold=threshold)
 
 
-Variant = TopKTraining | BatchTopKTraining
+@dataclass(frozen=True, kw_only=True)
+class MatryoshkaTraining:
+    """BatchTopK whose first neurons must also explain the input without the rest: one selection, nested prefixes."""
+
+    k: int
+    """Active neurons per row, on average over the batch."""
+    prefixes: tuple[int, ...]
+    """Neurons of each nested autoencoder, rising; the last is the number of neurons."""
+
+    def for_inference(self, threshold: Float[Tensor, " neurons"]) -> JumpReLU:
+        """As BatchTopK."""
+        return JumpReLU(threshold=threshold)
 
 
-class Active(NamedTuple):
-    """The active neurons of a batch as ragged rows (the layout of `torch.nn.functional.embedding_bag`)."""
+@dataclass(frozen=True, kw_only=True)
+class ReluTraining:
+    """Every positive activation, kept few by an L1 penalty."""
 
-    values: Float[Tensor, " active"]
-    """Activations >= 0, row after row; gradients flow through them."""
-    neuron_ids: Int[Tensor, " active"]
-    """The neuron of each value."""
-    row_starts: Int[Tensor, " rows"]
-    """Where each row begins in `values`."""
+    l1_coefficient: float
+    """Weight of the batch mean of the code's sum."""
+    is_error_normalised: bool
+    """Whether each row's squared error is divided by the norm of the input (hugofry's recipe) or left alone."""
+    has_ghost_gradients: bool
+    """Whether neurons that have been dead for a window of steps learn from what is left unexplained."""
+    dead_window_steps: int = 64
+    """Steps without firing after which a neuron gets ghost gradients."""
 
-
-def make_variant(name: VariantName, k: int) -> Variant:
-    """The variant of this name."""
-    match name:
-        case VariantName.TOPK:
-            return TopKTraining(k=k)
-        case VariantName.BATCHTOPK:
-            return BatchTopKTraining(k=k)
-        case _:
-            assert_never(name)
+    def for_inference(self, neuron_count: int) -> JumpReLU:
+        """ReLU: every threshold is 0."""
+        return JumpReLU(threshold=torch.zeros(neuron_count))
 
 
-def choose_active(variant: Variant, pre_activations: Float[Tensor, "rows neurons"]) -> Active:
-    """Apply the training rule to one batch.
+@dataclass(frozen=True, kw_only=True)
+class JumpReluTraining:
+    """Activations above a threshold that each neuron learns, kept few by an L0 penalty."""
 
-    Args:
-        variant: the rule.
-        pre_activations: encoder outputs before any non-linearity.
+    l0_coefficient: float
+    """Weight of the batch mean of L0."""
+    bandwidth: float = 0.03
+    """Width of the rectangle kernel of the straight-through estimator, in units of the pre-activation."""
+    initial_threshold: float = 0.03
+    """Where every threshold starts; > 0."""
 
-    Returns:
-        The chosen activations after ReLU: a chosen negative pre-activation counts as zero and takes no gradient.
-    """
+    def for_inference(self, threshold: Float[Tensor, " neurons"]) -> JumpReLU:
+        """The same rule with the learnt thresholds."""
+        return JumpReLU(threshold=threshold)
+
+
+SparseVariant = TopKTraining | BatchTopKTraining | MatryoshkaTraining
+"""Variants with a fixed number of active neurons: none of their steps needs a dense code."""
+DenseVariant = ReluTraining | JumpReluTraining
+"""Variants in which any number of neurons may be active."""
+Variant = SparseVariant | DenseVariant
+
+
+def name_of(variant: Variant) -> VariantName:
+    """The name of a variant on the command line."""
     match variant:
         case TopKTraining():
-            return strongest(pre_activations, variant.k)
+            return VariantName.TOPK
         case BatchTopKTraining():
-            return _strongest_of_batch(pre_activations, variant.k)
+            return VariantName.BATCHTOPK
+        case MatryoshkaTraining():
+            return VariantName.MATRYOSHKA
+        case ReluTraining():
+            return VariantName.RELU
+        case JumpReluTraining():
+            return VariantName.JUMPRELU
         case _:
             assert_never(variant)
 
 
-def strongest(pre_activations: Float[Tensor, "rows neurons"], count: int) -> Active:
-    """The `count` largest activations of each row."""
-    values, neuron_ids = pre_activations.topk(count, dim=1, sorted=False)
-    row_starts = torch.arange(0, values.numel(), count, device=values.device)
-    return Active(values.relu().flatten(), neuron_ids.flatten(), row_starts)
-
-
-def decode_active(active: Active, directions: Float[Tensor, "neurons d"]) -> Float[Tensor, "rows d"]:
-    """The sum of value x direction over each row's active neurons, without the decoder bias."""
-    return torch.nn.functional.embedding_bag(
-        active.neuron_ids, directions, active.row_starts, mode="sum", per_sample_weights=active.values
-    )
-
-
-def _strongest_of_batch(pre_activations: Float[Tensor, "rows neurons"], k: int) -> Active:
-    row_count, neuron_count = pre_activations.shape
-    flat = pre_activations.flatten()
-    chosen = flat.detach().topk(k * row_count, sorted=False).indices.sort().values
-    counts = torch.bincount(chosen // neuron_count, minlength=row_count)
-    return Active(flat[chosen].relu(), chosen % neuron_count, counts.cumsum(0) - counts)
+def variant_config(variant: Variant) -> dict[str, Any]:
+    """The variant as plain JSON values, its name among them."""
+    return {"name": str(name_of(variant))} | {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(variant).items()
+    }

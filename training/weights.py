@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from training.active import choose_active, decode_active
 from training.settings import BiasInit, SaeSettings
-from training.variants import choose_active, decode_active, make_variant
+from training.variants import JumpReluTraining, ReluTraining
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +71,11 @@ def initial_weights(sample: Float[Tensor, "rows d"], sae: SaeSettings, *, bias_i
     return tied
 
 
+def on_cpu(weights: Weights) -> Weights:
+    """Detached copies on the CPU."""
+    return Weights(**{name: tensor.detach().cpu().clone() for name, tensor in weights.tensors().items()})
+
+
 def geometric_median(
     rows: Float[Tensor, "rows d"], *, iteration_limit: int = 100, tolerance: float = 1e-6
 ) -> Float[Tensor, " d"]:
@@ -95,9 +101,14 @@ def geometric_median(
 
 def _best_factor(tied: Weights, sample: Float[Tensor, "rows d"], sae: SaeSettings) -> float:
     # Activations are linear in the factor, and scaling all of them alike moves no selection: least squares is exact.
+    match sae.variant:
+        case ReluTraining() | JumpReluTraining():
+            return 1.0
+        case variant:
+            pass
     rows = sample[:1024]
     target = rows - tied.decoder_bias
-    active = choose_active(make_variant(sae.variant, sae.k), tied.pre_activations(rows))
+    active = choose_active(variant, tied.pre_activations(rows))
     reconstruction = decode_active(active, tied.directions)
     energy = float(reconstruction.square().sum())
     return float((target * reconstruction).sum()) / energy if energy > 0 else 1.0

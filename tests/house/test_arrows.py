@@ -27,6 +27,8 @@ WRONG_ARROWS = [
     ("door: opentelemetry", "service/wrong.py", "import opentelemetry"),
     ("door: redis", "service/wrong.py", "import redis"),
     ("door: prometheus_client", "index/wrong.py", "import prometheus_client"),
+    ("door: numba", "index/wrong.py", "import numba"),
+    ("door: matplotlib", "index/wrong.py", "import matplotlib"),
     ("door: ray", "index/wrong.py", "import ray"),
 ]
 

@@ -232,6 +232,35 @@ def test_blocks_behind_the_site_are_not_run(family: Family, folders: dict[Family
     assert calls == [0, 1, 0, 1, 2]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_sites_are_read_in_one_pass_as_each_is_alone(
+    family: Family, folders: dict[Family, Path], pixels: Tensor
+) -> None:
+    encoder = load_encoder(folders[family])
+    sites = [
+        Site(block=1, tokens=Tokens.PATCHES),
+        Site(block=0, tokens=Tokens.ALL),
+        Site(block=1, tokens=Tokens.MEAN),
+        Site(block=1, tokens=Tokens.PATCHES),
+    ]
+    if encoder.spec.has_cls:
+        sites.append(Site(block=1, tokens=Tokens.CLS))
+    if encoder.spec.embedding_width is not None:
+        sites.append(Site(block=None, tokens=Tokens.EMBEDDING))
+    alone = [encoder.residuals(pixels, site) for site in sites]
+    calls: list[int] = []
+    for block, module in enumerate(encoder._tower.blocks):
+        module.register_forward_hook(lambda *_, block=block: calls.append(block))
+    together = encoder.residuals_at(pixels, sites)
+    assert calls == list(range(BLOCK_COUNT if encoder.spec.embedding_width is not None else 2))
+    assert len(together) == len(sites)
+    for found, due in zip(together, alone, strict=True):
+        assert torch.equal(found, due)
+    assert encoder.residuals_at(pixels, []) == ()
+    with pytest.raises(SiteError, match="block 3 does not exist"):
+        encoder.residuals_at(pixels, [*sites, Site(block=3, tokens=Tokens.ALL)])
+
+
 @pytest.mark.parametrize("family", [Family.CLIP, Family.SIGLIP])
 def test_the_embedding_is_a_site(family: Family, encoders: dict[Family, Encoder], pixels: Tensor) -> None:
     encoder = encoders[family]

@@ -67,20 +67,23 @@ def test_a_folder_gives_back_the_same_codes(tmp_path: Path, selection: Selection
     assert all(torch.equal(left, right) for left, right in zip(saved, loaded, strict=True))
 
 
-def test_rescaling_by_decoder_norm_is_folded(tmp_path: Path) -> None:
-    sae = make_sae(TopK(4))
-    save_sae(tmp_path, sae, metadata={})
-    config = json.loads((tmp_path / "cfg.json").read_text())
-    (tmp_path / "cfg.json").write_text(json.dumps(config | {"rescale_acts_by_decoder_norm": True}))
+def test_a_relu_folder_is_jumprelu_with_threshold_zero(tmp_path: Path) -> None:
+    save_sae(tmp_path, make_sae(JumpReLU(torch.zeros(NEURONS))), metadata={})
     residuals = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(2))
-    norms = sae.directions.norm(dim=1)
-    pre = (sae.pre_activations(residuals) * norms).clamp_min(0)
-    kept = torch.topk(pre, 4, dim=-1)
-    due = torch.zeros_like(pre).scatter(-1, kept.indices, kept.values)
-    loaded = load_sae(tmp_path)
-    codes = loaded.encode(residuals, limit=64)
-    torch.testing.assert_close(dense(codes), due)
-    torch.testing.assert_close(loaded.decode(codes), (due / norms) @ sae.directions + sae.decoder_bias)
+    due = load_sae(tmp_path).encode(residuals, limit=NEURONS)
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    del weights["threshold"]
+    save_file(weights, tmp_path / "sae_weights.safetensors")
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"architecture": "standard"}))
+    found = load_sae(tmp_path).encode(residuals, limit=NEURONS)
+    assert all(torch.equal(left, right) for left, right in zip(due, found, strict=True))
+
+
+def test_the_folder_says_which_layout_it_has_and_keeps_its_metadata(tmp_path: Path) -> None:
+    save_sae(tmp_path, make_sae(), metadata={"note": "x"})
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert metadata == {"note": "x", "sae_lens_version": "6.0.0"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,7 @@ def test_rescaling_by_decoder_norm_is_folded(tmp_path: Path) -> None:
         ({"architecture": "gated"}, ArtefactRefused),
         ({"normalize_activations": "layer_norm"}, ArtefactRefused),
         ({"reshape_activations": "hook_z"}, ArtefactRefused),
+        ({"rescale_acts_by_decoder_norm": True}, ArtefactRefused),
         ({"architecture": "standard", "activation_fn_str": "topk"}, ArtefactRefused),
         ({"architecture": "standard", "activation_fn": "tanh-relu"}, ArtefactRefused),
         ({"d_sae": NEURONS + 1}, ArtefactDamaged),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from phosphene.manifest import seal
-from training.shards import shard_name, write_shard
+from training.shards import ShardArrays, mark_artefact_tokens, shard_name, write_shard
 
 WIDTH = 16
 
@@ -24,16 +24,28 @@ def mixtures(row_count: int, *, concept_count: int = 24, active_count: int = 2, 
 
 
 def write_activations(
-    folder: Path, residuals: np.ndarray, *, shard_images: int = 64, tokens_per_image: int = 1
+    folder: Path,
+    residuals: np.ndarray,
+    *,
+    shard_images: int = 64,
+    tokens_per_image: int = 1,
+    first_patch: int | None = None,
 ) -> Path:
-    """A harvest of these residuals, images in order."""
+    """A harvest of these residuals, images in order; from place `first_patch` of each image on they are patches."""
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True)
     shard_rows = shard_images * tokens_per_image
+    names = []
     for index, start in enumerate(range(0, len(residuals), shard_rows)):
-        name = shard_name(index)
         part = residuals[start : start + shard_rows]
-        rows = np.arange(start, start + len(part), dtype=np.int64) // tokens_per_image
-        write_shard(partial, name, part, rows, plan_id="synthetic", contents_sha256="0" * 64, quarantined=[])
+        places = np.arange(start, start + len(part), dtype=np.int64)
+        arrays = ShardArrays(
+            residuals=part,
+            image_rows=places // tokens_per_image,
+            tokens=(places % tokens_per_image).astype(np.int32),
+        )
+        names.append(shard_name(index))
+        write_shard(partial, names[-1], arrays, plan_id="synthetic", contents_sha256="0" * 64, quarantined=[])
+    mark_artefact_tokens(partial, names, first_patch=first_patch)
     seal(partial, folder, kind="activations", inputs={}, config={})
     return folder

@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 
@@ -5,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from phosphene.errors import ArtefactDamaged, CorpusError
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, CorpusError, SchemaUnknown
+from phosphene.manifest import seal
 from tests.training.synthetic import mixtures, write_activations
 from training.activations import Activations, held_out_count
+from training.shards import ShardArrays, mark_artefact_tokens, write_shard
+from training.source import ActivationSource
 
 IMAGE_COUNT, TOKENS = 300, 3
 
@@ -76,6 +80,19 @@ def test_windows_smaller_than_the_corpus_keep_every_promise(
     assert all(torch.equal(due, found) for due, found in zip(epoch[33:], resumed, strict=True))
 
 
+def test_windows_change_nothing_but_the_order_and_a_batch_may_cross_several_of_them(
+    harvest: Path, residuals: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.activations._WINDOW_BYTES", 1)
+    activations = Activations(harvest, seed=0)
+    batch_rows = activations.training_count * 2 // 5
+    batches = list(islice(activations.batches(batch_rows, first_step=0), 2))
+    assert [len(batch) for batch in batches] == [batch_rows] * 2
+    assert len(rows_of(torch.cat(batches), residuals)) == 2 * batch_rows
+    resumed = next(Activations(harvest, seed=0).batches(batch_rows, first_step=1))
+    assert torch.equal(resumed, batches[1])
+
+
 def test_moments_are_those_of_the_training_rows(harvest: Path) -> None:
     activations = Activations(harvest, seed=0)
     rows = activations.sample(10**6).double()
@@ -118,3 +135,64 @@ def test_the_number_of_held_out_images_is_even_and_bounded() -> None:
     assert held_out_count(4000, 1) == 400
     assert held_out_count(10**8, 1) == 65_536
     assert held_out_count(10**8, 196) == 334
+
+
+def test_artefact_tokens_are_left_out_everywhere_and_nothing_else_is(tmp_path: Path) -> None:
+    residuals = mixtures(IMAGE_COUNT * TOKENS)
+    residuals[::TOKENS] *= 30  # class tokens, which are never artefacts
+    residuals[4::30] *= 20  # one patch of every tenth image
+    path = write_activations(tmp_path / "a", residuals, tokens_per_image=TOKENS, first_patch=1)
+    plain, thinned = Activations(path, seed=0), Activations(path, seed=0, leaves_out_artefacts=True)
+    assert plain.id == plain.manifest.id != thinned.id
+    due = set(range(len(residuals))) - set(range(4, len(residuals), 30))
+    parts = [thinned.held_out(0), thinned.held_out(1), thinned.sample(10**6)]
+    assert set[int]().union(*(rows_of(part, residuals) for part in parts)) == due
+    assert sum(map(len, parts)) == len(due)
+    assert thinned.training_count == len(parts[2]) < plain.training_count
+    epoch = torch.cat(list(islice(thinned.batches(1, first_step=0), thinned.training_count)))
+    assert rows_of(epoch, residuals) == rows_of(parts[2], residuals)
+    assert torch.allclose(thinned.moments()[0], parts[2].mean(dim=0), rtol=1e-4)
+    assert [len(thinned.held_out(half)) < len(plain.held_out(half)) for half in (0, 1)] == [True, True]
+
+
+def test_a_harvest_is_a_source(harvest: Path) -> None:
+    assert isinstance(Activations(harvest, seed=0), ActivationSource)
+
+
+def test_mixed_shards_and_those_of_another_version_are_refused(tmp_path: Path) -> None:
+    def write(name: str, plan_ids: tuple[str, str]) -> Path:
+        partial = tmp_path / f"{name}.partial"
+        partial.mkdir()
+        arrays = ShardArrays(
+            residuals=mixtures(32), image_rows=np.arange(32, dtype=np.int64), tokens=np.zeros(32, dtype=np.int32)
+        )
+        for index, plan_id in enumerate(plan_ids):
+            shard = f"shard-0000{index}"
+            write_shard(partial, shard, arrays, plan_id=plan_id, contents_sha256="0" * 64, quarantined=[])
+        mark_artefact_tokens(partial, ["shard-00000", "shard-00001"], first_patch=None)
+        if name == "old":
+            record = partial / "shard-00001.json"
+            record.write_text(record.read_text().replace(".norms.", ".lengths."))
+        seal(partial, tmp_path / name, kind="activations", inputs={}, config={})
+        return tmp_path / name
+
+    with pytest.raises(ArtefactMismatch, match=r"mixes shards of 2 harvests, such as \['shard-00000', 'shard-00001'\]"):
+        Activations(write("mixed", ("a", "b")), seed=0)
+    with pytest.raises(SchemaUnknown, match="files of another version; harvest again"):
+        Activations(write("old", ("a", "a")), seed=0)
+
+
+def test_what_is_in_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    width, window_bytes = 256, 2 * 128 * 256 * 4
+    monkeypatch.setattr("training.activations._WINDOW_BYTES", window_bytes)
+    monkeypatch.setattr("training.activations._BLOCK_BYTES", 64 << 10)
+    for image_count in (512, 4096):
+        rows = np.random.default_rng(0).normal(size=(image_count, width)).astype(np.float16)
+        path = write_activations(tmp_path / str(image_count), rows, shard_images=128)
+        tracemalloc.start()
+        activations = Activations(path, seed=0)
+        activations.moments()
+        assert sum(len(batch) for batch in islice(activations.batches(16, first_step=0), 300)) == 16 * 300
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 3 * window_bytes < 4096 * width * 4, f"{image_count} images"

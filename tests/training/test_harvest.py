@@ -1,5 +1,7 @@
 import dataclasses
-from collections.abc import Iterator
+import json
+import resource
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,16 @@ import torch
 
 from phosphene.corpus import open_corpus
 from phosphene.encoder import Encoder, Site, Tokens, load_encoder
-from phosphene.errors import CorpusError, NumericError
+from phosphene.errors import CorpusError, NumericError, SettingError
 from phosphene.images import prepare
 from phosphene.manifest import open_artefact
 from tests.training.corpora import corrupt, write_corpus
 from training.contents import digest_images
-from training.harvest import HarvestPlan, harvest, quarantined_images
+from training.harvest import HarvestPlan, harvest, harvest_sites, quarantined_images
 from training.progress import Advance, SilentProgress
 from training.settings import Execution, HarvestSettings, Storage
 
+EMBEDDING = Site(block=None, tokens=Tokens.EMBEDDING)
 CLS, PATCHES = Site(block=1, tokens=Tokens.CLS), Site(block=1, tokens=Tokens.PATCHES)
 SETTINGS = HarvestSettings(batch_images=4)
 
@@ -47,6 +50,41 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.load(file) for file in files]), np.concatenate(rows)
 
 
+def several_sites(corpus_folder: Path, encoder: Encoder) -> list[HarvestPlan]:
+    """Sites whose shards end at different images, one of them twice."""
+    return [
+        make_plan(corpus_folder, encoder, PATCHES, tokens_per_image=5),
+        make_plan(corpus_folder, encoder, CLS, storage=Storage.FLOAT16),
+        make_plan(corpus_folder, encoder, EMBEDDING),
+        make_plan(corpus_folder, encoder, Site(block=0, tokens=Tokens.ALL), storage=Storage.FLOAT16),
+        make_plan(corpus_folder, encoder, CLS, storage=Storage.FLOAT16),
+    ]
+
+
+class CountingEncoder(Encoder):
+    """Counts its forward passes."""
+
+    pass_count = 0
+
+    def residuals_at(self, pixels: torch.Tensor, sites: Sequence[Site]) -> tuple[torch.Tensor, ...]:
+        self.pass_count += 1
+        return super().residuals_at(pixels, sites)
+
+
+def counting(encoder: Encoder) -> CountingEncoder:
+    twin = object.__new__(CountingEncoder)
+    twin.__dict__.update(encoder.__dict__)
+    return twin
+
+
+class ListingProgress(SilentProgress):
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def event(self, name: str, **fields: Any) -> None:
+        self.events.append({"name": name} | fields)
+
+
 class Killed(BaseException):
     """What a kill looks like from within the process."""
 
@@ -64,7 +102,7 @@ class KillingProgress(SilentProgress):
         yield advance
 
 
-@pytest.mark.parametrize("site", [CLS, PATCHES, Site(block=None, tokens=Tokens.EMBEDDING)], ids=str)
+@pytest.mark.parametrize("site", [CLS, PATCHES, Site(block=0, tokens=Tokens.ALL), EMBEDDING], ids=str)
 def test_residuals_are_those_of_the_encoder_in_corpus_order(
     corpus_folder: Path, encoder: Encoder, tmp_path: Path, site: Site
 ) -> None:
@@ -180,10 +218,10 @@ def test_residuals_beyond_the_storage_are_refused_with_shard_and_row(
     corpus_folder: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
     class Loud(Encoder):
-        def residuals(self, pixels: torch.Tensor, site: Site) -> torch.Tensor:
-            found = super().residuals(pixels, site).clone()
-            found[2, 0, 0] = 1e6
-            return found
+        def residuals_at(self, pixels: torch.Tensor, sites: Sequence[Site]) -> tuple[torch.Tensor, ...]:
+            found = [residuals.clone() for residuals in super().residuals_at(pixels, sites)]
+            found[0][2, 0, 0] = 1e6
+            return tuple(found)
 
     loud = object.__new__(Loud)
     loud.__dict__.update(encoder.__dict__)
@@ -191,3 +229,141 @@ def test_residuals_beyond_the_storage_are_refused_with_shard_and_row(
     with pytest.raises(NumericError, match=r"shard-00000 holds NaN or infinity .* first at row 2 \(image 2, 'blue/"):
         harvest(plan, tmp_path, SilentProgress())
     assert not list(tmp_path.glob("*/manifest.json"))
+
+
+def test_several_sites_in_one_pass_give_what_each_gives_alone(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 24 * 32 * 4)
+    counter = counting(encoder)
+    plans = several_sites(corpus_folder, counter)
+    assert len({plan.shard_images for plan in plans}) > 2, "all shards end at the same images: the test is blind"
+    paths = harvest_sites(plans, tmp_path / "together", SilentProgress())
+    assert counter.pass_count == 96 // 4
+    assert paths[1] == paths[4]
+    for plan, path in zip(plans, paths, strict=True):
+        alone = harvest(plan, tmp_path / "alone", SilentProgress())
+        assert open_artefact(path, kind="activations").id == open_artefact(alone, kind="activations").id
+        assert path.name == alone.name
+
+
+def test_a_site_that_is_finished_is_left_out(corpus_folder: Path, encoder: Encoder, tmp_path: Path) -> None:
+    plans = several_sites(corpus_folder, encoder)
+    due = harvest(plans[0], tmp_path, SilentProgress())
+    stamps = {file: file.stat().st_mtime_ns for file in due.iterdir()}
+    paths = harvest_sites(plans, tmp_path, SilentProgress())
+    assert paths[0] == due
+    assert {file: file.stat().st_mtime_ns for file in due.iterdir()} == stamps
+    counter = counting(encoder)
+    assert harvest_sites(several_sites(corpus_folder, counter), tmp_path, KillingProgress(0)) == paths
+    assert counter.pass_count == 0
+
+
+@pytest.mark.parametrize("killed_after", [4, 36, 60, 96])
+def test_several_sites_killed_anywhere_and_run_again_give_the_same_bytes(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path, killed_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 24 * 32 * 4)
+    plans = several_sites(corpus_folder, encoder)
+    due = [
+        open_artefact(path, kind="activations").id for path in harvest_sites(plans, tmp_path / "a", SilentProgress())
+    ]
+    with pytest.raises(Killed):
+        harvest_sites(plans, tmp_path / "b", KillingProgress(killed_after))
+    counter = counting(encoder)
+    paths = harvest_sites(several_sites(corpus_folder, counter), tmp_path / "b", SilentProgress())
+    assert [open_artefact(path, kind="activations").id for path in paths] == due
+    if killed_after >= 60:
+        assert counter.pass_count < 96 // 4
+
+
+def test_plans_that_share_no_pass_are_refused(corpus_folder: Path, encoder: Encoder, tmp_path: Path) -> None:
+    plans = [make_plan(corpus_folder, encoder), make_plan(corpus_folder, encoder, PATCHES, batch_images=8)]
+    with pytest.raises(SettingError, match=r"one pass: another images per batch; harvest them one by one"):
+        harvest_sites(plans, tmp_path, SilentProgress())
+    other = dataclasses.replace(make_plan(corpus_folder, encoder, image_limit=8), execution=Execution(thread_count=2))
+    with pytest.raises(SettingError, match="another corpus, another device or threads"):
+        harvest_sites([plans[0], other], tmp_path, SilentProgress())
+    with pytest.raises(CorpusError, match="no images to harvest"):
+        harvest(dataclasses.replace(plans[0], digests=()), tmp_path, SilentProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_and_norms_of_the_tokens_lie_beside_the_residuals(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"image_limit": 16, "storage": Storage.FLOAT16}
+    whole, _ = read(harvest(make_plan(corpus_folder, encoder, PATCHES, **options), tmp_path, SilentProgress()))
+    path = harvest(
+        make_plan(corpus_folder, encoder, PATCHES, **options, tokens_per_image=5), tmp_path, SilentProgress()
+    )
+    residuals, rows = read(path)
+    places, norms = (np.load(path / f"shard-00000.{kind}.npy") for kind in ("tokens", "norms"))
+    assert (places.dtype, norms.dtype) == (np.int32, np.float32)
+    assert np.array_equal(whole[rows * 16 + places], residuals)
+    assert np.allclose(norms, np.linalg.norm(residuals.astype(np.float64), axis=1), rtol=1e-6)
+
+
+def test_patches_of_high_norm_are_marked_and_their_share_is_told(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    class Loud(Encoder):
+        def residuals_at(self, pixels: torch.Tensor, sites: Sequence[Site]) -> tuple[torch.Tensor, ...]:
+            found = [residuals.clone() for residuals in super().residuals_at(pixels, sites)]
+            for site, residuals in zip(sites, found, strict=True):
+                residuals[:, 0] *= 50
+                if site.tokens is Tokens.ALL:
+                    residuals[:, 7] *= 50
+            return tuple(found)
+
+    loud = object.__new__(Loud)
+    loud.__dict__.update(encoder.__dict__)
+    sites = [CLS, PATCHES, Site(block=1, tokens=Tokens.ALL)]
+    progress = ListingProgress()
+    paths = harvest_sites([make_plan(corpus_folder, loud, site) for site in sites], tmp_path, progress)
+    marks = [json.loads((path / "artefact-tokens.json").read_bytes()) for path in paths]
+    assert [mark["artefact_count"] for mark in marks] == [0, 96, 96], "the class token is none, however loud"
+    assert [mark["patch_count"] for mark in marks] == [0, 96 * 16, 96 * 16]
+    told = {event["site"]: event["share"] for event in progress.events if event["name"] == "artefact tokens"}
+    assert told == {"block 1, patches": 1 / 16, "block 1, all": 1 / 16}
+    norms = np.load(paths[1] / "shard-00000.norms.npy").astype(np.float64)
+    median = np.sort(norms)[(len(norms) - 1) // 2]
+    mad = np.sort(np.abs(norms - median))[(len(norms) - 1) // 2]
+    assert marks[1]["norm_limit"] == pytest.approx(median + 6 * mad, rel=1e-6)
+
+
+def test_a_full_disk_leaves_nothing_that_passes_for_done_and_the_next_run_goes_on(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 32 * 16 * 32 * 4)
+    plan = make_plan(corpus_folder, encoder, PATCHES)
+    due = harvest(plan, tmp_path / "whole", SilentProgress())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # a write beyond it fails, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"too large.*shard-00000\.npy'"):
+            harvest(plan, tmp_path / "full", SilentProgress())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob("full/*/manifest.json"))
+    assert not list(tmp_path.glob("full/*/*.json"))
+    path = harvest(plan, tmp_path / "full", SilentProgress())
+    assert open_artefact(path, kind="activations").id == open_artefact(due, kind="activations").id
+
+
+def test_what_a_harvest_takes_on_disk_is_known_before(corpus_folder: Path, encoder: Encoder, tmp_path: Path) -> None:
+    plan = make_plan(corpus_folder, encoder, PATCHES, storage=Storage.FLOAT16)
+    assert plan.size_bytes == 96 * 16 * (32 * 2 + 16)
+    path = harvest(plan, tmp_path, SilentProgress())
+    arrays = sum(file.stat().st_size for file in path.glob("*.npy"))
+    assert 0 < arrays - plan.size_bytes <= 4 * 128
+
+
+def test_a_place_that_cannot_be_written_to_fails_before_any_image_is_encoded(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    counter = counting(encoder)
+    with pytest.raises(NotADirectoryError):
+        harvest(make_plan(corpus_folder, counter), tmp_path / "file" / "work", SilentProgress())
+    assert counter.pass_count == 0

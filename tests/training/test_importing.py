@@ -1,17 +1,21 @@
 """An SAE from elsewhere becomes a bundle that codes as it did there, or is refused before anything is written."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from phosphene.encoder import Family, Site, Tokens
-from phosphene.errors import ArtefactMismatch, ArtefactMissing, SiteError
+from phosphene.errors import ArtefactMismatch, ArtefactMissing, ArtefactRefused, SiteError
 from phosphene.sae import SparseAutoencoder, save_sae
 from phosphene.selection import JumpReLU
 from tests.families import WIDTH, write_encoder
 from training.__main__ import main
+from training.exchange import read_foreign
 from training.importing import ImportRequest, import_sae
 
 NEURON_COUNT = 20
@@ -62,8 +66,77 @@ def test_another_sae_on_the_same_folder_is_refused_with_the_difference(encoder_f
         import_sae(request(encoder_folder, tmp_path))
 
 
+def write_gated(folder: Path) -> None:
+    config = {"architecture": "gated", "d_in": WIDTH, "d_sae": NEURON_COUNT, "apply_b_dec_to_input": False}
+    (folder / "cfg.json").write_text(json.dumps(config | {"metadata": {"sae_lens_version": "6.54.12"}}))
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"W_enc": (WIDTH, NEURON_COUNT), "W_dec": (NEURON_COUNT, WIDTH), "b_dec": (WIDTH,)}
+    shapes |= {name: (NEURON_COUNT,) for name in ("b_gate", "b_mag", "r_mag")}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(tensors, folder / "sae_weights.safetensors")
+
+
+def write_batch_topk(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(4)
+    state = {
+        "k": torch.tensor(3, dtype=torch.int32),
+        "threshold": torch.tensor(1.5),
+        "encoder.weight": torch.randn(NEURON_COUNT, WIDTH, generator=generator),
+        "encoder.bias": torch.randn(NEURON_COUNT, generator=generator),
+        "decoder.weight": torch.randn(WIDTH, NEURON_COUNT, generator=generator),
+        "b_dec": torch.randn(WIDTH, generator=generator),
+    }
+    torch.save(state, folder / "ae.pt")
+    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": "BatchTopKSAE", "k": 3}}))
+
+
+def write_overcomplete(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(5)
+    state = {
+        "encoder.final_block.0.weight": torch.randn(NEURON_COUNT, WIDTH, generator=generator),
+        "encoder.final_block.0.bias": torch.randn(NEURON_COUNT, generator=generator),
+        "dictionary._weights": torch.randn(NEURON_COUNT, WIDTH, generator=generator),
+        "dictionary.multiplier": torch.tensor(0.0),
+    }
+    torch.save(state, folder / "best.pth")
+    (folder / "best.json").write_text(json.dumps({"model": "TopKSAE", "top_k": 4}))
+
+
+@pytest.mark.parametrize(
+    ("write", "file", "library", "architecture"),
+    [
+        (write_gated, "", "saelens", "gated"),
+        (write_batch_topk, "", "dictionary_learning", "BatchTopKSAE"),
+        (write_batch_topk, "ae.pt", "dictionary_learning", "BatchTopKSAE"),
+        (write_overcomplete, "best.pth", "overcomplete", "TopKSAE"),
+    ],
+)
+def test_every_format_becomes_a_bundle(
+    encoder_folder: Path, tmp_path: Path, write: Callable[[Path], None], file: str, library: str, architecture: str
+) -> None:
+    (tmp_path / "sae").mkdir()
+    write(tmp_path / "sae")
+    source = tmp_path / "sae" / file
+    asked = replace(request(encoder_folder, tmp_path), sae=source)
+    bundle = import_sae(asked).bundle
+    facts = bundle.training["imported"]
+    assert (facts["library"], facts["architecture"]) == (library, architecture)
+    assert set(facts["sae"]) == {path.name for path in (tmp_path / "sae").iterdir()}
+    residuals = torch.randn(11, WIDTH, generator=torch.Generator().manual_seed(1))
+    due, found = read_foreign(source).encode(residuals, limit=64), bundle.sae.encode(residuals, limit=64)
+    assert all(torch.equal(left, right) for left, right in zip(due, found, strict=True))
+    assert not import_sae(asked).is_new
+
+
+def test_a_refused_sae_leaves_nothing(encoder_folder: Path, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "sae.pt")
+    with pytest.raises(ArtefactRefused, match="pickle of Python objects"):
+        import_sae(replace(request(encoder_folder, tmp_path), sae=tmp_path / "sae.pt"))
+    assert {path.name for path in tmp_path.iterdir()} == {"sae.pt"}
+
+
 def test_what_does_not_fit_leaves_nothing(encoder_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactMissing, match="no SAE folder"):
+    with pytest.raises(ArtefactMissing, match="no SAE folder or file"):
         import_sae(request(encoder_folder, tmp_path))
     write_sae(tmp_path / "sae", width=WIDTH + 1)
     with pytest.raises(ArtefactMismatch, match=str(WIDTH + 1)):

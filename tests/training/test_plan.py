@@ -3,13 +3,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from phosphene.encoder import Family, Site, Tokens
-from phosphene.errors import CorpusError, EncoderMissing, InputError, PhospheneError, SettingError, SiteError
+from phosphene.errors import (
+    ArtefactError,
+    CorpusError,
+    EncoderMissing,
+    InputError,
+    PhospheneError,
+    SettingError,
+    SiteError,
+)
+from phosphene.sae import SparseAutoencoder, save_sae
+from phosphene.selection import TopK
 from tests.families import write_encoder
 from tests.training.corpora import write_corpus
-from training.plan import FitRequest, Sources, plan_fit
+from tests.training.recorded_progress import RecordedProgress
+from training.plan import FitRequest, Sources, plan_fit, plan_fits
+from training.reports import RunReports
 from training.settings import Execution, HarvestSettings, SaeRequest, TrainingRequest
+from training.variants import VariantName
 
 
 @pytest.fixture
@@ -117,3 +131,108 @@ def test_missing_sources_are_refused(request_: FitRequest, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match="holds no image"):
         plan_fit(with_sources(request_, corpus=str(tmp_path / "empty")))
+
+
+def test_a_variant_without_k_gets_the_widest_codes(request_: FitRequest) -> None:
+    sae = SaeRequest(expansion=8, variant=VariantName.RELU)
+    limits = plan_fit(dataclasses.replace(request_, sae=sae)).limits
+    assert (limits.image_code_limit, limits.token_code_limit) == (64, 256)
+    sae = SaeRequest(expansion=1024, variant=VariantName.JUMPRELU)
+    assert plan_fit(dataclasses.replace(request_, sae=sae)).limits.token_code_limit == 4096
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_image_is_read(
+    request_: FitRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    taken = tmp_path / "thesis.txt" / "b"
+    for changes in (
+        {"out": taken},
+        {"work": taken},
+        {"reports": RunReports(journal=taken)},
+        {"reports": RunReports(tensorboard=taken)},
+        {"reports": RunReports(metrics_file=taken)},
+    ):
+        progress = RecordedProgress()
+        with pytest.raises(SettingError, match="thesis.txt' is no folder; choose another place"):
+            plan_fit(dataclasses.replace(request_, **changes), progress)
+        assert progress.advances == []
+
+
+def test_a_disk_too_full_is_refused_before_any_image_is_read(request_: FitRequest) -> None:
+    progress = RecordedProgress()
+    with pytest.raises(SettingError, match=r"has 0\.01 GB left; this job needs about .* GB there: make room"):
+        plan_fits([request_], progress, free_bytes=lambda folder: 10_000_000)
+    assert progress.advances == []
+    request_.out.mkdir()  # What is finished takes no room.
+    plan_fits([request_], free_bytes=lambda folder: 0)
+
+
+def test_several_share_corpus_encoder_and_seed_of_the_data(request_: FitRequest, tmp_path: Path) -> None:
+    first = dataclasses.replace(request_, work=tmp_path / "work")
+    second = dataclasses.replace(
+        first,
+        out=tmp_path / "second",
+        sae=SaeRequest(k=2, expansion=4),
+        site=Site(block=2, tokens=Tokens.PATCHES),
+        training=TrainingRequest(seed=9),
+    )
+    progress = RecordedProgress()
+    plans = plan_fits([first, second], progress)
+    assert [plan.data_seed for plan in plans] == [0, 0]
+    assert [plan.training.seed for plan in plans] == [0, 9]
+    assert [plan.sae.neuron_count for plan in plans] == [64, 128]
+    assert [plan.harvest.tokens_per_image for plan in plans] == [1, 16]
+    assert plans[0].config == plan_fit(first).config
+    assert max(done for _, done, _ in progress.advances) == 96
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"harvest": HarvestSettings(image_limit=50)}, "'second' and 'bundle' differ in harvest.image_limit"),
+        ({"execution": Execution(thread_count=2)}, "differ in execution.thread_count: 2 -> 1"),
+        ({"work": None}, "differ in work:"),
+        ({"out": "bundle"}, "have the same --out"),
+        ({"training": TrainingRequest(batch_rows=8)}, "share one --batch; 'second' asks for 8, the first for 16"),
+        ({"reports": RunReports(journal=Path("curve"))}, "--journal 'curve' is given to 2 runs"),
+    ],
+)
+def test_several_that_share_too_little_or_too_much_are_refused(
+    request_: FitRequest, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    first = dataclasses.replace(request_, work=tmp_path / "work", reports=RunReports(journal=Path("curve")))
+    out = tmp_path / changes.get("out", "second")
+    second = dataclasses.replace(first, **({"reports": RunReports()} | changes | {"out": out}))
+    with pytest.raises(SettingError, match=message):
+        plan_fits([first, second])
+
+
+def write_sae(folder: Path, *, width: int, neuron_count: int) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    sae = SparseAutoencoder(
+        encoder_weight=torch.randn(width, neuron_count, generator=generator),
+        encoder_bias=torch.zeros(neuron_count),
+        directions=torch.nn.functional.normalize(torch.randn(neuron_count, width, generator=generator), dim=1),
+        decoder_bias=torch.zeros(width),
+        selection=TopK(k=4),
+    )
+    folder.mkdir()
+    save_sae(folder, sae, metadata={})
+    return folder
+
+
+def test_what_to_go_on_from_must_fit_and_decides_the_configuration(request_: FitRequest, tmp_path: Path) -> None:
+    fitting = with_sources(request_, initial=write_sae(tmp_path / "fitting", width=32, neuron_count=64))
+    plan = plan_fit(fitting)
+    assert plan.initial is not None
+    assert plan.config["initial"] == plan.initial.digest
+    assert plan_fit(request_).config["initial"] is None
+    wide = write_sae(tmp_path / "wide", width=48, neuron_count=64)
+    with pytest.raises(SettingError, match="--initial reads residuals of width 48, and the site has width 32"):
+        plan_fit(with_sources(request_, initial=wide))
+    large = write_sae(tmp_path / "large", width=32, neuron_count=96)
+    with pytest.raises(SettingError, match="--initial has 96 neurons, and 64 are asked for: give --neurons 96"):
+        plan_fit(with_sources(request_, initial=large))
+    with pytest.raises(ArtefactError, match="no SAE folder or file at"):
+        plan_fit(with_sources(request_, initial=tmp_path / "none"))

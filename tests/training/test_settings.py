@@ -4,10 +4,18 @@ from typing import Any
 import pytest
 
 from phosphene.errors import SettingError
-from training.settings import HarvestSettings, SaeRequest, SaeSettings, Storage, TrainingRequest, config_of
-from training.variants import VariantName
+from training.settings import (
+    HarvestSettings,
+    SaeRequest,
+    SaeSettings,
+    Storage,
+    TrainingRequest,
+    config_of,
+    nested_sizes,
+)
+from training.variants import JumpReluTraining, MatryoshkaTraining, TopKTraining, VariantName
 
-SAE = SaeSettings(neuron_count=1024, k=16, variant=VariantName.TOPK)
+SAE = SaeSettings(neuron_count=1024, variant=TopKTraining(k=16))
 
 
 @pytest.mark.parametrize(
@@ -20,6 +28,11 @@ SAE = SaeSettings(neuron_count=1024, k=16, variant=VariantName.TOPK)
         ({"k": 1, "neuron_count": 1}, "--neurons is 1; the least is 2"),
         ({"k": 4}, "exactly one of --neurons and --expansion"),
         ({"k": 4, "neuron_count": 64, "expansion": 2}, "exactly one of --neurons and --expansion"),
+        ({"neuron_count": 64}, "--variant batchtopk needs --k"),
+        ({"k": 4, "neuron_count": 64, "sparsity": 1.0}, "--sparsity goes with --variant relu and jumprelu"),
+        ({"k": 4, "neuron_count": 64, "variant": VariantName.RELU}, "--k goes with the top-k variants; relu takes"),
+        ({"neuron_count": 64, "variant": VariantName.RELU, "sparsity": -1.0}, "--sparsity is -1.0; it must be 0 or"),
+        ({"k": 4, "neuron_count": 64, "prefixes": (0.5,)}, "--prefixes goes with --variant matryoshka, not batchtopk"),
     ],
 )
 def test_an_impossible_autoencoder_is_refused(options: dict[str, Any], message: str) -> None:
@@ -41,7 +54,7 @@ def test_an_impossible_autoencoder_is_refused(options: dict[str, Any], message: 
 )
 def test_an_impossible_optimisation_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        TrainingRequest(**options).resolve(1000, SAE)
+        TrainingRequest(**options).resolve(1000, SAE, width=32)
 
 
 @pytest.mark.parametrize(
@@ -58,15 +71,17 @@ def test_an_impossible_harvest_is_refused(options: dict[str, Any], message: str)
 
 
 def test_what_is_left_open_follows_from_the_corpus() -> None:
-    small = TrainingRequest().resolve(3600, SAE)
+    small = TrainingRequest().resolve(3600, SAE, width=512)
     assert (small.batch_rows, small.step_count) == (512, 2000)
-    large = TrainingRequest().resolve(20_000_000, SAE)
+    large = TrainingRequest().resolve(20_000_000, SAE, width=512)
     assert (large.batch_rows, large.step_count) == (4096, 4882)
-    tiny = TrainingRequest().resolve(12, SAE)
+    tiny = TrainingRequest().resolve(12, SAE, width=512)
     assert tiny.batch_rows == 12
-    assert TrainingRequest(epochs=1.5).resolve(1000, SAE).step_count == 12
-    wide = TrainingRequest().resolve(3600, dataclasses.replace(SAE, neuron_count=4096))
+    assert TrainingRequest(epochs=1.5).resolve(1000, SAE, width=32).step_count == 12
+    wide = TrainingRequest().resolve(3600, dataclasses.replace(SAE, neuron_count=4096), width=2048)
     assert wide.learning_rate == pytest.approx(small.learning_rate / 2)
+    long = TrainingRequest(step_count=8000).resolve(3600, SAE, width=512)
+    assert long.learning_rate == pytest.approx(small.learning_rate / 2)
 
 
 def test_shards_hold_whole_batches_of_bounded_size() -> None:
@@ -74,8 +89,27 @@ def test_shards_hold_whole_batches_of_bounded_size() -> None:
     assert settings.shard_images(1, 128) == 1024
     assert settings.shard_images(196, 768) == 96
     assert settings.shard_images(10_000, 4096) == 32
-    assert dataclasses.replace(settings, storage=Storage.FLOAT16).shard_images(196, 768) == 192 + 32 * 0 or True
+    assert dataclasses.replace(settings, storage=Storage.FLOAT16).shard_images(196, 768) == 192
+
+
+def test_nested_sizes_are_shares_or_numbers_and_end_with_the_whole() -> None:
+    assert nested_sizes((0.25, 0.5), 64) == (16, 32, 64)
+    assert nested_sizes((10.0, 20.0, 64.0), 64) == (10, 20, 64)
+    for wrong in ((0.5, 0.25), (0.5, 65.0), (-1.0,), (float("nan"),), (8.0, 8.0)):
+        with pytest.raises(SettingError, match="--prefixes gives"):
+            nested_sizes(wrong, 64)
+
+
+def test_every_variant_resolves() -> None:
+    nested = SaeRequest(k=4, expansion=2, variant=VariantName.MATRYOSHKA).resolve(32)
+    assert nested.variant == MatryoshkaTraining(k=4, prefixes=(4, 8, 16, 32, 64))
+    assert nested.k == 4
+    free = SaeRequest(neuron_count=64, variant=VariantName.JUMPRELU, sparsity=0.5).resolve(32)
+    assert free.variant == JumpReluTraining(l0_coefficient=0.5)
+    assert free.k is None
+    relu = SaeRequest(neuron_count=64, variant=VariantName.RELU).resolve(32)
+    assert config_of(relu)["variant"]["name"] == "relu"
 
 
 def test_a_configuration_is_plain_json() -> None:
-    assert config_of(SAE) == {"neuron_count": 1024, "k": 16, "variant": "topk"}
+    assert config_of(SAE) == {"neuron_count": 1024, "variant": {"name": "topk", "k": 16}, "inputs": "scaled"}

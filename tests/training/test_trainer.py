@@ -1,26 +1,40 @@
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from phosphene.errors import NumericError
+from phosphene.errors import SettingError
+from tests.training.recorded_progress import Killed, RecordedProgress
 from tests.training.synthetic import mixtures, write_activations
 from training.activations import Activations
 from training.checkpoint import CheckpointFolder
-from training.progress import Advance, SilentProgress
+from training.export import fold
+from training.journal import read_journal
+from training.progress import Progress, SilentProgress
 from training.scaling import make_scaling
-from training.settings import BiasInit, SaeSettings, TrainingSettings
-from training.trainer import Trainer, learning_rate_at, start, train
-from training.variants import VariantName
-from training.weights import Weights
+from training.settings import BiasInit, InputScaling, SaeSettings, TrainingSettings
+from training.trainer import Diverged, Trained, Trainee, choose_scaling, start, train, train_many
+from training.variants import (
+    BatchTopKTraining,
+    JumpReluTraining,
+    MatryoshkaTraining,
+    ReluTraining,
+    TopKTraining,
+    Variant,
+)
 
 CPU = torch.device("cpu")
-SAE = SaeSettings(neuron_count=48, k=2, variant=VariantName.BATCHTOPK)
+VARIANTS: dict[str, Variant] = {
+    "topk": TopKTraining(k=2),
+    "batchtopk": BatchTopKTraining(k=2),
+    "matryoshka": MatryoshkaTraining(k=2, prefixes=(12, 48)),
+    "relu": ReluTraining(l1_coefficient=1e-2, is_error_normalised=False, has_ghost_gradients=True),
+    "jumprelu": JumpReluTraining(l0_coefficient=1e-3),
+}
 SETTINGS = TrainingSettings(
-    step_count=120, batch_rows=64, learning_rate=3e-3, dead_after_samples=512, bias_init=BiasInit.MEAN, seed=0
+    step_count=60, batch_rows=64, learning_rate=3e-3, dead_after_samples=512, bias_init=BiasInit.MEAN, seed=0
 )
 
 
@@ -29,137 +43,145 @@ def harvest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_activations(tmp_path_factory.mktemp("harvest") / "a", mixtures(800))
 
 
-class Killed(BaseException):
-    """What a kill looks like from within the process."""
-
-
-class KillingProgress(SilentProgress):
-    """Progress that stops the job the first time it reports this step or a later one."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        def advance(done: int, status: str) -> None:
-            if done >= self._step:
-                raise Killed
-
-        yield advance
-
-
-def run(
-    harvest: Path,
-    folder: Path,
-    *,
-    sae: SaeSettings = SAE,
-    settings: TrainingSettings = SETTINGS,
-    kill_at: int | None = None,
-) -> Weights:
-    activations = Activations(harvest, seed=0)
-    return train(
-        activations,
-        make_scaling(*activations.moments()),
-        sae,
-        settings,
-        checkpoints=CheckpointFolder(folder, plan_id="plan", every_steps=25),
-        device=CPU,
-        progress=SilentProgress() if kill_at is None else KillingProgress(kill_at),
+def trainee(folder: Path, name: str = "batchtopk", **changes: Any) -> Trainee:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return Trainee(
+        name=name,
+        run_id=name,
+        sae=SaeSettings(neuron_count=48, variant=VARIANTS[name]),
+        settings=settings,
+        checkpoints=CheckpointFolder(folder / name, plan_id=name, every_steps=15, time_share=1.0),
+        journal=folder / f"{name}.jsonl",
     )
 
 
-def equal(first: Weights, second: Weights) -> bool:
-    return all(torch.equal(value, second.tensors()[name]) for name, value in first.tensors().items())
+def run_one(harvest: Path, one: Trainee, progress: Progress | None = None) -> Trained:
+    return train(Activations(harvest, seed=0), one, device=CPU, progress=progress or SilentProgress())
 
 
-@pytest.mark.parametrize("variant", list(VariantName))
-def test_killed_anywhere_and_resumed_ends_in_the_same_bits(harvest: Path, tmp_path: Path, variant: VariantName) -> None:
-    sae = dataclasses.replace(SAE, variant=variant)
-    whole = run(harvest, tmp_path / "whole", sae=sae)
-    for kill_at in (20, 60, 100):
+def run_many(harvest: Path, some: list[Trainee], progress: Progress | None = None) -> list[Trained | Diverged]:
+    return train_many(Activations(harvest, seed=0), some, device=CPU, progress=progress or SilentProgress())
+
+
+def equal(first: Trained | Diverged, second: Trained | Diverged) -> bool:
+    assert isinstance(first, Trained)
+    assert isinstance(second, Trained)
+    other = second.weights.tensors()
+    return all(torch.equal(value, other[name]) for name, value in first.weights.tensors().items())
+
+
+def curve(folder: Path, name: str) -> list[dict[str, Any]]:
+    lines = read_journal(folder / f"{name}.jsonl", run=name)
+    return [{key: value for key, value in line.items() if key != "samples_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_killed_anywhere_and_resumed_ends_in_the_same_bits_and_curve(harvest: Path, tmp_path: Path, name: str) -> None:
+    whole = run_one(harvest, trainee(tmp_path / "whole", name))
+    for kill_at in (10, 20, 50):
         with pytest.raises(Killed):
-            run(harvest, tmp_path / "killed", sae=sae, kill_at=kill_at)
-    assert equal(whole, run(harvest, tmp_path / "killed", sae=sae))
+            run_one(harvest, trainee(tmp_path / "killed", name), RecordedProgress(kill_at=kill_at))
+    assert equal(whole, run_one(harvest, trainee(tmp_path / "killed", name)))
+    assert curve(tmp_path / "killed", name) == curve(tmp_path / "whole", name)
+    assert [line["step"] for line in curve(tmp_path / "whole", name)] == list(range(10, 61, 10))
+
+
+def test_in_one_pass_each_ends_as_it_would_alone(harvest: Path, tmp_path: Path) -> None:
+    together = run_many(harvest, [trainee(tmp_path / "together", name) for name in VARIANTS])
+    for name, found in zip(VARIANTS, together, strict=True):
+        assert equal(found, run_one(harvest, trainee(tmp_path / "alone", name)))
+        assert curve(tmp_path / "together", name) == curve(tmp_path / "alone", name)
+
+
+def test_one_that_is_ahead_waits_for_the_others(harvest: Path, tmp_path: Path) -> None:
+    due = run_many(harvest, [trainee(tmp_path / "whole", name) for name in ("topk", "relu")])
+    with pytest.raises(Killed):
+        run_one(harvest, trainee(tmp_path / "killed", "topk"), RecordedProgress(kill_at=40))
+    progress = RecordedProgress()
+    found = run_many(harvest, [trainee(tmp_path / "killed", name) for name in ("topk", "relu")], progress)
+    assert progress.named("resumed") == [{"step": 30}]
+    assert progress.advances[0][1] == 0
+    assert all(equal(*pair) for pair in zip(due, found, strict=True))
+
+
+def test_one_with_fewer_steps_ends_earlier(harvest: Path, tmp_path: Path) -> None:
+    short, long = run_many(harvest, [trainee(tmp_path, "topk", step_count=20), trainee(tmp_path, "batchtopk")])
+    assert equal(short, run_one(harvest, trainee(tmp_path / "alone", "topk", step_count=20)))
+    assert equal(long, run_one(harvest, trainee(tmp_path / "alone", "batchtopk")))
+
+
+def test_one_that_diverges_stops_alone(harvest: Path, tmp_path: Path) -> None:
+    wild = trainee(tmp_path, "jumprelu", learning_rate=1e38)
+    progress = RecordedProgress()
+    lost, found = run_many(harvest, [wild, trainee(tmp_path, "relu")], progress)
+    assert isinstance(lost, Diverged)
+    assert "10 steps in a row" in str(lost)
+    assert equal(found, run_one(harvest, trainee(tmp_path / "alone", "relu")))
+    assert [fields["run"] for fields in progress.named("diverged")] == ["jumprelu"]
+    with pytest.raises(Diverged, match="lower --lr"):
+        run_one(harvest, trainee(tmp_path / "again", "jumprelu", learning_rate=1e38))
+
+
+def test_batches_of_several_sizes_are_refused(harvest: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"share one --batch; these ask for \[32, 64\]"):
+        run_many(harvest, [trainee(tmp_path, "topk"), trainee(tmp_path, "relu", batch_rows=32)])
 
 
 def test_another_seed_trains_other_weights(harvest: Path, tmp_path: Path) -> None:
-    other = dataclasses.replace(SETTINGS, seed=1)
-    assert not equal(run(harvest, tmp_path / "a"), run(harvest, tmp_path / "b", settings=other))
+    assert not equal(run_one(harvest, trainee(tmp_path / "a")), run_one(harvest, trainee(tmp_path / "b", seed=1)))
 
 
-@pytest.mark.parametrize("variant", list(VariantName))
-def test_training_explains_sparse_mixtures_and_keeps_directions_at_unit_norm(
-    harvest: Path, tmp_path: Path, variant: VariantName
-) -> None:
+def test_training_explains_sparse_mixtures(harvest: Path, tmp_path: Path) -> None:
+    run_many(harvest, [trainee(tmp_path, name, step_count=250) for name in ("matryoshka", "relu")])
+    for name in ("matryoshka", "relu"):
+        lines = curve(tmp_path, name)
+        assert lines[-1]["fvu"] < 0.5 * lines[0]["fvu"]
+
+
+def test_raw_residuals_have_the_same_fvu_as_scaled_ones_at_the_start(harvest: Path, tmp_path: Path) -> None:
     activations = Activations(harvest, seed=0)
-    scaling = make_scaling(*activations.moments())
-    sae = dataclasses.replace(SAE, variant=variant)
-    settings = dataclasses.replace(SETTINGS, step_count=400)
-    weights = run(harvest, tmp_path / "c", sae=sae, settings=settings)
-    assert torch.allclose(weights.directions.norm(dim=1), torch.ones(48), atol=1e-6)
-    inputs = scaling.apply(activations.held_out(0))
-    first, last = (
-        float(Trainer(state, sae, settings, device=CPU).step(inputs).loss)
-        for state in (start(activations, scaling, sae, settings), weights)
+    centred = make_scaling(*activations.moments())
+    raw = choose_scaling(InputScaling.RAW, centred)
+    rows = activations.sample(64)
+    assert torch.equal(raw.apply(rows), rows)
+    assert choose_scaling(InputScaling.SCALED, centred) is centred
+    one = trainee(tmp_path, "relu", step_count=10)
+    run_one(harvest, one)
+    run_one(
+        harvest,
+        dataclasses.replace(
+            one,
+            sae=dataclasses.replace(one.sae, inputs=InputScaling.RAW),
+            checkpoints=CheckpointFolder(tmp_path / "raw", plan_id="raw"),
+            journal=tmp_path / "raw.jsonl",
+        ),
     )
-    assert last < 0.25 * first
+    (scaled,), (unscaled,) = curve(tmp_path, "relu"), read_journal(tmp_path / "raw.jsonl", run="relu")
+    assert unscaled["loss"] == pytest.approx(unscaled["fvu"] * centred.scale**2)
+    assert 0.1 < unscaled["fvu"] / scaled["fvu"] < 10
 
 
-def test_gradients_along_a_direction_are_removed() -> None:
-    trainer = Trainer(_weights_with_dead(), SAE, SETTINGS, device=CPU)
-    trainer.step(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))
-    gradient = trainer.weights.directions.grad
-    assert gradient is not None
-    before = _weights_with_dead().directions
-    assert float((gradient * before).sum(dim=1).abs().max()) < 1e-6
-    assert float(gradient.abs().max()) > 1e-4
+def test_training_goes_on_from_other_weights(harvest: Path, tmp_path: Path) -> None:
+    activations = Activations(harvest, seed=0)
+    first = run_one(harvest, trainee(tmp_path / "first", "topk", step_count=200))
+    assert first.own_selection is not None
+    initial = fold(first.weights, first.own_selection, first.scaling)
+    one = trainee(tmp_path, "topk")
+    weights = start(activations, first.scaling, one.sae, one.settings, initial)
+    for name, tensor in weights.tensors().items():
+        assert torch.allclose(tensor, first.weights.tensors()[name], atol=1e-5), name
+    run_one(harvest, dataclasses.replace(trainee(tmp_path / "second", "topk"), initial=initial))
+    run_one(harvest, trainee(tmp_path / "third", "topk"))
+    going_on, anew = (curve(tmp_path / name, "topk")[0]["fvu"] for name in ("second", "third"))
+    assert going_on < 0.5 * anew
 
 
-def test_dead_neurons_are_counted_in_samples_and_revived_by_the_auxiliary_loss() -> None:
-    inputs = torch.from_numpy(mixtures(64)) - 5
-    sae = dataclasses.replace(SAE, variant=VariantName.TOPK)
-    settings = dataclasses.replace(
-        SETTINGS, dead_after_samples=128, warmup_share=0.001, step_count=10_000, learning_rate=1e-2
-    )
-
-    def dead_counts(coefficient: float) -> list[int]:
-        chosen = dataclasses.replace(settings, auxiliary_coefficient=coefficient)
-        trainer = Trainer(_weights_with_dead(), sae, chosen, device=CPU)
-        return [trainer.step(inputs).dead_count for _ in range(200)]
-
-    revived, left = dead_counts(1 / 32), dead_counts(0.0)
-    assert revived[:2] == left[:2] == [0, 0]
-    assert revived[2] >= 24
-    assert revived[-1] <= 20
-    assert left[-1] >= 24
-
-
-def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    rates = [learning_rate_at(step, SETTINGS) for step in range(SETTINGS.step_count + 1)]
-    peak = SETTINGS.learning_rate
-    assert 0 < rates[0] < peak / 2
-    assert max(rates) == peak
-    assert rates[40] == peak
-    assert rates[-1] == 0
-    falling = rates[80:]
-    assert falling == sorted(falling, reverse=True)
-
-
-def test_a_diverged_run_says_so(harvest: Path, tmp_path: Path) -> None:
-    wild = dataclasses.replace(SETTINGS, learning_rate=1e38)
-    with pytest.raises(NumericError, match="training diverged"):
-        run(harvest, tmp_path / "d", settings=wild)
-
-
-def _weights_with_dead() -> Weights:
-    """Half of the neurons are so faint that they never get selected by themselves."""
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(48, 16, generator=generator), dim=1)
-    encoder_weight = directions.T.clone()
-    encoder_weight[:, 24:] *= 0.01
-    return Weights(
-        encoder_weight=encoder_weight,
-        encoder_bias=torch.zeros(48),
-        directions=directions,
-        decoder_bias=torch.zeros(16),
-    )
+def test_the_status_has_loss_fvu_l0_and_dead_share(harvest: Path, tmp_path: Path) -> None:
+    progress = RecordedProgress()
+    run_one(harvest, trainee(tmp_path, step_count=10), progress)
+    status = progress.advances[-1][2]
+    assert [part.split()[0] for part in status.split(", ")] == ["loss", "FVU", "L0", "dead"]
+    assert "L0 2.0" in status
+    some = RecordedProgress()
+    run_many(harvest, [trainee(tmp_path, name, step_count=10) for name in ("topk", "relu")], some)
+    assert " to " in some.advances[-1][2]

@@ -3,14 +3,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phosphene.selection import JumpReLU, TopK
+from training.active import Active, choose_active, decode_active
 from training.variants import (
-    Active,
     BatchTopKTraining,
+    JumpReluTraining,
+    MatryoshkaTraining,
+    ReluTraining,
+    SparseVariant,
     TopKTraining,
     VariantName,
-    choose_active,
-    decode_active,
-    make_variant,
+    name_of,
+    variant_config,
+)
+
+SPARSE: tuple[SparseVariant, ...] = (
+    TopKTraining(k=3),
+    BatchTopKTraining(k=3),
+    MatryoshkaTraining(k=3, prefixes=(4, 12)),
 )
 
 
@@ -51,13 +60,13 @@ def test_batchtopk_leaves_a_quiet_row_empty() -> None:
     assert active.neuron_ids.tolist() == [0, 1]
 
 
-@given(st.integers(0, 2**16), st.sampled_from(list(VariantName)))
+@given(st.integers(0, 2**16), st.sampled_from(SPARSE))
 @settings(max_examples=20, deadline=None)
-def test_sparse_decoding_equals_the_dense_product_and_so_do_its_gradients(seed: int, name: VariantName) -> None:
+def test_sparse_decoding_equals_the_dense_product_and_so_do_its_gradients(seed: int, variant: SparseVariant) -> None:
     generator = torch.Generator().manual_seed(seed)
     pre = torch.randn(5, 12, generator=generator, dtype=torch.float64).requires_grad_()
     directions = torch.randn(12, 4, generator=generator, dtype=torch.float64).requires_grad_()
-    active = choose_active(make_variant(name, 3), pre)
+    active = choose_active(variant, pre)
     sparse = decode_active(active, directions)
     mask = dense(Active(*(part.detach() for part in active)), 5, 12) > 0
     full = torch.where(mask, pre, 0) @ directions
@@ -76,3 +85,19 @@ def test_every_variant_ships_a_rule_that_sees_one_row_at_a_time() -> None:
     rule = BatchTopKTraining(k=3).for_inference(threshold)
     assert isinstance(rule, JumpReLU)
     assert rule.threshold is threshold
+    nested = MatryoshkaTraining(k=3, prefixes=(1, 2)).for_inference(threshold)
+    assert isinstance(nested, JumpReLU)
+    learnt = JumpReluTraining(l0_coefficient=1.0).for_inference(threshold)
+    assert learnt.threshold is threshold
+    relu = ReluTraining(l1_coefficient=1.0, is_error_normalised=True, has_ghost_gradients=True).for_inference(2)
+    assert relu.threshold.tolist() == [0, 0]
+
+
+def test_every_variant_has_a_name_of_its_own_and_a_plain_form() -> None:
+    every = (
+        *SPARSE,
+        ReluTraining(l1_coefficient=1.0, is_error_normalised=True, has_ghost_gradients=True),
+        JumpReluTraining(l0_coefficient=1.0),
+    )
+    assert [name_of(variant) for variant in every] == list(VariantName)
+    assert variant_config(every[2]) == {"name": "matryoshka", "k": 3, "prefixes": [4, 12]}

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from training.active import choose_active, decode_active
 from training.settings import BiasInit, SaeSettings
-from training.variants import VariantName, choose_active, decode_active, make_variant
+from training.variants import BatchTopKTraining, MatryoshkaTraining, ReluTraining, SparseVariant, TopKTraining
 from training.weights import geometric_median, initial_weights
 
 
@@ -10,22 +11,31 @@ def sample(rows: int = 600) -> torch.Tensor:
     return torch.randn(rows, 16, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("variant", list(VariantName))
-def test_no_other_factor_on_the_encoder_reconstructs_better_at_the_start(variant: VariantName) -> None:
-    sae = SaeSettings(neuron_count=64, k=4, variant=variant)
+@pytest.mark.parametrize(
+    "variant", [TopKTraining(k=4), BatchTopKTraining(k=4), MatryoshkaTraining(k=4, prefixes=(16, 64))]
+)
+def test_no_other_factor_on_the_encoder_reconstructs_better_at_the_start(variant: SparseVariant) -> None:
+    sae = SaeSettings(neuron_count=64, variant=variant)
     weights = initial_weights(sample(), sae, bias_init=BiasInit.MEAN, seed=0)
 
     def error(factor: float) -> float:
         rows = sample()
-        active = choose_active(make_variant(variant, 4), factor * weights.pre_activations(rows))
+        active = choose_active(variant, factor * weights.pre_activations(rows))
         return float((rows - weights.decoder_bias - decode_active(active, weights.directions)).square().mean())
 
     assert error(1.0) < min(error(0.9), error(1.1))
     assert torch.allclose(weights.directions.norm(dim=1), torch.ones(64))
 
 
+def test_a_variant_without_a_fixed_number_of_active_neurons_starts_with_tied_weights() -> None:
+    free = ReluTraining(l1_coefficient=1.0, is_error_normalised=False, has_ghost_gradients=False)
+    sae = SaeSettings(neuron_count=64, variant=free)
+    weights = initial_weights(sample(), sae, bias_init=BiasInit.MEAN, seed=0)
+    assert torch.equal(weights.encoder_weight, weights.directions.T)
+
+
 def test_the_start_follows_from_the_seed() -> None:
-    sae = SaeSettings(neuron_count=32, k=4, variant=VariantName.TOPK)
+    sae = SaeSettings(neuron_count=32, variant=TopKTraining(k=4))
     first, again, other = (initial_weights(sample(), sae, bias_init=BiasInit.MEAN, seed=seed) for seed in (3, 3, 4))
     assert all(torch.equal(value, again.tensors()[name]) for name, value in first.tensors().items())
     assert not torch.equal(first.directions, other.directions)
@@ -46,7 +56,7 @@ def test_the_geometric_median_resists_an_outlier_and_minimises_the_summed_distan
 
 
 def test_the_decoder_bias_can_start_at_the_geometric_median() -> None:
-    sae = SaeSettings(neuron_count=32, k=4, variant=VariantName.TOPK)
+    sae = SaeSettings(neuron_count=32, variant=TopKTraining(k=4))
     rows = torch.cat([sample(101), torch.full((10, 16), 1000.0)])
     weights = initial_weights(rows, sae, bias_init=BiasInit.GEOMETRIC_MEDIAN, seed=0)
     assert torch.equal(weights.decoder_bias, geometric_median(rows))

@@ -1,0 +1,86 @@
+"""Whether a place on disk takes what a job wants to write there, asked before any work; writes nothing that stays."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from phosphene.errors import SettingError
+
+FreeBytes = Callable[[Path], int]
+"""Bytes that the file system of an existing folder has left."""
+
+_SLACK_BYTES = 16 << 20
+
+
+def refuse_unwritable(path: Path, option: str, *, is_file: bool = False) -> None:
+    """Refuse a place that this process cannot create.
+
+    Args:
+        path: what is to be written; it need not exist, nor its parents.
+        option: as it stands on the command line, for the message.
+        is_file: whether a file is to be written, not a folder.
+
+    Raises:
+        SettingError: a file stands in the way, or the folder takes no files: it is read-only, full, or not ours.
+    """
+    if is_file and path.is_dir():
+        raise SettingError(f"{option} {str(path)!r} is a folder; give the name of a file")
+    if not is_file and path.exists() and not path.is_dir():
+        raise SettingError(f"{option} {str(path)!r} is a file; give the name of a folder")
+    folder = nearest_folder(path.parent if is_file or not path.exists() else path)
+    if not folder.is_dir():
+        raise SettingError(f"{option} {str(path)!r} cannot be made: {str(folder)!r} is no folder; choose another place")
+    try:
+        # Permission bits do not tell of read-only file systems, nor does root obey them: only a file tells.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"?")
+    except OSError as cause:
+        raise SettingError(
+            f"{option} {str(path)!r} cannot be written: {str(folder)!r} says {cause.strerror or cause!s}; "
+            "mend access, or choose another place"
+        ) from cause
+
+
+def refuse_too_full(needs: Mapping[Path, int], *, free_bytes: FreeBytes | None = None) -> None:
+    """Refuse work that the disks cannot hold.
+
+    Args:
+        needs: bytes that will be written below each place.
+        free_bytes: how much is left; None asks the file system.
+
+    Raises:
+        SettingError: naming a place on the disk, what is needed there and what is left.
+    """
+    free_bytes = free_bytes or (lambda folder: shutil.disk_usage(folder).free)
+    by_disk: dict[int, tuple[Path, int]] = {}
+    for path, needed in needs.items():
+        folder = nearest_folder(path)
+        disk = folder.stat().st_dev
+        first, already = by_disk.get(disk, (path, 0))
+        by_disk[disk] = (first, already + needed)
+    for path, needed in by_disk.values():
+        free = free_bytes(nearest_folder(path))
+        if needed + _SLACK_BYTES > free:
+            raise SettingError(
+                f"the disk of {str(path)!r} has {free / 1e9:.2f} GB left; this job needs about {needed / 1e9:.2f} GB "
+                "there: make room, choose another --work or --out, or use --storage float16 or a smaller --limit"
+            )
+
+
+def bytes_below(folder: Path) -> int:
+    """Bytes of the files below a folder; 0 where there is none."""
+    total = 0
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # Another process may work there.
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
+    path = path.absolute()
+    return path if path.exists() else nearest_folder(path.parent)

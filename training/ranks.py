@@ -1,0 +1,104 @@
+"""Several processes that train one autoencoder, each on its part of every batch; knows nothing of autoencoders.
+
+Started by `torchrun`, which says to torch who is who. What crosses between processes is summed or gathered in the order
+of ranks, so that every process computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from jaxtyping import Num
+from torch import Tensor
+
+__all__ = ["ALONE", "Ranks", "open_ranks"]
+
+
+class Ranks:
+    """This process among those that train together; with one of them nothing is sent."""
+
+    def __init__(self, *, rank: int, count: int) -> None:
+        """Be number `rank` of `count`; more than one needs `torch.distributed` to be initialised."""
+        self.rank = rank
+        self.count = count
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what all of them made."""
+        return self.rank == 0
+
+    def part(self, row_count: int) -> slice:
+        """This process's rows of a batch: contiguous, in the order of ranks."""
+        return slice(row_count * self.rank // self.count, row_count * (self.rank + 1) // self.count)
+
+    def total(self, value: float) -> float:
+        """The sum of one number over the processes."""
+        if self.count == 1:
+            return value
+        sent = torch.tensor([value], dtype=torch.float64)
+        torch.distributed.all_reduce(sent)
+        return float(sent)
+
+    def add(self, *arrays: Num[np.ndarray, ...]) -> None:
+        """Replace each array by its sum over the processes, in place."""
+        if self.count > 1:
+            for array in arrays:
+                torch.distributed.all_reduce(torch.from_numpy(array))
+
+    def gather(self, values: Num[np.ndarray, " values"]) -> list[Any]:
+        """The values of every process, by rank; they may differ in number."""
+        if self.count == 1:
+            return [values]
+        gathered: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(gathered, values)
+        return gathered
+
+    def tell(self, value: Any) -> Any:
+        """What the first process has to say, to all of them; what the others give is not looked at."""
+        if self.count == 1:
+            return value
+        told = [value]
+        torch.distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def add_tensors(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over the processes, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def gather_tensor(self, values: Num[Tensor, " values"]) -> Num[Tensor, " all_values"]:
+        """The values of every process in the order of ranks; each gives equally many."""
+        if self.count == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, values)
+        return torch.cat(parts)
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+ALONE = Ranks(rank=0, count=1)
+"""One process."""
+
+
+@contextmanager
+def open_ranks() -> Iterator[Ranks]:
+    """The processes that `torchrun` started, joined until the block is left; one process where it started none."""
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+        yield ALONE
+        return
+    # NCCL sends what lies on GPUs, gloo everything else.
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(rank=torch.distributed.get_rank(), count=torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
