@@ -156,7 +156,7 @@ def task(**changed):
 def test_the_schedule_of_the_peers_is_that_of_our_trainer():
     asked = task()
     sae = SaeRequest(k=4, neuron_count=48, variant=VariantName.BATCHTOPK).resolve(16)
-    settings = TrainingRequest(step_count=200, batch_rows=32, learning_rate=3e-3).resolve(512, sae)
+    settings = TrainingRequest(step_count=200, batch_rows=32, learning_rate=3e-3).resolve(512, sae, width=16)
     for step in range(200):
         assert asked.learning_rate * learning_rate_share(asked, step) == pytest.approx(learning_rate_at(step, settings))
     assert (warm_up_steps(asked), decay_steps(asked)) == (10, 80)

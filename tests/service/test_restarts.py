@@ -104,5 +104,5 @@ async def test_restarts_under_load_cost_nobody_an_answer(restart_count):
         retries = sum((caller.retries for caller in callers), Counter())
         # gRPC itself cancels what comes between its end and the caller's hearing of it; all else is told where to go.
         assert set(retries) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-        assert retries[grpc.StatusCode.CANCELLED] <= CALLERS * restart_count / 4
+        assert retries[grpc.StatusCode.CANCELLED] <= CALLERS * restart_count / 2
         assert retries[grpc.StatusCode.UNAVAILABLE]

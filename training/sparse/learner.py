@@ -68,7 +68,7 @@ class CpuSparseLearner:
             decoder_bias=torch.from_numpy(self._matrices.decoder_bias),
         )
         neuron_count = len(self._matrices.directions)
-        threads = Threads(thread_count)
+        self._threads = threads = Threads(thread_count)
         self._core = SparseGradients(
             self._matrices,
             Selector(variant.k, is_over_batch=not isinstance(variant, TopKTraining), threads=threads, ranks=ranks),
@@ -84,7 +84,10 @@ class CpuSparseLearner:
         """See `Learner.step`."""
         settings = self.settings
         dead_ids = np.flatnonzero(self._samples_since_fired >= settings.dead_after_samples).astype(np.int32)
-        done = self._core.compute(inputs.contiguous(), dead_ids, auxiliary_coefficient=settings.auxiliary_coefficient)
+        with self._threads.alone():
+            done = self._core.compute(
+                inputs.contiguous(), dead_ids, auxiliary_coefficient=settings.auxiliary_coefficient
+            )
         row_count = int(self._ranks.total(float(len(inputs))))
         learning_rate = learning_rate_at(self.step_count, settings)
         self.step_count += 1

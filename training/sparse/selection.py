@@ -63,6 +63,9 @@ class Selector:
         """
         self._k = k
         self._block_values = block_values
+        # Kept from batch to batch: fresh pages cost a third as much as the product that fills them.
+        self._memory = torch.empty(0)
+        self._slots = _Slots(0, 0)
         self._ranks = ranks
         self._is_over_batch = is_over_batch
         self._threads = threads
@@ -83,7 +86,10 @@ class Selector:
             encoder_rows: its weights by neuron.
             encoder_bias: its biases.
         """
-        blocks = _Blocks(inputs, encoder_rows, encoder_bias, block_values=self._block_values)
+        width = max(1, min(len(encoder_rows), self._block_values // max(1, len(inputs))))
+        if self._memory.numel() < len(inputs) * width:
+            self._memory = torch.empty(len(inputs) * width)
+        blocks = _Blocks(inputs, encoder_rows, encoder_bias, memory=self._memory, width=width, threads=self._threads)
         # Pre-activations grow with their row; over a batch, all rows compete on one scale.
         scale = torch.ones(len(inputs)) if self._is_over_batch else inputs.norm(dim=1)
         scales = scale.numpy()
@@ -93,7 +99,7 @@ class Selector:
             floors = (self._share * self._reach) * scales
         floors = np.maximum(np.nan_to_num(floors, nan=0.0, posinf=0.0), 0).astype(np.float32)
         rows = np.arange(len(inputs))
-        slots = _Slots(len(inputs), min(self._slot_count, blocks.neuron_count))
+        slots = self._empty_slots(len(inputs), min(self._slot_count, blocks.neuron_count))
         while True:
             slots = self._collect(blocks, rows, floors, slots)
             rows = self._short_rows(slots, floors)
@@ -103,6 +109,12 @@ class Selector:
             floors[rows] = np.where(floors[rows] > 0.1 * self._reach * scales[rows], 0.5 * floors[rows], 0)
             slots.counts[rows] = 0
         return self._choose_over_batch(slots) if self._is_over_batch else self._choose_by_row(slots, scales)
+
+    def _empty_slots(self, row_count: int, slot_count: int) -> _Slots:
+        if self._slots.values.shape != (row_count, slot_count):
+            self._slots = _Slots(row_count, slot_count)
+        self._slots.counts[:] = 0
+        return self._slots
 
     def _collect(self, blocks: _Blocks, rows: Int64[np.ndarray, " n"], floors: np.ndarray, slots: _Slots) -> _Slots:
         """Fill the slots of these rows; gives wider slots where they ran over."""
@@ -199,10 +211,20 @@ class _Slots:
 class _Blocks:
     """Pre-activations of a batch, a block of neurons at a time; a single block is computed once."""
 
-    def __init__(self, inputs: Tensor, encoder_rows: Tensor, encoder_bias: Tensor, *, block_values: int) -> None:
-        self._inputs, self._rows, self._bias = inputs, encoder_rows, encoder_bias
+    def __init__(
+        self,
+        inputs: Tensor,
+        encoder_rows: Tensor,
+        encoder_bias: Tensor,
+        *,
+        memory: Tensor,
+        width: int,
+        threads: Threads,
+    ) -> None:
+        self._inputs, self._rows, self._bias, self._threads = inputs, encoder_rows, encoder_bias, threads
         self.neuron_count = len(encoder_rows)
-        self._width = max(1, min(self.neuron_count, block_values // max(1, len(inputs))))
+        self._memory = memory
+        self._width = width
         self._single: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Float32[np.ndarray, "rows block"]]]:
@@ -210,11 +232,22 @@ class _Blocks:
             yield 0, self._single
             return
         for first in range(0, self.neuron_count, self._width):
-            end = min(first + self._width, self.neuron_count)
-            block = torch.addmm(self._bias[first:end], self._inputs, self._rows[first:end].T).numpy()
-            if end - first == self.neuron_count:
+            block = self._product(first, min(first + self._width, self.neuron_count)).numpy()
+            if block.shape[1] == self.neuron_count:
                 self._single = block
             yield first, block
+
+    def _product(self, first: int, end: int) -> Tensor:
+        """Every thread multiplies a part of the neurons by itself: torch's own would go on spinning afterwards."""
+        row_count = len(self._inputs)
+        block = self._memory[: row_count * (end - first)].view(row_count, end - first)
+
+        def part(low: int, high: int) -> None:
+            mine = slice(first + low, first + high)
+            torch.addmm(self._bias[mine], self._inputs, self._rows[mine].T, out=block[:, low:high])
+
+        self._threads.over(end - first, part)
+        return block
 
 
 def _empty(row_count: int, active_count: int) -> ActiveRows:

@@ -6,8 +6,11 @@ depend on timing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
 
 __all__ = ["Threads"]
 
@@ -33,3 +36,13 @@ class Threads:
         kernel(bounds[0], bounds[1])
         for wait in waits:
             wait.result()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have torch compute on the thread that calls it: its idle threads spin, and take time from these."""
+        count = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(count)
