@@ -24,9 +24,23 @@ class DenseLearner:
     """Weights, thresholds, optimiser and dead counters, advanced one batch at a time."""
 
     def __init__(
-        self, weights: Weights, variant: DenseVariant, settings: TrainingSettings, *, device: torch.device
+        self,
+        weights: Weights,
+        variant: DenseVariant,
+        settings: TrainingSettings,
+        *,
+        device: torch.device,
+        threshold: Float[Tensor, " neurons"] | None = None,
     ) -> None:
-        """Start at step zero with a copy of these weights on `device`."""
+        """Start at step zero with a copy of these weights on `device`.
+
+        Args:
+            weights: to begin with.
+            variant: the rule.
+            settings: the optimisation.
+            device: where to compute.
+            threshold: where JumpReLU's thresholds start; None is where the variant says.
+        """
         self.weights = Weights(
             **{name: value.detach().clone().to(device).requires_grad_() for name, value in weights.tensors().items()}
         )
@@ -36,7 +50,9 @@ class DenseLearner:
         """Rows that are worked on at once; gradients are added up, so that fewer need less memory for the same step."""
         self._variant = variant
         neuron_count = len(weights.directions)
-        self._threshold = torch.full((neuron_count,), _initial_threshold(variant), device=device).requires_grad_()
+        if threshold is None:
+            threshold = torch.full((neuron_count,), _initial_threshold(variant))
+        self._threshold = threshold.detach().clone().to(device).requires_grad_()
         self._learnt = self.weights.tensors()
         if isinstance(variant, JumpReluTraining):
             self._learnt["threshold"] = self._threshold

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from phosphene.errors import SettingError
 from phosphene.sae import SparseAutoencoder
-from phosphene.selection import Selection
+from phosphene.selection import JumpReLU, Selection
 from training.checkpoint import CheckpointFolder
 from training.curve import Curve
 from training.dense_learner import DenseLearner
-from training.exchange import as_weights
+from training.exchange import as_selection, as_weights
 from training.journal import JournalLine
 from training.learner import Learner
 from training.metrics import MetricsFile
@@ -180,9 +180,23 @@ def start(
 
 
 def make_learner(
-    weights: Weights, sae: SaeSettings, settings: TrainingSettings, *, device: torch.device, ranks: Ranks = ALONE
+    weights: Weights,
+    sae: SaeSettings,
+    settings: TrainingSettings,
+    *,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    initial: Selection | None = None,
 ) -> Learner:
-    """What trains this variant, at step zero with a copy of these weights on `device`.
+    """What trains this variant, at step zero.
+
+    Args:
+        weights: to begin with, copied.
+        sae: size and rule.
+        settings: the optimisation.
+        device: where to compute.
+        ranks: who else trains it.
+        initial: the rule that goes with weights that were trained before; JumpReLU goes on from its thresholds.
 
     Raises:
         SettingError: several processes for a variant that one trains.
@@ -199,7 +213,11 @@ def make_learner(
                     "without torchrun, or choose topk, batchtopk or matryoshka",
                     field="variant",
                 )
-            return DenseLearner(weights, variant, settings, device=device)
+            threshold = None
+            if isinstance(variant, JumpReluTraining) and isinstance(initial, JumpReLU):
+                # A threshold of 0 has no gradient on one side: ReLU's start where the variant says.
+                threshold = initial.threshold if bool((initial.threshold > 0).all()) else None
+            return DenseLearner(weights, variant, settings, device=device, threshold=threshold)
         case _:
             assert_never(sae.variant)
 
@@ -228,7 +246,8 @@ def _open_lane(
 ) -> _Lane:
     scaling = choose_scaling(trainee.sae.inputs, centred)
     weights = start(activations, scaling, trainee.sae, trainee.settings, trainee.initial)
-    learner = make_learner(weights, trainee.sae, trainee.settings, device=device, ranks=ranks)
+    initial = None if trainee.initial is None else as_selection(trainee.initial, scaling)
+    learner = make_learner(weights, trainee.sae, trainee.settings, device=device, ranks=ranks, initial=initial)
     if not ranks.is_first:
         # The first puts damaged checkpoints aside before the others look.
         ranks.wait()

@@ -1,10 +1,8 @@
 """The four weight tensors of an autoencoder in training, and where they start; knows nothing of optimisers.
 
-Directions start as random unit vectors, the encoder as their transpose (tying as in Gao et al. 2024, appendix A.1)
-times a factor half-way between 1 and the one that makes the first reconstruction best in the least-squares sense. With
-few active neurons among many near-orthogonal directions that is about 0.5: with it large batches find known directions
-sooner, and small ones fewer of them in the end, because more neurons die. The decoder bias starts at the mean or the
-geometric median.
+Directions start as random unit vectors, the encoder as their transpose times the factor that makes the first
+reconstruction best in the least-squares sense (tying as in Gao et al. 2024, appendix A.1; with few active neurons
+among many near-orthogonal directions the factor is about 0.5), the decoder bias at the mean or the geometric median.
 """
 
 from __future__ import annotations
@@ -69,7 +67,7 @@ def initial_weights(sample: Float[Tensor, "rows d"], sae: SaeSettings, *, bias_i
         directions=directions,
         decoder_bias=decoder_bias,
     )
-    tied.encoder_weight.mul_((1 + _best_factor(tied, sample, sae)) / 2)
+    tied.encoder_weight.mul_(_best_factor(tied, sample, sae))
     return tied
 
 

@@ -11,6 +11,7 @@ from training.dense_learner import DenseLearner
 from training.learner import Learner, StepReport, learning_rate_at
 from training.memory import WorksInBlocks
 from training.settings import BiasInit, SaeSettings, TrainingSettings
+from training.trainer import make_learner as learner_of
 from training.variants import DenseVariant, JumpReluTraining, ReluTraining
 from training.weights import initial_weights
 
@@ -319,3 +320,18 @@ def test_the_own_selection_fires_what_training_fires(variant: DenseVariant) -> N
     l0 = (codes.values > 0).sum() / len(x)
     assert torch.equal(l0, learner.step(x).l0)
     assert torch.equal(selection.threshold, learner.own_selection().threshold) == isinstance(variant, ReluTraining)
+
+
+def test_jumprelu_goes_on_from_the_thresholds_of_what_it_is_started_from() -> None:
+    sae = SaeSettings(neuron_count=NEURONS, variant=JUMP)
+    weights = initial_weights(rows(256), sae, bias_init=BiasInit.MEAN, seed=3)
+    threshold = torch.linspace(0.1, 0.5, NEURONS)
+    device = torch.device("cpu")
+    for initial, due in (
+        (JumpReLU(threshold), threshold),
+        (JumpReLU(torch.zeros(NEURONS)), torch.full((NEURONS,), JUMP.initial_threshold)),
+        (None, torch.full((NEURONS,), JUMP.initial_threshold)),
+    ):
+        rule = learner_of(weights, sae, make_settings(), device=device, initial=initial).own_selection()
+        assert isinstance(rule, JumpReLU)
+        assert torch.equal(rule.threshold, due)

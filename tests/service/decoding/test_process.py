@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,13 @@ from phosphene.images import ImageLimits
 from service.decoding.process import Death, WorkerEnded, WorkerGone, open_decode_process
 from tests.service.decoding.pictures import SMALL, picture
 from tests.service.decoding.test_pool import children, kill, turns
+
+
+async def stopped(process):
+    """Wait until the process stands still: a signal takes its time, and a small image little."""
+    async with asyncio.timeout(30):
+        while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +35,7 @@ async def test_what_ended_a_worker_in_the_middle_of_an_image_is_told(number, dea
     async with open_decode_process(ImageLimits(), 30.0) as worker:
         [process] = children()
         os.kill(process, signal.SIGSTOP)
+        await stopped(process)
         preparing = asyncio.create_task(worker.prepare(picture(1), SMALL))
         await turns()
         os.kill(process, number)
