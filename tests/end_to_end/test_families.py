@@ -40,7 +40,7 @@ async def test_fit_build_and_explain(family: Family, pictures: Path, tmp_path: P
         sae=SaeRequest(neuron_count=24, k=4),
         out=tmp_path / "bundle",
         harvest=HarvestSettings(batch_images=8),
-        training=TrainingRequest(step_count=30, batch_rows=16),
+        training=TrainingRequest(step_count=30, batch_rows=16, learning_rate=0.013),
         execution=Execution(thread_count=1),
     )
     bundle = fit(request, LineProgress(lambda line: None)).bundle
