@@ -124,7 +124,7 @@ class SparseGradients:
         whole = errors.reshape(-1, *targets.shape)
         bias_gradient = whole[0].sum(axis=0, dtype=np.float64)
         touched = gradients.is_touched
-        pull = np.where(touched, gradients.of.encoder_bias, 0) @ weights.encoder_rows
+        pull = self._weighted_sum(np.where(touched, gradients.of.encoder_bias, np.float32(0)))
         gradients.of.decoder_bias[:] = bias_gradient - pull
         loss = self._ranks.total(float(squares.sum())) / value_count
         if len(dead_ids) and auxiliary_coefficient:
@@ -132,6 +132,16 @@ class SparseGradients:
             self._learn_from_residual(residual, centred, dead_ids, auxiliary_coefficient, value_count)
         self._add_ranks()
         return Pass(loss=loss, active=active, norm=self._norm())
+
+    def _weighted_sum(self, factors: Float32[np.ndarray, " neurons"]) -> Float32[np.ndarray, " d"]:
+        """The encoder rows, each times its factor, added up; not by NumPy, whose own threads spin long afterwards."""
+        total = torch.empty(self._encoder_rows.shape[1])
+
+        def part(low: int, high: int) -> None:
+            torch.mv(self._encoder_rows[:, low:high].T, torch.from_numpy(factors), out=total[low:high])
+
+        self._threads.over(len(total), part)
+        return total.numpy()
 
     def _decode(
         self, targets: np.ndarray, active: ActiveRows, value_count: int
