@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from benchmarks.record import Record
@@ -23,13 +24,13 @@ from benchmarks.training_load.figures import (
     RATES,
     SMALL,
     compared,
-    has_bfloat16,
     musts,
     not_measured,
 )
 from benchmarks.training_load.known_directions import Recipe
 from benchmarks.training_load.peers import PEERS, PeerMissing, python_of
 from benchmarks.training_load.races import Entry, Races, Shape, Steps, gemm, ours, peer
+from training.execution import has_bfloat16
 
 FOLDER = Path("build/bench/training")
 THREADS = 2
@@ -93,18 +94,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = Record(name="training")
     races = Races(FOLDER, thread_count=min(THREADS, os.cpu_count() or 1), say=console.print)
     peers = [] if options.without_peers else find_peers(races)
-    entries = [ours(), ours("topk"), gemm(), *peers]
+    halves = [ours("batchtopk", "bfloat16"), ours("topk", "bfloat16")] if has_bfloat16(torch.device("cpu")) else []
+    entries = [ours(), ours("topk"), *halves, gemm(), *peers]
     for round_number in range(1, plan.round_count + 1):
         races.race(RACE, plan.race, entries, round_number)
     for shape, steps in plan.others:
         races.race(shape, steps, entries, 1)
-    train(races, plan, peers)
+    train(races, plan, peers, halves[:1])
     record.must |= musts(races.samples)
     for line in compared(races.samples):
         races.remark(line)
-    halves = "nobody entered with bfloat16" if has_bfloat16(_cpuinfo()) else "this CPU has no bfloat16"
     for name in not_measured(races.samples):
-        why = halves if name.startswith("bfloat16") else "a contestant is missing, or the plan is the quick one"
+        is_lacking = name.startswith("bfloat16") and not halves
+        why = "this CPU has no bfloat16" if is_lacking else "a contestant is missing, or the plan is the quick one"
         races.remark(f"not measured ({why}): {name}")
     record.rows += races.rows
     return record.write()
@@ -125,9 +127,10 @@ def find_peers(races: Races) -> list[Entry]:
     return found
 
 
-def train(races: Races, plan: Plan, peers: Sequence[Entry]) -> None:
+def train(races: Races, plan: Plan, peers: Sequence[Entry], halves: Sequence[Entry]) -> None:
     """Train from start to end: Phosphene with every seed, and beside its peers, which have one seed each."""
-    races.train(RACE, _JUDGED_STEPS, RATES[-1], [(ours(), seed) for seed in plan.seeds])
+    entries = [ours(), *halves]
+    races.train(RACE, _JUDGED_STEPS, RATES[-1], [(entry, seed) for entry in entries for seed in plan.seeds])
     # A shorter training has rows and no figure: the bars are for a thousand steps.
     is_judged = plan.small_steps == _JUDGED_STEPS
     small = BESIDE_PEERS if is_judged else replace(BESIDE_PEERS, name=f"{SMALL}, {plan.small_steps} steps")
@@ -135,11 +138,6 @@ def train(races: Races, plan: Plan, peers: Sequence[Entry]) -> None:
         trainings = [(ours(), seed) for seed in plan.seeds]
         trainings += [(entry, plan.seeds[0]) for entry in peers if entry.name in BATCHTOPK_PEERS]
         races.train(small, plan.small_steps, rate, trainings)
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.record import Record
 from benchmarks.training_load.known_directions import Recipe, make_data
-from training.settings import InputScaling, SaeRequest, TrainingRequest, TrainingSettings
+from training.requests import SaeRequest, TrainingRequest
+from training.settings import InputScaling, TrainingSettings
 from training.sparse.learner import CpuSparseLearner
 from training.trainer import make_learner
 from training.variants import BatchTopKTraining, Variant
 from training.weights import Weights, initial_weights
 
-FOLDER = Path("build/bench")
+FOLDER = Path("build/bench/training")
 SIZES = ((128, 1024), (128, 4096), (512, 1024), (512, 4096), (512, 8192))
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 STEPS, BATCH_ROWS, K = 600, 512, 32
@@ -32,9 +34,9 @@ STEPS, BATCH_ROWS, K = 600, 512, 32
 
 def main() -> int:
     """Try every rate at every size."""
-    rows = [measure(width, neuron_count, rate) for width, neuron_count in SIZES for rate in RATES]
-    (FOLDER / "training_defaults.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    return 0
+    record = Record(name="training_defaults")
+    record.rows += [measure(width, neuron_count, rate) for width, neuron_count in SIZES for rate in RATES]
+    return record.write()
 
 
 def measure(width: int, neuron_count: int, rate: float) -> dict[str, float]:
@@ -42,7 +44,7 @@ def measure(width: int, neuron_count: int, rate: float) -> dict[str, float]:
     recipe = Recipe(
         width=width, training_rows=65_536, held_out_rows=4096, direction_count=min(neuron_count // 2, 4 * width)
     )
-    folder = make_data(recipe, FOLDER / "training")
+    folder = make_data(recipe, FOLDER)
     training, held_out, known = (
         torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("training", "held_out", "directions")
     )

@@ -38,7 +38,7 @@ from service.lookups import (
     neurons_like_text,
     row_of,
 )
-from service.observing.metrics import Metrics
+from service.observing.metric_events import Metrics
 from service.operations import EncodeItem
 from service.sent_image import SentImage
 from service.values import (
@@ -226,7 +226,8 @@ class Answers:
         self, generation: Generation, sha256: str, want: Want, place: Place, *, needs_pixels: bool
     ) -> LiveImage | StoredImage:
         """An image by digest: of the corpus, or what the cache keeps for this caller."""
-        row = await self._look_up(place, lambda: generation.own_row(sha256))
+        has_corpus = generation.corpus is not None
+        row = await self._look_up(place, lambda: generation.own_row(sha256)) if has_corpus else None
         if row is not None and not needs_pixels:
             return StoredImage(row)
         route = generation.bundle.route(want)

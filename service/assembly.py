@@ -7,15 +7,14 @@ and warm.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from phosphene.engine import Want
-from phosphene.errors import PhospheneError
 from phosphene.image_limits import ImageLimits
 from service.answers import Answers, Rooms
 from service.batching.admission import Admission, AdmissionLimits
@@ -30,11 +29,12 @@ from service.decoding.pool import DecodePool
 from service.generations import Generations, Opener
 from service.interceptor import AnswerInterceptor
 from service.limits import RateLimit, RateLimiter
-from service.observing.metrics import Metrics
+from service.observing.metric_events import Metrics
 from service.observing.metrics_server import MetricsServer
 from service.observing.tracing import Tracer, open_tracer
 from service.opening import CatalogueOpener
 from service.operations import EncodeItem
+from service.recovery import watch_stalls
 from service.replica import Replica
 from service.security import server_credentials
 from service.server import (
@@ -165,7 +165,14 @@ async def open_service(
             await enter(AdminServer(admin_port, AdminServicer(replica)))
         await generations.load()
         await server.say_serving(True)
-        watching = asyncio.create_task(_tell_stalls(stalls, server, generations, rooms.batcher))
+        watching = asyncio.create_task(
+            watch_stalls(
+                stalls,
+                say_serving=server.say_serving,
+                probe=lambda: _probe(generations, rooms.batcher),
+                pause_s=settings.engine.stall_s,
+            )
+        )
         lifetimes.callback(watching.cancel)
         yield Running(
             address=port.address,
@@ -264,6 +271,7 @@ async def _open_rooms(
             what="look-ups wait for a worker",
             setting="PHOSPHENE_QUEUE_IMAGES",
             bulk_share=queue.bulk_share,
+            on_dropped=partial(metrics.dropped, stage="index"),
         )
     )
     cache: CodeCache | None = None
@@ -309,6 +317,11 @@ async def _warm(catalogue: Catalogue, batcher: Batcher) -> None:
             await batcher.run(bundle.text, "warm", claim=claim)
 
 
+async def _probe(generations: Generations, batcher: Batcher) -> None:
+    with generations.lease() as catalogue:
+        await _warm(catalogue, batcher)
+
+
 def _tell(catalogue: Catalogue, metrics: Metrics) -> None:
     """Show what is served from now on."""
     metrics.generation_served(catalogue.id)
@@ -321,20 +334,3 @@ def _tell(catalogue: Catalogue, metrics: Metrics) -> None:
         metrics.model_served(bundle.name, bundle.health)
         for corpus in corpora:
             metrics.artefact_served(kind="index", name=corpus.name, id=corpus.reader.id, code_id=corpus.reader.code_id)
-
-
-async def _tell_stalls(stalls: asyncio.Queue[bool], server: Server, generations: Generations, batcher: Batcher) -> None:
-    """Tell health checks; a stalled device is given work, which nobody else sends: a success ends the stall."""
-    probes: set[asyncio.Task[None]] = set()
-    while True:
-        is_stalled = await stalls.get()
-        await server.say_serving(not is_stalled)
-        if is_stalled:
-            probe = asyncio.create_task(_probe(generations, batcher))
-            probes.add(probe)
-            probe.add_done_callback(probes.discard)
-
-
-async def _probe(generations: Generations, batcher: Batcher) -> None:
-    with generations.lease() as catalogue, contextlib.suppress(PhospheneError):
-        await _warm(catalogue, batcher)

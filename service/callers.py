@@ -93,7 +93,10 @@ def load_tokens(path: Path) -> tuple[Token, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
-        raise SettingError(f"PHOSPHENE_TOKENS_FILE is {str(path)!r}, which cannot be read ({cause})") from cause
+        raise SettingError(
+            f"PHOSPHENE_TOKENS_FILE is {str(path)!r}, which cannot be read ({cause}); let the user who runs the "
+            "service read it, or name another file"
+        ) from cause
     tokens: list[Token] = []
     faults: list[str] = []
     for number, line in enumerate(lines, 1):

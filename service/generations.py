@@ -112,10 +112,10 @@ class Generations:
         self._on_switched(opened.catalogue)
         log_event("generation", id=opened.catalogue.id)
         if before is not None:
-            await self._retire(before)
+            self._retire(before)
         return True
 
-    async def _retire(self, opened: _Opened) -> None:
+    def _retire(self, opened: _Opened) -> None:
         """Close a generation once nobody answers from it, without waiting for that here."""
         self._retired.add(opened)
 

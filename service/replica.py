@@ -13,7 +13,7 @@ from service.batching.batcher import Batcher
 from service.claims import Lane
 from service.generations import Generations
 from service.observing.logs import log_event
-from service.observing.metrics import Metrics
+from service.observing.metric_events import Metrics
 
 __all__ = ["Replica", "ReplicaStatus"]
 
@@ -81,7 +81,9 @@ class Replica:
     async def _reload(self) -> bool:
         try:
             switched = await self._generations.load()
-        except ReloadUnderWay:
+        except ReloadUnderWay as error:
+            # Not counted, for it never began; whoever asked by a signal reads of it here alone.
+            log_event("reload refused", level=logging.WARNING, reason=str(error))
             raise
         except PhospheneError as error:
             self._metrics.reload_done("refused")

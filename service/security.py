@@ -32,7 +32,12 @@ def _pem(path: Path, variable: str, label: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as cause:
-        raise SettingError(f"{variable} is {str(path)!r}, which cannot be read ({cause.strerror})") from cause
+        raise SettingError(
+            f"{variable} is {str(path)!r}, which cannot be read ({cause.strerror}); let the user who runs "
+            "the service read it, or name another file"
+        ) from cause
     if b"-----BEGIN " not in data or label.encode() not in data:
-        raise SettingError(f"{variable} is {str(path)!r}, which holds no PEM block of a {label.lower()}")
+        raise SettingError(
+            f"{variable} is {str(path)!r}, which holds no PEM block of a {label.lower()}; name the file that does"
+        )
     return data

@@ -25,7 +25,7 @@ from service.claims import Claim, Lane
 from service.generations import Generations
 from service.interceptor import claim_of
 from service.observing.logs import log_event, request_id
-from service.observing.metrics import Metrics
+from service.observing.metric_events import Metrics
 from service.replica import Replica
 from service.streams import Answered, StreamMessage, UploadBudget, answer_stream
 from service.values import ExplainQuery
@@ -74,7 +74,10 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
 
     async def Explain(self, request: explain_pb2.ExplainRequest, context: Any) -> explain_pb2.ExplainResponse:
         """What lights up on an image."""
-        return await self._explain(requests.explain_query(request), claim_of(context, self._clock))
+        query = requests.explain_query(request)
+        # It holds the image a second time, which nobody counts.
+        del request
+        return await self._explain(query, claim_of(context, self._clock))
 
     async def ExplainImages(
         self, request_iterator: AsyncIterator[streams_pb2.ExplainImagesRequest], context: Any

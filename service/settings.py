@@ -8,14 +8,13 @@ because a misspelt limit that is silently ignored is a limit that does not hold.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from phosphene.errors import SettingError
-from service.variable_kinds import ListenAddress, NamedPath
+from service.variable_kinds import ListenAddress, NamedPath, without_secret
 from service.variables import read_values
 
 __all__ = [
@@ -242,11 +241,6 @@ def read_settings(variables: Mapping[str, str], *, cpu_count: int = 4) -> Settin
     )
     _check(settings, allows_plaintext=of("ALLOW_PLAINTEXT") == "yes")
     return settings
-
-
-def without_secret(url: str) -> str:
-    """The URL without the user and password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _check(settings: Settings, *, allows_plaintext: bool) -> None:

@@ -25,11 +25,14 @@ __all__ = [
     "bounds_of",
     "default_of",
     "read_value",
+    "without_secret",
 ]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+# An "@" anywhere but at the end of a user and password may be a part of them that was not written as it should be.
+_SAFE_URL = re.compile(r"(?P<scheme>[a-z]+)://([^/?#]*@)?(?P<place>[^@?#]*)([?#][^@]*)?")
 _URL = re.compile(r"(?P<scheme>[a-z]+)://[\x21-\x7e]{1,2000}")
 
 
@@ -198,6 +201,12 @@ def default_of(kind: Kind) -> str:
             return ""
         case _:
             assert_never(kind)
+
+
+def without_secret(url: str) -> str:
+    """Scheme, host and path of a URL, which may hold a password elsewhere; less where it is not sure where."""
+    found = _SAFE_URL.fullmatch(url)
+    return f"{found['scheme']}://{found['place']}" if found else "..."
 
 
 def _address(text: str) -> ListenAddress:

@@ -25,6 +25,7 @@ from service.variable_kinds import (
     bounds_of,
     default_of,
     read_value,
+    without_secret,
 )
 
 __all__ = ["VARIABLES", "Variable", "describe", "read_values", "to_markdown"]
@@ -225,7 +226,8 @@ def read_values(given: Mapping[str, str]) -> dict[str, Any]:
         try:
             values[name] = read_value(variable.kind, ours.get(name, ""))
         except ValueError as fault:
-            faults.append(f"{name} is {ours[name]!r}; {fault}")
+            shown = without_secret(ours[name]) if isinstance(variable.kind, Url) else ours[name]
+            faults.append(f"{name} is {shown!r}; {fault}")
     if faults:
         raise SettingError("\n".join(faults))
     return values

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
-from phosphene.errors import DeadlineExpired, Overloaded, Unavailable
+from service.batching.batch_events import Drop
 from service.batching.fair_queue import FairQueue
-from service.batching.latency import retry_after_s
+from service.batching.refusals import closing, expired, overloaded
 from service.batching.shares import Shares
 from service.claims import Claim
 
@@ -39,6 +39,7 @@ class WorkerPool:
         what: str,
         setting: str,
         bulk_share: float = 0.25,
+        on_dropped: Callable[[str], None] = lambda cause: None,
     ) -> None:
         """Prepare the pool.
 
@@ -50,12 +51,14 @@ class WorkerPool:
             what: what waits here, for messages ("images wait for a decode worker").
             setting: the variable that sets `queue_limit`, for messages.
             bulk_share: share of the calls that bulk gets while both lanes wait.
+            on_dropped: told, on any thread, of a call that never began, and why: one of `Drop`.
         """
         self._executor = ThreadPoolExecutor(worker_count, thread_name_prefix="phosphene-worker")
         self._worker_count = worker_count
         self._clock = clock
         self._what = what
         self._setting = setting
+        self._on_dropped = on_dropped
         # Used on the event loop only.
         self._now, self._later = Shares(queue_limit), Shares(queue_limit)
         self._call_s = 0.01
@@ -77,7 +80,8 @@ class WorkerPool:
         with self._lock:
             left = self._queue.drain()
         for call in left:
-            self._ended(call, None, _closing())
+            self._on_dropped(Drop.CLOSED)
+            self._ended(call, None, closing())
         await asyncio.to_thread(self._executor.shutdown, wait=True)
 
     @property
@@ -107,12 +111,10 @@ class WorkerPool:
     def _take(self, claim: Claim, shares: Shares, what: str) -> Shares:
         excess = shares.excess(claim, 1)
         if excess is not None:
-            wait_s = retry_after_s(self.held_count * self._call_s / self._worker_count)
             bound = excess.bound
-            raise Overloaded(
-                f"{excess.held} {bound.of_which}{what}, {bound.limit} ({bound.share}{self._setting}); "
-                f"try again in {wait_s:.2f} s",
-                retry_after_s=wait_s,
+            raise overloaded(
+                f"{excess.held} {bound.of_which}{what}, {bound.limit} ({bound.share}{self._setting})",
+                backlog_s=self.held_count * self._call_s / self._worker_count,
             )
         shares.take(claim, 1)
         return shares
@@ -121,7 +123,7 @@ class WorkerPool:
         if self._is_open:
             self._begin(call)
         else:
-            self._ended(call, None, _closing())
+            self._ended(call, None, closing())
         try:
             result, error = await call.outcome
         except asyncio.CancelledError:
@@ -129,6 +131,7 @@ class WorkerPool:
             with self._lock:
                 was_waiting = self._queue.remove(call)
             if was_waiting:
+                self._on_dropped(Drop.CANCELLED)
                 call.place._call_ended()
             raise
         if error is not None:
@@ -161,10 +164,12 @@ class WorkerPool:
 
     def _answer(self, call: _Call[Result], now_s: float) -> Result | None:
         if call.is_given_up:
+            self._on_dropped(Drop.CANCELLED)
             return None
         deadline_s = call.place.claim.deadline_s
         if deadline_s is not None and now_s >= deadline_s:
-            raise DeadlineExpired(f"the deadline passed while {self._what}; allow more time")
+            self._on_dropped(Drop.EXPIRED)
+            raise expired(f"while {self._what}")
         return call.function()
 
     def _ended(self, call: _Call[Any], result: Any, error: BaseException | None, call_s: float | None = None) -> None:
@@ -242,7 +247,3 @@ class _Call(Generic[Result]):
     outcome: asyncio.Future[tuple[Result | None, BaseException | None]]
     is_given_up: bool = False
     """Whether nobody waits for it any more; read by threads."""
-
-
-def _closing() -> Unavailable:
-    return Unavailable("the service is shutting down; ask another instance")

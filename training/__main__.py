@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from training.command.main import main
+from training.ranks import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from jaxtyping import Float32, UInt32
@@ -54,6 +54,8 @@ def first_patch_place(site: Site, prefix_token_count: int) -> int | None:
             return prefix_token_count
         case Tokens.CLS | Tokens.MEAN | Tokens.EMBEDDING:
             return None
+        case _:
+            assert_never(site.tokens)
 
 
 def find_artefact_tokens(norms: Norms) -> ArtefactTokens:

@@ -41,6 +41,8 @@ class Checkpoint:
     """Everything the next step depends on."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """What the run has counted so far, by name."""
+    averages: Mapping[str, float] = field(default_factory=dict)
+    """Moving averages that the run goes on with, by name."""
 
 
 class Damage(NamedTuple):
@@ -120,6 +122,7 @@ class CheckpointFolder:
             "plan_id": self._plan_id,
             "step": checkpoint.step,
             "counts": dict(checkpoint.counts),
+            "averages": dict(checkpoint.averages),
             "sha256": file_sha256(partial / _STATE_NAME),
         }
         write_durably(partial / _RECORD_NAME, canonical_json(record | {"check": digest_of(record)}))
@@ -152,11 +155,6 @@ class CheckpointFolder:
         folders = self._newest_first()
         return int(folders[0].name.removeprefix("step-")) if folders else None
 
-    def remove(self) -> None:
-        """Drop all checkpoints: the run is over."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-
     def _newest_first(self) -> list[Path]:
         return sorted(self.path.glob(_SOUND_NAMES), reverse=True) if self.path.is_dir() else []
 
@@ -187,4 +185,9 @@ class CheckpointFolder:
             return Damage(record_file, "it belongs to another run")
         if record["sha256"] != file_sha256(state):
             return Damage(state, "its digest differs from the record's")
-        return Checkpoint(step=record["step"], tensors=load_file(state), counts=record["counts"])
+        return Checkpoint(
+            step=record["step"],
+            tensors=load_file(state),
+            counts=record["counts"],
+            averages=record.get("averages", {}),  # Older checkpoints have none; averages decide no weight.
+        )

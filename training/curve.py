@@ -6,11 +6,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from training.journal import Journal, JournalLine
 from training.metrics import MetricsFile
 from training.progress import Progress
-from training.tensorboard import EventFile
+
+if TYPE_CHECKING:
+    from training.tensorboard import EventFile
 
 
 class Curve:
@@ -46,8 +49,11 @@ class Curve:
         self._metrics_file = metrics_file
         with ExitStack() as stack:
             self._journal = stack.enter_context(Journal(journal, run=run, step=step))
-            self._event_file = None
+            self._event_file: EventFile | None = None
             if tensorboard is not None:
+                # Only who asks for event files pays for their library.
+                from training.tensorboard import EventFile
+
                 self._event_file = stack.enter_context(EventFile(tensorboard / name, step=step, clock_s=time.time))
             self._files = stack.pop_all()
 
@@ -68,8 +74,10 @@ class Curve:
                 self._progress.event("metrics file given up", reason=str(error))
 
     def sync(self) -> None:
-        """Make the journal survive a power cut."""
+        """Make journal and event file survive a power cut."""
         self._journal.sync()
+        if self._event_file is not None:
+            self._event_file.sync()
 
     def __enter__(self) -> Curve:
         return self
@@ -89,5 +97,6 @@ def _scalars(line: JournalLine) -> dict[str, float]:
         "learning_rate": line.learning_rate,
         "skipped_count": line.skipped_count,
         "samples_per_s": line.samples_per_s,
+        "threshold_ema": line.threshold_ema,
     }
     return {name: float(value) for name, value in figures.items() if value is not None}

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from phosphene.errors import DeviceOutOfMemory
 from phosphene.selection import Selection
 from training.learner import StepReport, learning_rate_at
 from training.objectives import ghost_loss, jump_relu, l1_penalty, reconstruction_loss, squared_errors
+from training.ranks import ALONE, Ranks
 from training.settings import TrainingSettings
 from training.variants import DenseVariant, JumpReluTraining, ReluTraining
 from training.weights import Weights
@@ -30,6 +32,7 @@ class DenseLearner:
         settings: TrainingSettings,
         *,
         device: torch.device,
+        ranks: Ranks = ALONE,
         threshold: Float[Tensor, " neurons"] | None = None,
     ) -> None:
         """Start at step zero with a copy of these weights on `device`.
@@ -39,12 +42,14 @@ class DenseLearner:
             variant: the rule.
             settings: the optimisation.
             device: where to compute.
+            ranks: who else has a part of each batch, equally large; each gives its own part to `step`.
             threshold: where JumpReLU's thresholds start; None is where the variant says.
         """
         self.weights = Weights(
             **{name: value.detach().clone().to(device).requires_grad_() for name, value in weights.tensors().items()}
         )
         self.settings = settings
+        self._ranks = ranks
         self.step_count = 0
         self.block_rows = settings.batch_rows
         """Rows that are worked on at once; gradients are added up, so that fewer need less memory for the same step."""
@@ -68,23 +73,29 @@ class DenseLearner:
         self._dead_count = self._ghost_count = 0
 
     def step(self, inputs: Float[Tensor, "rows d"]) -> StepReport:
-        """Advance by one batch of scaled residuals; a batch that leads to NaN or infinity changes nothing."""
-        row_count = len(inputs)
+        """Advance by one batch of scaled residuals; a batch that leads to NaN or infinity changes nothing.
+
+        Raises:
+            torch.OutOfMemoryError: nothing has changed, and no other rank has been met: the step can be done again.
+            DeviceOutOfMemory: it cannot, because the other ranks are further.
+        """
+        row_count = len(inputs) * self._ranks.count  # Parts are equally large.
         for tensor in self._learnt.values():
             tensor.grad = None
         blocks = [
             self._differentiate(block, share=len(block) / row_count) for block in torch.split(inputs, self.block_rows)
         ]
-        objective, error, fired_counts = (torch.stack(parts).sum(dim=0) for parts in zip(*blocks, strict=True))
-        norm = self._shape_gradients()
-        idle = self._idle.after(fired_counts > 0, row_count)
-        is_finite, dead_count, ghost_count = self._read(torch.isfinite(objective) & torch.isfinite(norm), idle)
-        report = StepReport(error, fired_counts.sum() / row_count, self._dead_count, is_skipped=not is_finite)
-        if is_finite:
-            self._update()
-            self._idle, self._dead_count, self._ghost_count = idle, dead_count, ghost_count
-        self.step_count += 1
-        return report
+        whole = _Block(*(torch.stack(parts).sum(dim=0) for parts in zip(*blocks, strict=True)))
+        if self._ranks.count == 1:
+            return self._advance(whole, row_count)
+        try:
+            self._add_up(*whole)
+            return self._advance(whole, row_count)
+        except torch.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(
+                f"a step does not fit into the memory of the device of process {self._ranks.rank}: use fewer "
+                "--neurons, or a larger device"
+            ) from error
 
     def state(self) -> dict[str, Tensor]:
         """See `Learner.state`."""
@@ -123,6 +134,28 @@ class DenseLearner:
         with torch.no_grad():
             error = reconstruction_loss(inputs, forward.reconstruction) * share
             return _Block(objective.detach(), error, (forward.activations > 0).sum(dim=0))
+
+    def _advance(self, whole: _Block, row_count: int) -> StepReport:
+        """Change weights and counters by the gradients that are there, unless they are not finite."""
+        norm = self._shape_gradients()
+        idle = self._idle.after(whole.fired_counts > 0, row_count)
+        is_finite, dead_count, ghost_count = self._read(torch.isfinite(whole.objective) & torch.isfinite(norm), idle)
+        report = StepReport(
+            whole.error, whole.fired_counts.sum() / row_count, self._dead_count, is_skipped=not is_finite
+        )
+        if is_finite:
+            self._update()
+            self._idle, self._dead_count, self._ghost_count = idle, dead_count, ghost_count
+        self.step_count += 1
+        return report
+
+    def _add_up(self, *totals: Tensor) -> None:
+        """Replace gradients and totals by their sums over all ranks."""
+        for tensor in self._learnt.values():
+            assert tensor.grad is not None
+            tensor.grad = tensor.grad.contiguous()
+            self._ranks.add_tensors(tensor.grad)
+        self._ranks.add_tensors(*totals)
 
     def _forward(self, inputs: Float[Tensor, "rows d"]) -> _Forward:
         pre_activations = self._encode(inputs)

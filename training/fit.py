@@ -30,7 +30,7 @@ from training.settings import config_of
 from training.source import ActivationSource
 from training.trainer import Diverged, Trained, Trainee, train_many
 
-__all__ = ["FitRefused", "FitResult", "find_finished", "fit", "fit_many"]
+__all__ = ["FitRefused", "FitResult", "fit", "fit_many"]
 
 _STATE_LAYOUT = 1  # raised when what learners keep in a checkpoint changes
 
@@ -114,7 +114,34 @@ def fit_many(requests: Sequence[FitRequest], progress: Progress, ranks: Ranks = 
     return [refused.get(plan.request.out) or found[plan.request.out] for plan in plans]
 
 
-def find_finished(plan: FitPlan) -> Bundle | None:
+def _lead(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> dict[Path, FitResult | FitRefused]:
+    """Do everything, the others' part of the training aside."""
+    found = _all_finished(plans)
+    if len(found) == len(plans):
+        ranks.tell({})
+        return found
+    work = plans[0].work
+    work.mkdir(parents=True, exist_ok=True)
+    with hold_folder(work):
+        found = _all_finished(plans)  # Another process may have ended meanwhile.
+        return found | _make([plan for plan in plans if plan.request.out not in found], progress, ranks)
+
+
+def _follow(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> None:
+    """Train on this process's part of every batch; the first process does the rest."""
+    runs: dict[Path, RunFolder] = ranks.tell(None)
+    due = [plan for plan in plans if plan.request.out in runs]
+    sites = _open_sites(due, progress) if due else []
+    while sites:
+        _train_site(*sites.pop(), runs, progress, ranks)
+
+
+def _all_finished(plans: Sequence[FitPlan]) -> dict[Path, FitResult | FitRefused]:
+    bundles = {plan.request.out: _find_finished(plan) for plan in plans}
+    return {out: FitResult(bundle=bundle, is_new=False) for out, bundle in bundles.items() if bundle is not None}
+
+
+def _find_finished(plan: FitPlan) -> Bundle | None:
     """The bundle at `out` where it is the one that this plan makes; None where nothing lies there.
 
     Raises:
@@ -137,32 +164,6 @@ def find_finished(plan: FitPlan) -> Bundle | None:
     return bundle
 
 
-def _lead(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> dict[Path, FitResult | FitRefused]:
-    """Do everything, the others' part of the training aside."""
-    found = _all_finished(plans)
-    if len(found) == len(plans):
-        ranks.tell({})
-        return found
-    work = plans[0].work
-    work.mkdir(parents=True, exist_ok=True)
-    with hold_folder(work):
-        found = _all_finished(plans)  # Another process may have ended meanwhile.
-        return found | _make([plan for plan in plans if plan.request.out not in found], progress, ranks)
-
-
-def _follow(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> None:
-    """Train on this process's part of every batch; the first process does the rest."""
-    runs: dict[Path, RunFolder] = ranks.tell(None)
-    due = [plan for plan in plans if plan.request.out in runs]
-    for _ in _train_sites(due, runs, progress, ranks) if due else ():
-        pass
-
-
-def _all_finished(plans: Sequence[FitPlan]) -> dict[Path, FitResult | FitRefused]:
-    bundles = {plan.request.out: find_finished(plan) for plan in plans}
-    return {out: FitResult(bundle=bundle, is_new=False) for out, bundle in bundles.items() if bundle is not None}
-
-
 def _make(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> dict[Path, FitResult | FitRefused]:
     runs: dict[Path, RunFolder] = {}
     made: dict[Path, FitResult | FitRefused] = {}
@@ -172,8 +173,11 @@ def _make(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> dict[Pa
         if ranks.count > 1:
             _open_sites(plans, progress)  # The others find the harvest finished.
         ranks.tell(runs)
-        for plan, outcome, source in _train_sites(plans, runs, progress, ranks):
-            made[plan.request.out] = _end(plan, outcome, source, runs[plan.request.out], progress)
+        sites = _open_sites(plans, progress)
+        while sites:
+            # Popped: what a source has in memory goes before the next one is read.
+            for out, result in _make_site(*sites.pop(), runs, progress, ranks):
+                made[out] = result
     except PhospheneError as error:
         # Refused, not stopped: what mends it may be another configuration.
         for out in runs.keys() - made.keys():
@@ -182,19 +186,26 @@ def _make(plans: Sequence[FitPlan], progress: Progress, ranks: Ranks) -> dict[Pa
     return made
 
 
-def _train_sites(
-    plans: Sequence[FitPlan], runs: Mapping[Path, RunFolder], progress: Progress, ranks: Ranks
-) -> Iterator[tuple[FitPlan, Trained | Diverged, ActivationSource]]:
-    """Train the autoencoders of one site after those of another."""
-    for group, source in _open_sites(plans, progress):
-        trainees = [_trainee(plan, runs[plan.request.out], source) for plan in group]
-        device = torch.device(group[0].request.execution.device)
-        outcomes = train_many(source, trainees, device=device, progress=progress, ranks=ranks)
-        yield from ((plan, outcome, source) for plan, outcome in zip(group, outcomes, strict=True))
+def _make_site(
+    group: Sequence[FitPlan], source: ActivationSource, runs: Mapping[Path, RunFolder], progress: Progress, ranks: Ranks
+) -> Iterator[tuple[Path, FitResult | FitRefused]]:
+    """Train the autoencoders of one site, and finish one after the other."""
+    outcomes = _train_site(group, source, runs, progress, ranks)
+    for plan, outcome in zip(group, outcomes, strict=True):
+        out = plan.request.out
+        yield out, _end(plan, outcome, source, runs[out], progress)
+
+
+def _train_site(
+    group: Sequence[FitPlan], source: ActivationSource, runs: Mapping[Path, RunFolder], progress: Progress, ranks: Ranks
+) -> list[Trained | Diverged]:
+    trainees = [_trainee(plan, runs[plan.request.out], source) for plan in group]
+    device = torch.device(group[0].request.execution.device)
+    return train_many(source, trainees, device=device, progress=progress, ranks=ranks)
 
 
 def _open_sites(plans: Sequence[FitPlan], progress: Progress) -> list[tuple[list[FitPlan], ActivationSource]]:
-    """The activations of every site, with those who learn from them."""
+    """The activations of every site, with those who learn from them; the first site comes last."""
     sites: dict[Site, list[FitPlan]] = {}
     for plan in plans:
         sites.setdefault(plan.request.site, []).append(plan)
@@ -205,7 +216,7 @@ def _open_sites(plans: Sequence[FitPlan], progress: Progress) -> list[tuple[list
         folder=plans[0].work / "activations",
         progress=progress,
     )
-    return list(zip(sites.values(), sources, strict=True))
+    return list(zip(sites.values(), sources, strict=True))[::-1]
 
 
 def _end(

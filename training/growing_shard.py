@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from phosphene.corpus import Corpus
 from phosphene.errors import NumericError
 from phosphene.site import Site
+from training.harvest_settings import HarvestSettings, Storage
 from training.pixels import PixelBatch
-from training.settings import HarvestSettings, Storage
 from training.shards import ShardArrays, write_shard
 
 
@@ -117,3 +117,5 @@ def stored(residuals: Float[Tensor, "images kept d"], storage: Storage) -> Float
             return residuals.cpu().numpy()
         case Storage.FLOAT16:
             return residuals.half().cpu().numpy()
+        case _:
+            assert_never(storage)

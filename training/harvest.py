@@ -25,11 +25,13 @@ from phosphene.encoder import Encoder, Site
 from phosphene.errors import CorpusError, SettingError
 from phosphene.manifest import digest_of, find_artefact, partial_path, seal
 from training.artefact_tokens import first_patch_place
+from training.execution import Execution
 from training.growing_shard import GrowingShard
+from training.harvest_settings import HarvestSettings, Storage
 from training.pixels import PixelBatch, PlannedImages, decoded_batches, decoder_count_for
 from training.places import refuse_too_full
 from training.progress import Advance, Progress
-from training.settings import Execution, HarvestSettings, Storage, config_of
+from training.settings import config_of
 from training.shards import (
     ROW_BYTES,
     is_done,

@@ -4,7 +4,7 @@ A line is written every so many steps and synced before a checkpoint is publishe
 finds every line up to its step; later ones are cut off. Knows nothing of learners.
 
     {"run": "3f...", "step": 20, "loss": 0.41, "fvu": 0.41, "l0": 32.0, "dead_share": 0.0, "learning_rate": 0.001,
-     "skipped_count": 0, "sample_count": 20480, "samples_per_s": 51234.5}
+     "skipped_count": 0, "sample_count": 20480, "samples_per_s": 51234.5, "threshold_ema": 0.73}
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class JournalLine:
     """Residuals seen so far."""
     samples_per_s: float
     """Residuals per second since the line before."""
+    threshold_ema: float | None = None
+    """Moving average over the steps of the smallest activation selected from a batch, in units of the scaled residual;
+    None where the rule selects nothing over a batch. For watching: the shipped threshold is calibrated."""
 
 
 class Journal:

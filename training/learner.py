@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from phosphene.selection import Selection
@@ -17,16 +17,19 @@ from training.weights import Weights
 
 
 class StepReport(NamedTuple):
-    """What one step saw; tensors, so that reading them is the caller's choice (it waits for the device)."""
+    """What one step saw; tensors where reading them waits for the device, which is the caller's choice."""
 
     loss: Float[Tensor, ""]
     """Mean squared error per coordinate: about the FVU, since inputs have a mean square of one."""
     l0: Float[Tensor, ""]
     """Mean number of active neurons per row."""
-    dead_count: int
+    dead_count: int | Int[Tensor, ""]
     """Neurons that were dead before the step."""
-    is_skipped: bool = False
+    is_skipped: bool | Bool[Tensor, ""] = False
     """Whether the step would have led to NaN or infinity, so that it changed nothing but the count of steps."""
+    least_active: Float[Tensor, ""] | None = None
+    """Smallest activation that was selected from the batch, infinity where none was; None where the rule selects
+    nothing over a batch."""
 
 
 @runtime_checkable

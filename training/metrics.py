@@ -22,6 +22,10 @@ _GAUGES: dict[str, tuple[str, Callable[[JournalLine], float | None]]] = {
     "l0_neurons": ("Mean number of active neurons per residual.", lambda line: line.l0),
     "dead_ratio": ("Share of neurons that have not fired for long.", lambda line: line.dead_share),
     "learning_rate": ("Learning rate of the last step.", lambda line: line.learning_rate),
+    "threshold_ema": (
+        "Moving average of the smallest activation selected from a batch, in units of the scaled residual.",
+        lambda line: line.threshold_ema,
+    ),
 }
 _COUNTERS: dict[str, tuple[str, Callable[[JournalLine], float]]] = {
     "samples": ("Residuals seen.", lambda line: line.sample_count),

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from phosphene.corpus import Corpus
 from phosphene.errors import CorpusError, ImageError
 from phosphene.images import Preprocessing, image_sha256, prepare
-from training.settings import Execution
+from training.execution import Execution
 
 _DECODER_LIMIT = 16
 _AHEAD_BATCHES = 2

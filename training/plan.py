@@ -19,25 +19,23 @@ from phosphene.errors import CorpusError, SettingError
 from phosphene.manifest import differences, digest_of
 from phosphene.readout import load_readout
 from training.contents import digest_images
+from training.execution import Execution, check_bfloat16
 from training.harvest import HarvestPlan
+from training.harvest_settings import HarvestSettings
 from training.initial import Initial, read_initial
 from training.places import FreeBytes, bytes_below, refuse_too_full, refuse_unwritable
 from training.progress import Progress, SilentProgress
 from training.reading import ReadingSettings
 from training.reports import RunReports, check_reports
-from training.settings import (
-    Execution,
-    HarvestSettings,
-    SaeRequest,
-    SaeSettings,
-    TrainingRequest,
-    TrainingSettings,
-    config_of,
-)
+from training.requests import SaeRequest, TrainingRequest
+from training.settings import SaeSettings, TrainingSettings, config_of
 from training.source import MIN_IMAGE_COUNT, held_out_count
+from training.variants import SelectionPrecision
 from training.vocabulary import choose_vocabulary, read_vocabulary
 
-_WIDEST_TOKEN_CODE = 4096  # for variants that fix no number of active neurons
+WIDEST_TOKEN_CODE = 4096
+"""Most neurons that a token's code may hold under a rule that fixes no number of active neurons."""
+
 _STATE_COUNT = 9  # weights and two moments, in two checkpoints and one that is being written
 
 
@@ -119,7 +117,7 @@ class FitPlan:
         """The code limits: the defaults, widened where k needs it; the widest where the variant fixes no k."""
         default, k = CodeLimits(), self.sae.k
         if k is None:
-            widest = max(default.token_code_limit, min(self.sae.neuron_count, _WIDEST_TOKEN_CODE))
+            widest = max(default.token_code_limit, min(self.sae.neuron_count, WIDEST_TOKEN_CODE))
             return CodeLimits(image_code_limit=default.image_code_limit, token_code_limit=widest)
         return CodeLimits(
             image_code_limit=max(default.image_code_limit, k), token_code_limit=max(default.token_code_limit, 2 * k)
@@ -186,7 +184,9 @@ def plan_fits(
     first.execution.check()
     unmade = [request for request in requests if not request.out.exists()]
     _refuse_places(unmade)
-    open_device(first.execution.device)
+    device = open_device(first.execution.device)
+    if any(request.sae.selection_precision is SelectionPrecision.BFLOAT16 for request in requests):
+        check_bfloat16(device)
     sources = first.sources
     named = None if sources.vocabulary is None else read_vocabulary(sources.vocabulary)
     initial = None if sources.initial is None else read_initial(sources.initial)

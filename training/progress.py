@@ -15,12 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
+from rich.table import Column
 from rich.text import Text
 
 Advance = Callable[[int, str], None]
 """Called with how many units are done now and a short status text ("" for none)."""
 
 _LINE_EVERY_S = 5.0
+_WIDTH_BESIDE_BAR = 90  # what name, counts, rate, time and a status take
 
 
 class Progress(ABC):
@@ -46,14 +48,15 @@ class TerminalProgress(Progress):
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         """See `Progress.stage`."""
         columns = (
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(unit),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=max(4, min(40, self._console.width - _WIDTH_BESIDE_BAR))),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _Rate(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            # It alone gives way where the line is too long.
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        with RichBar(*columns, console=self._console) as bar:
+        with RichBar(*columns, console=self._console, expand=True) as bar:
             task = bar.add_task(name, total=total, status="")
 
             def advance(done: int, status: str) -> None:
@@ -115,12 +118,8 @@ class SilentProgress(Progress):
 
 
 class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {self._unit}/s" if task.speed else f"- {self._unit}/s")
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "-/s")
 
 
 def _short(value: Any) -> str:

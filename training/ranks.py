@@ -6,9 +6,11 @@ of ranks, so that every process computes the same.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ import torch.distributed
 from jaxtyping import Num
 from torch import Tensor
 
-__all__ = ["ALONE", "Ranks", "open_ranks"]
+__all__ = ["ALONE", "Ranks", "leave", "open_ranks"]
 
 
 class Ranks:
@@ -42,6 +44,14 @@ class Ranks:
             return value
         sent = torch.tensor([value], dtype=torch.float64)
         torch.distributed.all_reduce(sent)
+        return float(sent)
+
+    def least(self, value: float) -> float:
+        """The smallest of one number over the processes."""
+        if self.count == 1:
+            return value
+        sent = torch.tensor([value], dtype=torch.float64)
+        torch.distributed.all_reduce(sent, op=torch.distributed.ReduceOp.MIN)
         return float(sent)
 
     def add(self, *arrays: Num[np.ndarray, ...]) -> None:
@@ -84,6 +94,19 @@ class Ranks:
         """Go on when every process has come here."""
         if self.count > 1:
             torch.distributed.barrier()
+
+
+def leave(status: int) -> NoReturn:
+    """End a process that `torchrun` started, its work done, without unwinding it; any other ends as usual.
+
+    Now and then the backend's own threads abort a process that unwinds, though the group is gone: torchrun would call
+    finished work failed.
+    """
+    if not torch.distributed.is_torchelastic_launched():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 ALONE = Ranks(rank=0, count=1)

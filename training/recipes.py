@@ -14,7 +14,8 @@ from typing import assert_never
 
 from phosphene.encoder import Site, Tokens
 from phosphene.errors import SettingError
-from training.settings import BiasInit, InputScaling, SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
+from training.settings import BiasInit, InputScaling
 from training.variants import VariantName
 
 __all__ = [

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,9 +24,11 @@ from training.progress import Progress
 from training.settings import TrainingSettings
 
 LOOK_EVERY_STEPS = 10
-"""Steps between two lines of the curve. Only then are losses and skipped steps read, which waits for the device."""
+"""Steps between two lines of the curve. Only then are the steps' reports read, which waits for the device."""
 SKIPPED_LIMIT = 10
 """Skipped steps in a row that end a run."""
+THRESHOLD_DECAY = 0.99
+"""Weight of the past in `threshold_ema`, a step."""
 
 
 class Diverged(NumericError):
@@ -92,11 +95,12 @@ class Run:
         self._progress = progress
         self._clock_s = clock_s
         self._blocks = RowBlocks(settings.batch_rows)
+        self._threshold_ema = None if checkpoint is None else checkpoint.averages.get("threshold")
         counts = {} if checkpoint is None else checkpoint.counts
         self._skipped_count = counts.get("skipped", 0)
         self._skipped_in_a_row = counts.get("skipped_in_a_row", 0)
         self._sample_count = counts.get("samples", 0)
-        self._unread_skips: list[bool] = []
+        self._unread: list[StepReport] = []
         self._unrated_samples = 0
         self._rated_s = clock_s()
 
@@ -123,22 +127,34 @@ class Run:
             self._progress.event("out of memory", rows_at_once=self._blocks.limit, batch_rows=len(inputs))
         self._sample_count += len(inputs)
         self._unrated_samples += len(inputs)
-        self._unread_skips.append(report.is_skipped)
+        self._unread.append(report)
         step = self.learner.step_count
         if step % LOOK_EVERY_STEPS == 0 or self.is_over:
-            self._read_skips()
+            self._read_reports()
             self._write_line(report)
         if self._curve is not None and (self._checkpoints.is_due(step) or self.is_over):
-            self._read_skips()
+            self._read_reports()
             self._save(self._curve)
 
-    def _read_skips(self) -> None:
-        for is_skipped in map(bool, self._unread_skips):
+    def _read_reports(self) -> None:
+        reports = list(self._unread)
+        self._unread.clear()
+        skips = [bool(report.is_skipped) for report in reports]
+        for is_skipped in skips:
             self._skipped_count += is_skipped
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
             if self._skipped_in_a_row >= SKIPPED_LIMIT:
                 raise Diverged(self._why(f"{SKIPPED_LIMIT} steps in a row gave a loss or gradient that is not finite"))
-        self._unread_skips.clear()
+        least = [report.least_active for report, is_skipped in zip(reports, skips, strict=True) if not is_skipped]
+        found = [value for value in least if value is not None]
+        for value in torch.stack(found).tolist() if found else []:
+            self._average_threshold(value)
+
+    def _average_threshold(self, value: float) -> None:
+        if not math.isfinite(value):
+            return
+        past = value if self._threshold_ema is None else self._threshold_ema
+        self._threshold_ema = THRESHOLD_DECAY * past + (1 - THRESHOLD_DECAY) * value
 
     def _write_line(self, report: StepReport) -> None:
         step = self.learner.step_count
@@ -157,6 +173,7 @@ class Run:
             skipped_count=self._skipped_count,
             sample_count=self._sample_count,
             samples_per_s=round(self._unrated_samples / max(now_s - self._rated_s, 1e-9), 1),
+            threshold_ema=self._threshold_ema,
         )
         if self._curve is not None:
             self._curve.write(self.newest_line)
@@ -170,8 +187,9 @@ class Run:
             "skipped_in_a_row": self._skipped_in_a_row,
             "samples": self._sample_count,
         }
-        step = self.learner.step_count
-        self._checkpoints.save(Checkpoint(step=step, tensors=self.learner.state(), counts=counts))
+        averages = {} if self._threshold_ema is None else {"threshold": self._threshold_ema}
+        state = Checkpoint(step=self.learner.step_count, tensors=self.learner.state(), counts=counts, averages=averages)
+        self._checkpoints.save(state)
 
     def _why(self, what: str) -> str:
         kept = self._checkpoints.newest_step()

@@ -1,7 +1,6 @@
-"""What a training run is asked to do and how it resolves to numbers; knows nothing of files or models.
+"""The autoencoder to train and its optimisation, every number fixed; knows nothing of files or models.
 
-A request leaves things open (`None`); resolving it against the corpus closes them. Only resolved settings enter an
-artefact's configuration, so that equal configurations mean equal results.
+Only settings, never requests, enter an artefact's configuration, so that equal configurations mean equal results.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, assert_never
 
-from phosphene.errors import SettingError
+from training.execution import Execution
+from training.harvest_settings import HarvestSettings
 from training.objectives import AUXILIARY_COEFFICIENT
 from training.variants import (
     BatchTopKTraining,
@@ -21,16 +21,8 @@ from training.variants import (
     ReluTraining,
     TopKTraining,
     Variant,
-    VariantName,
     variant_config,
 )
-
-DEFAULT_PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Nested sizes of Matryoshka as shares of the neurons; the whole comes last by itself."""
-DEFAULT_L1 = 1e-3
-"""Weight of the L1 penalty on inputs of mean square one."""
-DEFAULT_L0 = 1e-3
-"""Weight of the L0 penalty on inputs of mean square one."""
 
 DEFAULT_WARMUP_SHARE = 0.05
 """Share of the steps over which the learning rate rises from zero."""
@@ -38,19 +30,6 @@ DEFAULT_DECAY_SHARE = 0.4
 """Share of the steps over which the learning rate falls to zero at the end."""
 DEFAULT_GRADIENT_CLIP = 1.0
 """Largest norm of the gradient over all weights."""
-
-_FIXED_L0 = (VariantName.TOPK, VariantName.BATCHTOPK, VariantName.MATRYOSHKA)
-_DEFAULT_STEP_COUNT = 2000
-_BATCH_ROWS_RANGE = (16, 4096)
-_DEAD_AFTER_RANGE = (1024, 10_000_000)
-_SHARD_TARGET_BYTES = 64 << 20
-
-
-class Storage(StrEnum):
-    """Number format of activations on disk."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
 
 
 class BiasInit(StrEnum):
@@ -67,134 +46,6 @@ class InputScaling(StrEnum):
     """Centred by the mean of the data and scaled to a mean square of one."""
     RAW = "raw"
     """As the encoder gives them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SaeRequest:
-    """The autoencoder asked for; exactly one of `neuron_count` and `expansion` is given."""
-
-    k: int | None = None
-    """Active neurons per token; for the variants that fix it."""
-    neuron_count: int | None = None
-    """Number of neurons."""
-    expansion: int | None = None
-    """Number of neurons as a multiple of the residual's width."""
-    variant: VariantName = VariantName.BATCHTOPK
-    """Training rule."""
-    sparsity: float | None = None
-    """Weight of the penalty that keeps activations few; for relu and jumprelu."""
-    prefixes: tuple[float, ...] | None = None
-    """Nested sizes of Matryoshka, rising: shares of the neurons where below 1, numbers of neurons from 1 on."""
-    inputs: InputScaling = InputScaling.SCALED
-    """What residuals go through first."""
-    is_error_normalised: bool = False
-    """Whether each row's squared error is divided by the norm of the input; for relu."""
-    has_ghost_gradients: bool | None = None
-    """Whether neurons dead for a window of steps learn from what is left unexplained; for relu, None is yes."""
-
-    def check(self) -> None:
-        """Refuse what no residual width can mend.
-
-        Raises:
-            SettingError: naming the option, its value, the limit and the remedy.
-        """
-        if (self.neuron_count is None) == (self.expansion is None):
-            raise SettingError("give exactly one of --neurons and --expansion", field="neurons")
-        if self.expansion is not None and self.expansion < 1:
-            raise SettingError(
-                f"--expansion is {self.expansion}; the least is 1: give how many neurons each residual dimension gets",
-                field="expansion",
-            )
-        if self.neuron_count is not None and self.neuron_count < 2:
-            raise SettingError(f"--neurons is {self.neuron_count}; the least is 2", field="neurons")
-        if self.variant in _FIXED_L0:
-            self._check_k()
-        else:
-            self._check_sparsity()
-        if self.prefixes is not None and self.variant is not VariantName.MATRYOSHKA:
-            raise SettingError(f"--prefixes goes with --variant matryoshka, not {self.variant}", field="prefixes")
-        if self.variant is not VariantName.RELU and (self.is_error_normalised or self.has_ghost_gradients is not None):
-            raise SettingError(
-                f"--normalise-error and --ghost-gradients go with --variant relu, not {self.variant}", field="variant"
-            )
-
-    def resolve(self, width: int) -> SaeSettings:
-        """Fix the number of neurons for residuals of this width.
-
-        Raises:
-            SettingError: as `check`, and where k exceeds the resolved number of neurons.
-        """
-        self.check()
-        neuron_count = self.neuron_count if self.neuron_count is not None else (self.expansion or 0) * width
-        if self.k is not None and self.k > neuron_count:
-            raise SettingError(_k_too_large(self.k, neuron_count), field="k")
-        return SaeSettings(neuron_count=neuron_count, variant=self._variant(neuron_count), inputs=self.inputs)
-
-    def _check_k(self) -> None:
-        if self.sparsity is not None:
-            raise SettingError(
-                f"--sparsity goes with --variant relu and jumprelu; {self.variant} takes --k", field="sparsity"
-            )
-        if self.k is None:
-            raise SettingError(f"--variant {self.variant} needs --k, the active neurons per token", field="k")
-        if self.k < 1:
-            raise SettingError(f"--k is {self.k}; the least is 1 active neuron per token", field="k")
-        if self.neuron_count is not None and self.k > self.neuron_count:
-            raise SettingError(_k_too_large(self.k, self.neuron_count), field="k")
-
-    def _check_sparsity(self) -> None:
-        if self.k is not None:
-            raise SettingError(f"--k goes with the top-k variants; {self.variant} takes --sparsity", field="k")
-        if self.sparsity is not None and not 0 <= self.sparsity < math.inf:
-            raise SettingError(f"--sparsity is {self.sparsity}; it must be 0 or more and finite", field="sparsity")
-
-    def _variant(self, neuron_count: int) -> Variant:
-        k = self.k or 0
-        match self.variant:
-            case VariantName.TOPK:
-                return TopKTraining(k=k)
-            case VariantName.BATCHTOPK:
-                return BatchTopKTraining(k=k)
-            case VariantName.MATRYOSHKA:
-                return MatryoshkaTraining(k=k, prefixes=nested_sizes(self.prefixes or DEFAULT_PREFIXES, neuron_count))
-            case VariantName.RELU:
-                coefficient = DEFAULT_L1 if self.sparsity is None else self.sparsity
-                return ReluTraining(
-                    l1_coefficient=coefficient,
-                    is_error_normalised=self.is_error_normalised,
-                    has_ghost_gradients=self.has_ghost_gradients is not False,
-                )
-            case VariantName.JUMPRELU:
-                return JumpReluTraining(l0_coefficient=DEFAULT_L0 if self.sparsity is None else self.sparsity)
-            case _:
-                assert_never(self.variant)
-
-
-def nested_sizes(prefixes: tuple[float, ...], neuron_count: int) -> tuple[int, ...]:
-    """The sizes of Matryoshka's nested autoencoders in neurons, the whole one last.
-
-    Args:
-        prefixes: shares of the neurons where below 1, numbers of neurons from 1 on.
-        neuron_count: number of neurons of the whole.
-
-    Raises:
-        SettingError: the sizes do not rise, or exceed the number of neurons.
-    """
-    is_number = all(math.isfinite(prefix) and prefix > 0 for prefix in prefixes)
-    sizes = [_size(prefix, neuron_count) for prefix in prefixes] if is_number else []
-    if sizes and sizes[-1] < neuron_count:
-        sizes.append(neuron_count)
-    if not sizes or sizes[-1] != neuron_count or sizes != sorted(set(sizes)):
-        raise SettingError(
-            f"--prefixes gives {sizes or list(prefixes)} of {neuron_count} neurons; sizes must rise up to the number "
-            "of neurons: give shares between 0 and 1, or numbers of neurons",
-            field="prefixes",
-        )
-    return tuple(sizes)
-
-
-def _size(prefix: float, neuron_count: int) -> int:
-    return max(1, round(prefix * neuron_count)) if prefix < 1 else round(prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,139 +69,6 @@ class SaeSettings:
                 return None
             case _:
                 assert_never(self.variant)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarvestSettings:
-    """How activations are read off the encoder."""
-
-    batch_images: int = 32
-    """Images per forward pass; fixed, because floating-point results depend on it."""
-    tokens_per_image: int | None = None
-    """Tokens kept of each image, drawn without replacement; None keeps all."""
-    storage: Storage = Storage.FLOAT32
-    """Number format on disk."""
-    image_limit: int | None = None
-    """Use only the first so many images of the corpus; None uses all."""
-    seed: int = 0
-    """Decides which tokens are kept."""
-
-    def check(self) -> None:
-        """Refuse values out of bounds.
-
-        Raises:
-            SettingError: naming the option, its value and the limit.
-        """
-        if not 1 <= self.batch_images <= 4096:
-            raise SettingError(f"--images-per-batch is {self.batch_images}; it must be from 1 to 4096")
-        if self.tokens_per_image is not None and self.tokens_per_image < 1:
-            raise SettingError(f"--tokens-per-image is {self.tokens_per_image}; the least is 1")
-        if self.image_limit is not None and self.image_limit < 1:
-            raise SettingError(f"--limit is {self.image_limit}; the least is 1 image")
-
-    def image_count(self, corpus_count: int) -> int:
-        """Images used of a corpus of so many."""
-        return corpus_count if self.image_limit is None else min(self.image_limit, corpus_count)
-
-    def shard_images(self, token_count: int, width: int) -> int:
-        """Images per shard: whole batches of about 64 MiB, between one batch and 32 of them."""
-        image_bytes = token_count * width * (2 if self.storage is Storage.FLOAT16 else 4)
-        batch_count = _SHARD_TARGET_BYTES // (image_bytes * self.batch_images)
-        return self.batch_images * min(max(batch_count, 1), 32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRequest:
-    """The optimisation asked for; what is None follows from the number of activations."""
-
-    step_count: int | None = None
-    """Optimiser steps."""
-    epochs: float | None = None
-    """Passes over the training activations, instead of `step_count`."""
-    batch_rows: int | None = None
-    """Activations per step."""
-    learning_rate: float | None = None
-    """Peak learning rate of Adam."""
-    learning_rate_anchor: float | None = None
-    """Where `learning_rate` is None: its value at 1,024 neurons, falling with the square root of their number (Gao et
-    al. 2024, appendix A.3); None too: it follows from width and steps, see `default_learning_rate`."""
-    warmup_steps: int | None = None
-    """Steps over which the learning rate rises from zero; None is a twentieth of them."""
-    decay_share: float | None = None
-    """Share of the steps over which the learning rate falls to zero at the end; 0 never lets it fall."""
-    gradient_clip: float | None = None
-    """Largest norm of the gradient over all weights; infinity clips nothing."""
-    bias_init: BiasInit = BiasInit.MEAN
-    """Where the decoder bias starts."""
-    seed: int = 0
-    """Decides the held-out images, the initial weights and the order of the data."""
-
-    def check(self) -> None:
-        """Refuse values out of bounds.
-
-        Raises:
-            SettingError: naming the option, its value and the limit.
-        """
-        if self.step_count is not None and self.epochs is not None:
-            raise SettingError("give at most one of --steps and --epochs", field="steps")
-        if self.step_count is not None and self.step_count < 1:
-            raise SettingError(f"--steps is {self.step_count}; the least is 1")
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise SettingError(f"--epochs is {self.epochs}; it must be greater than 0")
-        if self.batch_rows is not None and self.batch_rows < 1:
-            raise SettingError(f"--batch is {self.batch_rows}; the least is 1 activation per step")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise SettingError(f"--lr is {self.learning_rate}; it must be greater than 0 and finite")
-        if self.seed < 0:
-            raise SettingError(f"--seed is {self.seed}; the least is 0", field="seed")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise SettingError(f"--warmup is {self.warmup_steps}; the least is 0 steps", field="warmup")
-        if self.decay_share is not None and not 0 <= self.decay_share <= 1:
-            raise SettingError(f"--decay is {self.decay_share}; it is a share of the steps, from 0 to 1", field="decay")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise SettingError(
-                f"--gradient-clip is {self.gradient_clip}; it must be greater than 0 (inf clips nothing)",
-                field="gradient-clip",
-            )
-
-    def resolve(self, row_count: int, sae: SaeSettings, *, width: int) -> TrainingSettings:
-        """Fix every number for a corpus that yields so many training activations of this width."""
-        self.check()
-        batch_rows = self.batch_rows or _power_of_two_below(row_count // 4, *_BATCH_ROWS_RANGE)
-        batch_rows = min(batch_rows, row_count)
-        if self.epochs is not None:
-            step_count = max(1, math.ceil(self.epochs * row_count / batch_rows))
-        else:
-            step_count = self.step_count or max(_DEFAULT_STEP_COUNT, row_count // batch_rows)
-        low, high = _DEAD_AFTER_RANGE
-        warmup_share = DEFAULT_WARMUP_SHARE if self.warmup_steps is None else min(1.0, self.warmup_steps / step_count)
-        return TrainingSettings(
-            step_count=step_count,
-            batch_rows=batch_rows,
-            learning_rate=self._learning_rate(sae.neuron_count, width, step_count),
-            dead_after_samples=min(max(step_count * batch_rows // 20, low), high),
-            bias_init=self.bias_init,
-            seed=self.seed,
-            warmup_share=warmup_share,
-            decay_share=DEFAULT_DECAY_SHARE if self.decay_share is None else self.decay_share,
-            gradient_clip=DEFAULT_GRADIENT_CLIP if self.gradient_clip is None else self.gradient_clip,
-        )
-
-    def _learning_rate(self, neuron_count: int, width: int, step_count: int) -> float:
-        if self.learning_rate is not None:
-            return self.learning_rate
-        if self.learning_rate_anchor is not None:
-            return self.learning_rate_anchor * math.sqrt(1024 / neuron_count)
-        return default_learning_rate(width, step_count)
-
-
-def default_learning_rate(width: int, step_count: int) -> float:
-    """A peak learning rate for residuals of this width and so many steps.
-
-    From `benchmarks/training_defaults.py`: in 600 steps the best of five rates was about 4e-3 at a width of 512 and
-    8e-3 at 128, for 1,024 to 8,192 neurons alike. Longer runs have time for smaller ones.
-    """
-    return 4e-3 * math.sqrt(512 / max(width, 128)) * math.sqrt(min(1.0, 1000 / step_count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,25 +97,6 @@ class TrainingSettings:
     """Weight of the auxiliary loss of dead neurons."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """Where and with how many threads to compute."""
-
-    device: str = "cpu"
-    """`cpu` or `cuda[:n]`."""
-    thread_count: int = 1
-    """CPU threads of torch; results are equal only for equal counts."""
-
-    def check(self) -> None:
-        """Refuse values out of bounds; whether the device is here, the engine knows.
-
-        Raises:
-            SettingError: naming the option, its value and the limits.
-        """
-        if not 1 <= self.thread_count <= 1024:
-            raise SettingError(f"--threads is {self.thread_count}; it must be from 1 to 1024")
-
-
 def config_of(settings: SaeSettings | HarvestSettings | TrainingSettings | Execution) -> dict[str, Any]:
     """The settings as plain JSON values."""
     if isinstance(settings, SaeSettings):
@@ -413,13 +112,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return str(value)
     return None if isinstance(value, float) and math.isinf(value) else value  # JSON knows no infinity
-
-
-def _k_too_large(k: int, neuron_count: int) -> str:
-    return (
-        f"--k is {k}; the limit is the number of neurons, {neuron_count}: lower --k, or raise --neurons or --expansion"
-    )
-
-
-def _power_of_two_below(value: int, low: int, high: int) -> int:
-    return min(max(1 << max(value, 1).bit_length() - 1, low), high)

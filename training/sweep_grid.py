@@ -13,15 +13,15 @@ from pathlib import Path
 
 from phosphene.encoder import Site
 from phosphene.errors import SettingError
+from training.execution import Execution
+from training.harvest_settings import HarvestSettings
 from training.plan import FitRequest, Sources
 from training.reports import RunReports
-from training.settings import Execution, HarvestSettings, SaeRequest, TrainingRequest
-from training.variants import VariantName
+from training.requests import SaeRequest, TrainingRequest
+from training.variants import FIXED_L0, VariantName
 
 RUN_LIMIT = 10_000
 """Runs of one sweep."""
-
-_FIXED_L0 = (VariantName.TOPK, VariantName.BATCHTOPK, VariantName.MATRYOSHKA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +123,9 @@ def _run(request: SweepRequest, site: Site, sae: SaeRequest, rate: float | None,
 def _autoencoders(request: SweepRequest) -> list[SaeRequest]:
     grid, base = request.grid, request.sae
     variants = grid.variants or (base.variant,)
-    if grid.ks and not any(variant in _FIXED_L0 for variant in variants):
+    if grid.ks and not any(variant in FIXED_L0 for variant in variants):
         raise SettingError(f"--k goes with the top-k variants; {', '.join(variants)} take --sparsity", field="k")
-    if grid.sparsities and all(variant in _FIXED_L0 for variant in variants):
+    if grid.sparsities and all(variant in FIXED_L0 for variant in variants):
         raise SettingError(
             f"--sparsity goes with --variant relu and jumprelu; {', '.join(variants)} take --k", field="sparsity"
         )
@@ -139,7 +139,7 @@ def _autoencoders(request: SweepRequest) -> list[SaeRequest]:
 
 
 def _sparsities(grid: Grid, sized: SaeRequest, variant: VariantName) -> list[SaeRequest]:
-    if variant in _FIXED_L0:
+    if variant in FIXED_L0:
         bare = dataclasses.replace(sized, variant=variant, sparsity=None)
         return [dataclasses.replace(bare, k=k) for k in grid.ks] or [bare]
     bare = dataclasses.replace(sized, variant=variant, k=None)

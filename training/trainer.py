@@ -38,7 +38,6 @@ from training.variants import (
     MatryoshkaTraining,
     ReluTraining,
     TopKTraining,
-    name_of,
 )
 from training.weights import Weights, initial_weights, on_cpu
 
@@ -197,9 +196,6 @@ def make_learner(
         device: where to compute.
         ranks: who else trains it.
         initial: the rule that goes with weights that were trained before; JumpReLU goes on from its thresholds.
-
-    Raises:
-        SettingError: several processes for a variant that one trains.
     """
     match sae.variant:
         case TopKTraining() | BatchTopKTraining() | MatryoshkaTraining() as variant:
@@ -207,17 +203,11 @@ def make_learner(
                 return CpuSparseLearner(weights, variant, settings, thread_count=torch.get_num_threads(), ranks=ranks)
             return TorchSparseLearner(weights, variant, settings, device=device, ranks=ranks)
         case ReluTraining() | JumpReluTraining() as variant:
-            if ranks.count > 1:
-                raise SettingError(
-                    f"--variant {name_of(variant)} trains in one process and torchrun started {ranks.count}: start it "
-                    "without torchrun, or choose topk, batchtopk or matryoshka",
-                    field="variant",
-                )
             threshold = None
             if isinstance(variant, JumpReluTraining) and isinstance(initial, JumpReLU):
                 # A threshold of 0 has no gradient on one side: ReLU's start where the variant says.
                 threshold = initial.threshold if bool((initial.threshold > 0).all()) else None
-            return DenseLearner(weights, variant, settings, device=device, threshold=threshold)
+            return DenseLearner(weights, variant, settings, device=device, ranks=ranks, threshold=threshold)
         case _:
             assert_never(sae.variant)
 
@@ -346,21 +336,24 @@ def _metrics_files(trainees: Sequence[Trainee]) -> dict[Path, MetricsFile]:
 
 
 def _status(lines: Sequence[JournalLine | None]) -> str:
+    """Where the runs stand, what matters most first: a narrow terminal cuts the end off."""
     seen = [line for line in lines if line is not None]
-    parts = [
-        _span("loss", [line.loss for line in seen], ".4f"),
-        _span("FVU", [line.fvu for line in seen], ".4f"),
-        _span("L0", [line.l0 for line in seen], ".1f"),
-        _span("dead", [line.dead_share for line in seen], ".1%"),
-    ]
     skipped = sum(line.skipped_count for line in seen)
-    return ", ".join([part for part in parts if part] + ([f"skipped {skipped}"] if skipped else []))
+    skips = [f"skipped {skipped}"] if skipped else []
+    match seen:
+        case []:
+            return ""
+        case [line]:
+            figures = [_figure("loss", line.loss, ".4f"), f"dead {line.dead_share:.1%}"]
+            more = [_figure("L0", line.l0, ".1f"), _figure("FVU", line.fvu, ".4f")]
+            more.append(_figure("threshold", line.threshold_ema, ".3f"))
+            return ", ".join(filter(None, [*figures, *skips, *more]))
+        case _:
+            losses = [line.loss for line in seen if line.loss is not None]
+            mean = sum(losses) / len(losses) if losses else None
+            worst = f"dead <= {max(line.dead_share for line in seen):.1%}"
+            return ", ".join(filter(None, [f"{len(seen)} runs", _figure("mean loss", mean, ".4f"), worst, *skips]))
 
 
-def _span(name: str, values: Sequence[float | None], form: str) -> str:
-    """A figure of one run, or the least and the greatest of several."""
-    found = [value for value in values if value is not None]
-    if not found:
-        return ""
-    low, high = format(min(found), form), format(max(found), form)
-    return f"{name} {low}" if low == high else f"{name} {low} to {high}"
+def _figure(name: str, value: float | None, form: str) -> str:
+    return "" if value is None else f"{name} {value:{form}}"

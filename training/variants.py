@@ -30,12 +30,27 @@ class VariantName(StrEnum):
     JUMPRELU = "jumprelu"
 
 
+FIXED_L0 = (VariantName.TOPK, VariantName.BATCHTOPK, VariantName.MATRYOSHKA)
+"""The variants that take a number of active neurons; the others take the weight of a penalty."""
+
+
+class SelectionPrecision(StrEnum):
+    """The digits in which candidates for the active neurons are found; weights, values and gradients are float32."""
+
+    FLOAT32 = "float32"
+    """Every pre-activation in float32: the selection is exact."""
+    BFLOAT16 = "bfloat16"
+    """Half the digits, where the processor has instructions for it: a neuron is missed where rounding hides it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TopKTraining:
     """The k largest activations of each row."""
 
     k: int
     """Active neurons per row."""
+    precision: SelectionPrecision = SelectionPrecision.FLOAT32
+    """Of the search for the active neurons in training."""
 
     def for_inference(self) -> TopK:
         """The same rule: it never looks at other rows."""
@@ -48,6 +63,8 @@ class BatchTopKTraining:
 
     k: int
     """Active neurons per row, on average over the batch."""
+    precision: SelectionPrecision = SelectionPrecision.FLOAT32
+    """As `TopKTraining`."""
 
     def for_inference(self, threshold: Float[Tensor, " neurons"]) -> JumpReLU:
         """The row-wise rule with the calibrated threshold of each neuron, in units of the pre-activation."""
@@ -62,6 +79,8 @@ class MatryoshkaTraining:
     """Active neurons per row, on average over the batch."""
     prefixes: tuple[int, ...]
     """Neurons of each nested autoencoder, rising; the last is the number of neurons."""
+    precision: SelectionPrecision = SelectionPrecision.FLOAT32
+    """As `TopKTraining`."""
 
     def for_inference(self, threshold: Float[Tensor, " neurons"]) -> JumpReLU:
         """As BatchTopK."""
@@ -128,6 +147,10 @@ def name_of(variant: Variant) -> VariantName:
 
 def variant_config(variant: Variant) -> dict[str, Any]:
     """The variant as plain JSON values, its name among them."""
-    return {"name": str(name_of(variant))} | {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(variant).items()
-    }
+    return {"name": str(name_of(variant))} | {key: _plain(value) for key, value in dataclasses.asdict(variant).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,8 +1,10 @@
 """The four weight tensors of an autoencoder in training, and where they start; knows nothing of optimisers.
 
-Directions start as random unit vectors, the encoder as their transpose times the factor that makes the first
-reconstruction best in the least-squares sense (tying as in Gao et al. 2024, appendix A.1; with few active neurons
-among many near-orthogonal directions the factor is about 0.5), the decoder bias at the mean or the geometric median.
+Directions start as random unit vectors; where a row activates few of many neurons, drawn towards rows of the data: what
+the rows are made of is found sooner from there, with fewer dead neurons. (Neurons that start at the same row differ by
+their random part.) With a fixed number of active neurons the encoder starts as the directions' transpose times the
+factor that makes the first reconstruction best in the least-squares sense (tying as in Gao et al. 2024, appendix A.1).
+The decoder bias starts at the mean or the geometric median.
 """
 
 from __future__ import annotations
@@ -13,10 +15,19 @@ from typing import assert_never
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from training.active import choose_active, decode_active
 from training.settings import BiasInit, SaeSettings
 from training.variants import JumpReluTraining, ReluTraining
+
+# The data's part of a direction at the start. At 0.5 the known directions of made-up data were found less often (MMCS
+# .78 against .84); 1 is no better, and leaves neurons that start at the same row equal for ever.
+_DATA_SHARE = 0.7
+# With fewer neurons for each active one, random directions are better: a row is then a mixture of much of what there
+# is to find, and neurons that start at mixtures stay there. At 6 (rendered scenes) concepts were found worse from rows
+# (mean average precision lower by .05 to .08), at 48 (photos) and 128 they were found better.
+_LEAST_NEURONS_PER_ACTIVE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,15 +56,12 @@ def initial_weights(sample: Float[Tensor, "rows d"], sae: SaeSettings, *, bias_i
     """Weights at step zero.
 
     Args:
-        sample: scaled training rows; decides the decoder bias and the encoder's factor.
+        sample: scaled training rows; decides the decoder bias, the directions and the encoder's factor.
         sae: size and rule.
         bias_init: where the decoder bias starts.
-        seed: decides the directions.
+        seed: decides which rows, and the random part of the directions.
     """
     width = sample.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(sae.neuron_count, width, generator=generator)
-    directions = directions / directions.norm(dim=1, keepdim=True)
     match bias_init:
         case BiasInit.MEAN:
             decoder_bias = sample.mean(dim=0)
@@ -61,6 +69,12 @@ def initial_weights(sample: Float[Tensor, "rows d"], sae: SaeSettings, *, bias_i
             decoder_bias = geometric_median(sample)
         case _:
             assert_never(bias_init)
+    generator = torch.Generator().manual_seed(seed)
+    directions = normalize(torch.randn(sae.neuron_count, width, generator=generator), dim=1)
+    if _has_many_neurons(sae):
+        chosen = torch.randint(len(sample), (sae.neuron_count,), generator=generator)
+        towards = normalize(sample[chosen] - decoder_bias, dim=1)
+        directions = normalize((1 - _DATA_SHARE) * directions + _DATA_SHARE * towards, dim=1)
     tied = Weights(
         encoder_weight=directions.T.contiguous(),
         encoder_bias=torch.zeros(sae.neuron_count),
@@ -69,6 +83,14 @@ def initial_weights(sample: Float[Tensor, "rows d"], sae: SaeSettings, *, bias_i
     )
     tied.encoder_weight.mul_(_best_factor(tied, sample, sae))
     return tied
+
+
+def _has_many_neurons(sae: SaeSettings) -> bool:
+    match sae.variant:
+        case ReluTraining() | JumpReluTraining():
+            return False  # Their recipes start at random directions.
+        case variant:
+            return sae.neuron_count >= _LEAST_NEURONS_PER_ACTIVE * variant.k
 
 
 def on_cpu(weights: Weights) -> Weights:

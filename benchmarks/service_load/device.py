@@ -87,6 +87,7 @@ class StandInDevice:
 
     def wait(self, done_at_s: float) -> None:
         """Sleep until a submitted batch is done."""
+        # Not for an event: to take this long and use no processor is all that the device does.
         time.sleep(max(0.0, done_at_s - time.monotonic()))
 
     def run(self, images: Any) -> list[tuple[int, ...]]:

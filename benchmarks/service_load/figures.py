@@ -6,31 +6,15 @@ left out: what could not be measured neither holds nor fails.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.record import Must
+from benchmarks.samples import Samples
 from benchmarks.service_load.device import CEILING_PER_S, batch_s
 
-__all__ = ["FIGURES", "Figure", "Samples", "compared", "musts", "not_measured"]
-
-
-@dataclass
-class Samples:
-    """Measured values by name."""
-
-    values: dict[str, list[float]] = field(default_factory=dict)
-    """One from each round."""
-
-    def add(self, name: str, value: float) -> None:
-        """Keep a value."""
-        self.values.setdefault(name, []).append(value)
-
-    def __getitem__(self, name: str) -> float:
-        """The median; raises `KeyError` where there is none."""
-        return statistics.median(self.values[name])
+__all__ = ["FIGURES", "Figure", "compared", "musts", "not_measured"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +58,15 @@ def compared(samples: Samples) -> list[str]:
         "Ray Serve at its best, 32 callers": ("ours.per_s", "ray.per_s"),
         "Ray Serve as its guide has it, 32 callers": ("ours.per_s", "ray-guide.per_s"),
     }
-    return [
+    told = [
         f"against {name}: {samples[ours] / samples[theirs]:.2f}x"
         for name, (ours, theirs) in pairs.items()
         if {ours, theirs} <= samples.values.keys()
     ]
+    if {"ours.cpu_s", "decode_cpu_s"} <= samples.values.keys():
+        above_ms = 1000 * (samples["ours.cpu_s"] - samples["decode_cpu_s"])
+        told.append(f"serving CPU above a decode that never pauses: {above_ms:.2f} ms per image")
+    return told
 
 
 def _over(ours: float, theirs: float, *, least: float) -> float:
@@ -110,7 +98,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         name="serving CPU above decode, ms per image",
-        value=lambda samples: 1000 * (samples["ours.cpu_s"] - samples["decode_cpu_s"]),
+        value=lambda samples: 1000 * (samples["ours.cpu_s"] - samples["ceiling_decode_cpu_s"]),
         bar=1.2,
         aim="0.7",
         sense="<=",

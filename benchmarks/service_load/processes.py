@@ -6,19 +6,21 @@ Reads Linux's /proc. Imports the standard library alone, because the load genera
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["free_port", "is_alive", "neighbours", "redis_server", "running", "tree_cpu_s", "tree_pids"]
+__all__ = ["free_port", "is_alive", "neighbours", "redis_server", "running", "says", "tree_cpu_s", "tree_pids"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_TERM_S = 4.0
+_TERM_S, _KILL_S = 4.0, 4.0
 
 
 def tree_pids(root: int) -> list[int]:
@@ -71,26 +73,36 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    command: Sequence[str], *, log: Path, variables: Mapping[str, str] | None = None
+    command: Sequence[str], *, log: Path, variables: Mapping[str, str] | None = None, is_heard: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command with its output in a file; on leaving, ask the whole tree to end, and then make it.
+    """Run a command with its output in a file; on leaving, ask it to end, and make what is left of the tree.
 
     Args:
         command: program and arguments.
         log: takes standard output and error.
         variables: added to the environment, from which `PHOSPHENE_*` is taken out.
+        is_heard: whether standard output goes into a pipe instead, for `says`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PHOSPHENE_")}
     environment |= variables or {}
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    log.write_bytes(b"")
+    # For appending: what is heard goes into the same file.
+    with log.open("ab") as output:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if is_heard else output,
+            stderr=output,
+            start_new_session=True,
         )
         try:
             yield process
         finally:
             _end(process)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -99,13 +111,52 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     deadline_s = time.monotonic() + _TERM_S
     with suppress(subprocess.TimeoutExpired):
         process.wait(_TERM_S)
-    while time.monotonic() < deadline_s and any(is_alive(pid) for pid in pids[1:]):
-        time.sleep(0.05)
+    for pid in pids[1:]:
+        _await_end(pid, max(deadline_s - time.monotonic(), 0.0))
     for pid in pids:
         if is_alive(pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     process.wait()
+    for pid in pids[1:]:
+        _await_end(pid, _KILL_S)
+
+
+def _await_end(pid: int, limit_s: float) -> None:
+    """Wait until a process that need not be our child has ended, so long at most."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ended = select.poll()
+        ended.register(descriptor, select.POLLIN)
+        ended.poll(1000 * limit_s)
+    finally:
+        os.close(descriptor)
+
+
+def says(process: subprocess.Popen[bytes], word: bytes, *, limit_s: float, log: Path) -> bool:
+    """Read what a process that is heard says until a line holds a word; False where it ends before, or takes too long.
+
+    Args:
+        process: from `running` with `is_heard`.
+        word: what is waited for.
+        limit_s: seconds after which it is made to end.
+        log: takes what was said, behind what is there.
+    """
+    assert process.stdout is not None
+    limit = threading.Timer(limit_s, process.kill)
+    limit.start()
+    try:
+        with log.open("ab") as output:
+            for line in process.stdout:
+                output.write(line)
+                if word in line:
+                    return True
+        return False
+    finally:
+        limit.cancel()
 
 
 @contextmanager

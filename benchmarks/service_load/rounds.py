@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.samples import Samples
 from benchmarks.service_load.device import CEILING_PER_S
-from benchmarks.service_load.figures import Samples
 from benchmarks.service_load.photos import Size
 from benchmarks.service_load.processes import neighbours
 from benchmarks.service_load.servers import Phase, Server, UnderTest, ours, ours_with_model, serving

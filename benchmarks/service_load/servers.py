@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.service_load.device import BATCH_LIMIT
 from benchmarks.service_load.peers import LitServeSettings, RaySettings, environment_of
 from benchmarks.service_load.photos import Size
-from benchmarks.service_load.processes import free_port, running
+from benchmarks.service_load.processes import free_port, running, says
 
 __all__ = [
     "Phase",
@@ -34,7 +34,6 @@ __all__ = [
 _PACKAGE = "benchmarks.service_load"
 _GENERATOR_END_S = 10.0
 _READY_LIMIT_S = 120.0
-_LOOK_S = 0.02
 
 
 class ServerSilent(Exception):
@@ -178,11 +177,9 @@ def seconds_to_ready(bundle: Path, *, logs: Path) -> float:
         "PHOSPHENE_METRICS_LISTEN": "127.0.0.1:0",
     }
     begun_s = time.monotonic()
-    with running((sys.executable, "-m", "service"), log=log, variables=variables) as process:
-        while b'"serving"' not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() - begun_s > _READY_LIMIT_S:
-                raise ServerSilent(f"the service did not start; see {log}")
-            time.sleep(_LOOK_S)
+    with running((sys.executable, "-m", "service"), log=log, variables=variables, is_heard=True) as process:
+        if not says(process, b'"serving"', limit_s=_READY_LIMIT_S, log=log):
+            raise ServerSilent(f"the service did not start; see {log}")
         return time.monotonic() - begun_s
 
 

@@ -51,6 +51,8 @@ class Task:
     """Threads of torch."""
     variant: str = "batchtopk"
     """`batchtopk` or `topk`, where a contestant has both."""
+    precision: str = "float32"
+    """Of the search for active neurons, where a contestant has several: `float32` or `bfloat16`."""
     optimiser: str = ""
     """Which optimiser, where a contestant has several."""
     dead_after_samples: int = 0

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.record import Must
-from benchmarks.service_load.figures import Samples
+from benchmarks.samples import Samples
 from benchmarks.training_load.races import K
 
-__all__ = ["BATCHTOPK_PEERS", "MAIN", "QUALITY", "RATES", "SMALL", "compared", "has_bfloat16", "musts", "not_measured"]
+__all__ = ["BATCHTOPK_PEERS", "MAIN", "QUALITY", "RATES", "SMALL", "compared", "musts", "not_measured"]
 
 MAIN, SMALL = "512 x 8192", "512 x 4096"
 """The race, and the training against the peers, by width and neurons."""
@@ -87,12 +87,6 @@ def compared(samples: Samples) -> list[str]:
                         else f"{race}: {name} against {other}: {wall:.2f}x in wall time, {cpu:.2f}x in CPU-seconds"
                     )
     return told
-
-
-def has_bfloat16(cpuinfo: str) -> bool:
-    """Whether a processor has instructions for bfloat16, by the text of /proc/cpuinfo."""
-    flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.split()}
-    return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 def _figures() -> Iterator[Figure]:

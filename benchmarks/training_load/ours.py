@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.training_load.contestant import Task, compete
-from training.settings import InputScaling, SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
+from training.settings import InputScaling
 from training.trainer import make_learner
-from training.variants import VariantName
+from training.variants import SelectionPrecision, VariantName
 from training.weights import initial_weights
 
 _SAMPLE_ROWS = 16_384
@@ -27,6 +28,7 @@ class Ours:
             neuron_count=task.neuron_count,
             variant=VariantName(task.variant),
             inputs=InputScaling.RAW,
+            selection_precision=SelectionPrecision(task.precision),
         )
         sae = request.resolve(rows.shape[1])
         settings = TrainingRequest(

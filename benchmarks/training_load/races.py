@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.service_load.figures import Samples
+from benchmarks.samples import Samples
 from benchmarks.training_load.contestant import Task
 from benchmarks.training_load.known_directions import Recipe, make_data
 from benchmarks.training_load.peers import Peer
@@ -40,6 +40,8 @@ class Entry:
     python: Path
     """The Python that it runs in."""
     variant: str = "batchtopk"
+    """See `Task`."""
+    precision: str = "float32"
     """See `Task`."""
     optimiser: str = ""
     """See `Task`."""
@@ -73,10 +75,16 @@ class Steps:
     """Steps that are timed of a peer: it takes longer over each."""
 
 
-def ours(variant: str = "batchtopk") -> Entry:
+def ours(variant: str = "batchtopk", precision: str = "float32") -> Entry:
     """Phosphene."""
-    name = "Phosphene" if variant == "batchtopk" else f"Phosphene {variant}"
-    return Entry(name=name, module=f"{_PACKAGE}.ours", python=Path(sys.executable), variant=variant)
+    marks = [mark for mark, usual in ((variant, "batchtopk"), (precision, "float32")) if mark != usual]
+    return Entry(
+        name=" ".join(["Phosphene", *marks]),
+        module=f"{_PACKAGE}.ours",
+        python=Path(sys.executable),
+        variant=variant,
+        precision=precision,
+    )
 
 
 def gemm() -> Entry:
@@ -176,6 +184,7 @@ class Races:
             seed=0,
             thread_count=self._thread_count,
             variant=entry.variant,
+            precision=entry.precision,
             optimiser=entry.optimiser,
         )
 

@@ -93,7 +93,10 @@ def read_token(path: Path) -> str:
     except UnicodeDecodeError:
         token = ""
     except OSError as cause:
-        raise SettingError(f"the token file {str(path)!r} cannot be read: {cause.strerror}", field="token") from cause
+        raise SettingError(
+            f"the token file {str(path)!r} cannot be read: {cause.strerror}; name a file that you may read",
+            field="token",
+        ) from cause
     if not _TOKEN.fullmatch(token):
         raise SettingError(
             f"the token file {str(path)!r} does not hold one token, 1 to 512 printable ASCII characters on one line",
@@ -131,9 +134,15 @@ def _pem(name: str, path: str | Path, label: str) -> bytes:
     try:
         data = Path(path).read_bytes()
     except OSError as cause:
-        raise SettingError(f"{name} is {str(path)!r}, which cannot be read: {cause.strerror}", field=name) from cause
+        raise SettingError(
+            f"{name} is {str(path)!r}, which cannot be read: {cause.strerror}; name a file that you may read",
+            field=name,
+        ) from cause
     if b"-----BEGIN " not in data or label.encode() not in data:
-        raise SettingError(f"{name} is {str(path)!r}, which holds no PEM block of a {label.lower()}", field=name)
+        raise SettingError(
+            f"{name} is {str(path)!r}, which holds no PEM block of a {label.lower()}; name the file that does",
+            field=name,
+        )
     return data
 
 

@@ -121,9 +121,9 @@ def _error(code: grpc.StatusCode, text: str, details: _Details, *, address: str)
             return _unanswerable(text, details.precondition)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if details.retry.HasField("retry_delay"):
             delay_s = max(0.0, details.retry.retry_delay.seconds + details.retry.retry_delay.nanos / 1e9)
-            return Overloaded(
-                f"the service at {address} is full: {text}; try again in {delay_s:.3g} s", retry_after_s=delay_s
-            )
+            # Phosphene's own services say it already; a proxy in front of one may not.
+            again = "" if "try again in " in text else f"; try again in {delay_s:.3g} s"
+            return Overloaded(f"the service at {address} is full: {text}{again}", retry_after_s=delay_s)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return InputError(f"the message is too large ({text}); send a smaller image, or ask for fewer thumbnails")
         case grpc.StatusCode.DEADLINE_EXCEEDED:

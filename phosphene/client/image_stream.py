@@ -17,19 +17,11 @@ from typing import Any, assert_never
 
 import grpc
 
-from phosphene.client.questions import Answer, OpenQuestions, Question, QuestionSource
+from phosphene.client.questions import Answer, OpenQuestions, Question, QuestionSource, Unsent
 from phosphene.errors import PhospheneError
 from phosphene.v1.streams_pb2 import ExplainImagesRequest, ExplainImagesResponse
 
 __all__ = ["explain_each"]
-
-
-@dataclass(frozen=True)
-class _Unsent:
-    """A question that could not be sent."""
-
-    position: int
-    error: PhospheneError
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class _Ended:
     failure: grpc.RpcError | None
 
 
-_Event = ExplainImagesResponse | _Unsent | _Ended
+_Event = ExplainImagesResponse | Unsent | _Ended
 
 
 class _CallEnded(Exception):
@@ -120,7 +112,7 @@ def _settle(event: _Event, questions: OpenQuestions, stream: _Call) -> Answer | 
     match event:
         case _Ended(failure):
             raise _CallEnded(failure)
-        case _Unsent(position, error):
+        case Unsent(position, error):
             return questions.fail(position, error)
         case ExplainImagesResponse():
             match questions.settle(event):
@@ -180,7 +172,7 @@ class _Call:
             try:
                 yield from self._questions.messages(question)
             except PhospheneError as error:
-                self._inbox.put(_Unsent(question.position, error))
+                self._inbox.put(Unsent(question.position, error))
 
     def _read(self) -> None:
         failure: grpc.RpcError | None = None

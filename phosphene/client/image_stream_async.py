@@ -16,7 +16,7 @@ from typing import Any, assert_never
 
 import grpc
 
-from phosphene.client.questions import Answer, OpenQuestions, Question, QuestionSource
+from phosphene.client.questions import Answer, OpenQuestions, Question, QuestionSource, Unsent
 from phosphene.errors import PhospheneError
 from phosphene.v1.streams_pb2 import ExplainImagesResponse
 
@@ -39,14 +39,6 @@ class _NoMore:
 
 
 @dataclass(frozen=True)
-class _Unsent:
-    """A question that could not be sent."""
-
-    position: int
-    error: PhospheneError
-
-
-@dataclass(frozen=True)
 class _Ended:
     """The end of the call."""
 
@@ -55,7 +47,7 @@ class _Ended:
     """Whether this end cancelled it: the client was closed."""
 
 
-_Event = ExplainImagesResponse | _Taken | _NoMore | _Unsent | _Ended
+_Event = ExplainImagesResponse | _Taken | _NoMore | Unsent | _Ended
 _Inbox = asyncio.Queue[Any]
 
 
@@ -146,7 +138,7 @@ def _settle(event: _Event, questions: OpenQuestions, stream: _Call, source: _Sou
             return None
         case _Ended():
             raise _CallEnded(event)
-        case _Unsent(position, error):
+        case Unsent(position, error):
             return questions.fail(position, error)
         case ExplainImagesResponse():
             match questions.settle(event):
@@ -250,7 +242,7 @@ class _Call:
                 try:
                     message = await asyncio.to_thread(next, messages)
                 except PhospheneError as error:
-                    self._inbox.put_nowait(_Unsent(question.position, error))
+                    self._inbox.put_nowait(Unsent(question.position, error))
                     continue
                 await self._call.write(message)
                 for message in messages:

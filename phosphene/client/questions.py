@@ -36,7 +36,7 @@ from phosphene.v1.explain_pb2 import ExplainRequest, ExplainResponse
 from phosphene.v1.streams_pb2 import ExplainImagesRequest, ExplainImagesResponse
 from phosphene.v1.values_pb2 import ImageQuery
 
-__all__ = ["CHUNK_BYTES", "Answer", "Digest", "OpenQuestions", "Question", "QuestionSource"]
+__all__ = ["CHUNK_BYTES", "Answer", "Digest", "OpenQuestions", "Question", "QuestionSource", "Unsent"]
 
 CHUNK_BYTES = 2**20
 """A longer image is sent in pieces of this many bytes, so that no message comes near gRPC's usual limit of 4 MiB."""
@@ -69,6 +69,16 @@ class Question:
     """Whether to ask by digest, although the bytes are here."""
     retry_count: int = 0
     """How often it was asked again."""
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """A question that could not be sent, as the sending side tells the one that settles."""
+
+    position: int
+    """Its place among the images."""
+    error: PhospheneError
+    """Why."""
 
 
 class OpenQuestions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from threading import Event
 from types import TracebackType
@@ -10,8 +9,8 @@ from typing import TypeVar, Unpack
 
 import grpc
 
-from phosphene.client.access import AccessOptions, access_to
-from phosphene.client.failures import error_from, needs_bytes
+from phosphene.client.access import AccessOptions
+from phosphene.client.failures import needs_bytes
 from phosphene.client.image_stream import explain_each
 from phosphene.client.options import (
     ExplainImagesOptions,
@@ -22,24 +21,21 @@ from phosphene.client.options import (
     SearchImagesOptions,
     SearchNeuronsOptions,
 )
-from phosphene.client.questions import Answer, OpenQuestions, QuestionSource
+from phosphene.client.questions import Answer, QuestionSource
 from phosphene.client.requests import (
     IMAGE_LIMIT_BYTES,
     ImageSource,
-    by_digest,
-    explain_request,
-    image_query,
     image_request,
     list_neurons_request,
     model_request,
     models_request,
     neuron_request,
-    search_images_request,
     search_neurons_request,
 )
-from phosphene.client.retries import Attempts, RetryPolicy
-from phosphene.client.transport import DEFAULT_ADDRESS, Method, channel_options
-from phosphene.errors import ImageRequired, NotFound
+from phosphene.client.retries import Attempts
+from phosphene.client.terms import CallTerms
+from phosphene.client.transport import DEFAULT_ADDRESS, Method
+from phosphene.errors import PhospheneError
 from phosphene.v1.explain_pb2 import ExplainResponse
 from phosphene.v1.images_pb2 import SearchImagesResponse
 from phosphene.v1.models_pb2 import Model
@@ -83,15 +79,13 @@ class Client:
             SettingError: `timeout_s` or `retries` is out of its bounds, or `access` is refused; see `access_to`.
         """
         self.address = address
-        self._policy = RetryPolicy(timeout_s=float(timeout_s), retry_count=retries)
-        self._image_limit_bytes = image_limit_bytes
-        allowed = access_to(address, **access)
-        self._metadata = allowed.metadata
-        options = [*channel_options(image_limit_bytes), *allowed.channel_options]
+        self._terms = terms = CallTerms(
+            address, timeout_s=timeout_s, retries=retries, image_limit_bytes=image_limit_bytes, **access
+        )
         self._channel = (
-            grpc.insecure_channel(address, options=options)
-            if allowed.credentials is None
-            else grpc.secure_channel(address, allowed.credentials, options=options)
+            grpc.insecure_channel(address, options=terms.channel_options)
+            if terms.credentials is None
+            else grpc.secure_channel(address, terms.credentials, options=terms.channel_options)
         )
         self._stub = PhospheneServiceStub(self._channel)
         self._closed = Event()
@@ -124,15 +118,15 @@ class Client:
         With `digest_first` the image is asked for by its digest, and sent only where the service needs it: it knows
         those of the corpus, which it answers from what the index stored, and those that this caller sent before.
         """
-        request = explain_request(image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes), **options)
-        attempts = Attempts(self._policy, clock=time.monotonic)
-        if digest_first and request.image.HasField("data"):
+        *first, last = self._terms.explain_requests(image, sha256=sha256, digest_first=digest_first, **options)
+        attempts = self._terms.attempts()
+        for request in first:
             try:
-                return self._ask(self._stub.Explain, by_digest(request), attempts)
-            except (NotFound, ImageRequired) as error:
+                return self._ask(self._stub.Explain, request, attempts)
+            except PhospheneError as error:
                 if not needs_bytes(error):
                     raise
-        return self._ask(self._stub.Explain, request, attempts)
+        return self._ask(self._stub.Explain, last, attempts)
 
     def explain_images(
         self, images: Iterable[QuestionSource], **options: Unpack[ExplainImagesOptions]
@@ -172,15 +166,9 @@ class Client:
         """
         return explain_each(
             images,
-            OpenQuestions(
-                policy=self._policy,
-                clock=time.monotonic,
-                address=self.address,
-                image_limit_bytes=self._image_limit_bytes,
-                **options,
-            ),
-            lambda messages: self._stub.ExplainImages(messages, metadata=self._metadata),
-            timeout_s=self._policy.timeout_s,
+            self._terms.open_questions(**options),
+            lambda messages: self._stub.ExplainImages(messages, metadata=self._terms.metadata),
+            timeout_s=self._terms.timeout_s,
             wait=self._closed.wait,
         )
 
@@ -222,9 +210,8 @@ class Client:
         **options: Unpack[SearchImagesOptions],
     ) -> SearchImagesResponse:
         """Find images of the corpus with a code like that of an image, or that excite a neuron."""
-        by_image = image is not None or sha256 is not None
-        query = image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes) if by_image else None
-        return self._ask(self._stub.SearchImages, search_images_request(query, neuron_id=neuron_id, **options))
+        request = self._terms.search_images_request(image, sha256=sha256, neuron_id=neuron_id, **options)
+        return self._ask(self._stub.SearchImages, request)
 
     def image(self, sha256: str, **options: Unpack[Place]) -> CorpusImage:
         """Return an image of the corpus with its thumbnail."""
@@ -243,12 +230,12 @@ class Client:
         return self._ask(self._stub.GetModel, model_request(bundle)).model
 
     def _ask(self, method: Method[Request, Response], request: Request, attempts: Attempts | None = None) -> Response:
-        attempts = attempts or Attempts(self._policy, clock=time.monotonic)
+        attempts = attempts or self._terms.attempts()
         while True:
             try:
-                return method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
+                return method(request, timeout=attempts.remaining_s(), metadata=self._terms.metadata)
             except grpc.RpcError as failure:
-                error = error_from(failure, address=self.address, timeout_s=self._policy.timeout_s)
+                error = self._terms.error(failure)
             delay_s = attempts.delay_s(error)
             if delay_s is None or self._closed.wait(delay_s):
                 raise error

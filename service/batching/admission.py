@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 from phosphene.errors import DeadlineExpired, Overloaded
 from service.batching.fair_queue import Ledger
-from service.batching.latency import retry_after_s
+from service.batching.refusals import overloaded
 from service.batching.shares import Excess, Shares, share_of
 from service.claims import Claim
 
@@ -204,8 +204,7 @@ class Admission:
     def _refused(self, claim: Claim, reason: str, held: str, *, wait_s: float | None = None) -> Overloaded:
         self._events.admission_refused(reason)
         backlog_s = self._engine_wait_s(claim, self._coming.cost()) if wait_s is None else 2 * wait_s
-        wait_s = retry_after_s(backlog_s)
-        return Overloaded(f"{held}; try again in {wait_s:.2f} s", retry_after_s=wait_s)
+        return overloaded(held, backlog_s=backlog_s)
 
     def _entered_queue(self, claim: Claim, cost: float) -> None:
         self._coming.subtract(claim, cost)

@@ -14,26 +14,19 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Protocol, Self, assert_never, runtime_checkable
+from typing import Self
 
-from phosphene.errors import (
-    DeadlineExpired,
-    ImageError,
-    ImageTooSlow,
-    ImageUnreadable,
-    Overloaded,
-    SettingError,
-    Unavailable,
-)
-from phosphene.image_headers import image_size
+from phosphene.errors import ImageError, SettingError, Unavailable
 from phosphene.image_limits import ImageLimits, check_file_size
 from phosphene.images import PreparedImage
 from phosphene.preprocessing import Preprocessing
 from service.batching.fair_queue import FairQueue
-from service.batching.latency import LatencyModel, retry_after_s
+from service.batching.latency import LatencyModel
+from service.batching.refusals import closing, expired, overloaded
 from service.claims import Claim
+from service.decoding.decode_events import DecodeEvents
+from service.decoding.job import Job, decode_cost
 from service.decoding.process import Death, DecodeProcess, WorkerEnded, WorkerGone, open_decode_process
 from service.observing.logs import log_event
 
@@ -43,43 +36,6 @@ _OPERATION = "decode"
 
 OpenWorker = Callable[[ImageLimits, float], AbstractAsyncContextManager[DecodeProcess]]
 """Starts a worker for these limits and seconds for an image, and ends it."""
-
-
-@runtime_checkable
-class DecodeEvents(Protocol):
-    """What an observer hears, on the event loop; must be quick and must not raise."""
-
-    def decode_done(self, *, duration_s: float, size_bytes: int, pixel_count: int) -> None:
-        """An image of this size was decoded, in this time at its worker."""
-
-    def decode_killed(self, cause: Literal["timeout", "crash"]) -> None:
-        """A worker was lost to an image."""
-
-    def decode_depth_changed(self, depth: int) -> None:
-        """The number of images that wait for a worker changed."""
-
-    def dropped(self, cause: Literal["cancelled", "expired", "closed"], stage: Literal["decode"]) -> None:
-        """An image left the queue before a worker had begun it."""
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job:
-    data: bytes
-    preprocessing: Preprocessing
-    claim: Claim
-    cost: float
-    """Megapixels, about."""
-    answer: asyncio.Future[PreparedImage] = field(repr=False)
-    has_lost_worker: bool = False
-    """Whether a worker ended in the middle of it, for a reason that may not be the image's."""
-
-    def succeed(self, image: PreparedImage) -> None:
-        if not self.answer.done():
-            self.answer.set_result(image)
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
 
 
 class DecodePool:
@@ -116,11 +72,11 @@ class DecodePool:
         self._clock = clock
         self._events = events
         self._open_worker = open_worker
-        self._queue: FairQueue[_Job] = FairQueue(bulk_share=bulk_share)
+        self._queue: FairQueue[Job] = FairQueue(bulk_share=bulk_share)
         # One at most for each worker that is being replaced.
-        self._second_tries: deque[_Job] = deque()
+        self._second_tries: deque[Job] = deque()
         self._latency = LatencyModel()
-        self._running: set[_Job] = set()
+        self._running: set[Job] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._seats: list[asyncio.Task[None]] = []
         self._is_open = False
@@ -152,7 +108,7 @@ class DecodePool:
         self._is_open = False
         for job in (*self._queue.drain(), *self._second_tries):
             self._events.dropped("closed", "decode")
-            job.fail(_closing())
+            job.fail(closing())
         self._second_tries.clear()
         self._events.decode_depth_changed(0)
         await self._end_seats()
@@ -193,20 +149,18 @@ class DecodePool:
                 this image.
         """
         if not self._is_open:
-            raise _closing()
+            raise closing()
         check_file_size(len(data), self._limits)
         if len(self._queue) >= self._queue_limit:
-            delay_s = retry_after_s(self.wait_s(claim))
-            raise Overloaded(
-                f"{len(self._queue)} images wait for a decode worker, the limit (PHOSPHENE_QUEUE_IMAGES); "
-                f"try again in {delay_s:.2f} s",
-                retry_after_s=delay_s,
+            raise overloaded(
+                f"{len(self._queue)} images wait for a decode worker, the limit (PHOSPHENE_QUEUE_IMAGES)",
+                backlog_s=self.wait_s(claim),
             )
-        job = _Job(
+        job = Job(
             data=data,
             preprocessing=preprocessing,
             claim=claim,
-            cost=_cost(data),
+            cost=decode_cost(data),
             answer=asyncio.get_running_loop().create_future(),
         )
         self._queue.put(job, claim=claim, cost=job.cost)
@@ -242,7 +196,7 @@ class DecodePool:
         if job := self._take_second_try() or await self._next_job(never):
             job.fail(Unavailable(f"{error}; until then ask another instance"))
 
-    async def _next_job(self, ended: asyncio.Future[None]) -> _Job | None:
+    async def _next_job(self, ended: asyncio.Future[None]) -> Job | None:
         """Wait for work; None where the worker ended while it had none."""
         while not ended.done():
             if job := self._take():
@@ -265,7 +219,7 @@ class DecodePool:
         self._call_one()
         return None
 
-    def _take(self) -> _Job | None:
+    def _take(self) -> Job | None:
         """The next image that somebody still waits for."""
         while job := self._queue.take():
             self._events.decode_depth_changed(len(self._queue))
@@ -273,7 +227,7 @@ class DecodePool:
                 return job
         return None
 
-    def _take_second_try(self) -> _Job | None:
+    def _take_second_try(self) -> Job | None:
         """An image for a fresh worker that somebody still waits for."""
         while self._second_tries:
             job = self._second_tries.popleft()
@@ -281,7 +235,7 @@ class DecodePool:
                 return job
         return None
 
-    def _is_awaited(self, job: _Job) -> bool:
+    def _is_awaited(self, job: Job) -> bool:
         """Whether somebody still waits for an image; where it is too late, that is told."""
         deadline_s = job.claim.deadline_s
         if job.answer.done():
@@ -289,11 +243,11 @@ class DecodePool:
             return False
         if deadline_s is not None and self._clock() >= deadline_s:
             self._events.dropped("expired", "decode")
-            job.fail(DeadlineExpired("the deadline passed before a decode worker was free; allow more time"))
+            job.fail(expired("before a decode worker was free"))
             return False
         return True
 
-    async def _decode(self, worker: DecodeProcess, job: _Job) -> bool:
+    async def _decode(self, worker: DecodeProcess, job: Job) -> bool:
         """Answer one image; tells whether the worker can go on."""
         begun_s = self._clock()
         self._running.add(job)
@@ -311,10 +265,10 @@ class DecodePool:
             return False
         except TimeoutError:
             self._events.decode_killed("timeout")
-            job.fail(self._too_slow())
+            job.take_too_long(self._time_limit_s)
             return False
         except asyncio.CancelledError:
-            job.fail(_closing())
+            job.fail(closing())
             raise
         except Exception as error:
             # Whatever it is, one image has it, and the queue goes on.
@@ -331,7 +285,7 @@ class DecodePool:
         job.succeed(image)
         return True
 
-    def _give_back(self, job: _Job) -> None:
+    def _give_back(self, job: Job) -> None:
         """Have another worker do what this one had not begun."""
         if job.has_lost_worker:
             self._second_tries.append(job)
@@ -340,7 +294,7 @@ class DecodePool:
         self._events.decode_depth_changed(len(self._queue))
         self._call_one()
 
-    def _lose_worker(self, job: _Job, error: WorkerEnded) -> None:
+    def _lose_worker(self, job: Job, error: WorkerEnded) -> None:
         """Judge an image in whose middle a worker ended, or leave that to another worker."""
         is_slow = error.death is Death.ALARM
         self._events.decode_killed("timeout" if is_slow else "crash")
@@ -351,31 +305,8 @@ class DecodePool:
             status=error.status,
             caller=job.claim.caller,
         )
-        match error.death:
-            case Death.ALARM:
-                job.fail(self._too_slow())
-            case Death.EXIT:
-                job.fail(_unreadable())
-            case Death.CRASH | Death.KILL if not job.has_lost_worker:
-                job.has_lost_worker = True
-                self._second_tries.append(job)
-            case Death.CRASH:
-                job.fail(_unreadable())
-            case Death.KILL:
-                job.fail(
-                    Unavailable(
-                        "two decode workers were killed in the middle of this image, by the system or an operator; try "
-                        "again, or ask another instance"
-                    )
-                )
-            case _:
-                assert_never(error.death)
-
-    def _too_slow(self) -> ImageTooSlow:
-        return ImageTooSlow(
-            f"image decodes for more than {self._time_limit_s:g} s, the limit (PHOSPHENE_DECODE_LIMIT_S); "
-            "scale it down, or save it anew, not progressive"
-        )
+        if job.lose_worker(error.death, time_limit_s=self._time_limit_s):
+            self._second_tries.append(job)
 
     def _call_one(self) -> None:
         """Wake the seat that worked last: its memory is warm."""
@@ -388,17 +319,3 @@ class DecodePool:
         for end in await asyncio.gather(*self._seats, return_exceptions=True):
             if isinstance(end, Exception):
                 raise end
-
-
-def _cost(data: bytes) -> float:
-    """Megapixels; the bytes stand in where the file does not tell, and where they are more."""
-    width, height = image_size(data) or (0, 0)
-    return max(width * height, len(data)) / 1e6
-
-
-def _unreadable() -> ImageUnreadable:
-    return ImageUnreadable("image ends its decoder: it is damaged or needs too much memory; save it anew, smaller")
-
-
-def _closing() -> Unavailable:
-    return Unavailable("the service is shutting down; ask another instance")

@@ -23,6 +23,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _LOGGER = logging.getLogger("phosphene.service")
 # Ids tell requests apart and guard nothing, so that none needs the system's entropy.
 _IDS = random.Random()
+# `json.dumps` would make one for every line.
+_JSON = json.JSONEncoder(ensure_ascii=True, default=str)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -63,7 +65,7 @@ class JsonFormatter(logging.Formatter):
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True, default=str)
+        return _JSON.encode(line)
 
 
 def open_logs(level: str, stream: io.TextIOBase | None = None) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
+from math import fsum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -98,8 +99,6 @@ class ModelHealth:
         neuron_count = 0 if reference is None else len(reference.densities)
         self._firing_counts = np.zeros(neuron_count, np.int64)
         self._active_sum = 0
-        self._fvu_sum = 0.0
-        self._fvu_count = 0
         self._nonfinite_count = 0
 
     def observe(self, code: ImageCode, fvu: float | None) -> None:
@@ -112,9 +111,9 @@ class ModelHealth:
             return
         with self._lock:
             if len(self._window) == self._window_images:
-                self._count(*self._window.popleft(), sign=-1)
+                self._count(self._window.popleft()[0], sign=-1)
             self._window.append((code.neuron_ids, fvu))
-            self._count(code.neuron_ids, fvu, sign=1)
+            self._count(code.neuron_ids, sign=1)
 
     def nonfinite(self) -> None:
         """The engine met NaN or infinity on an image."""
@@ -125,8 +124,9 @@ class ModelHealth:
         """The figures now."""
         with self._lock:
             image_count, firing_counts = len(self._window), self._firing_counts.copy()
-            active_sum, fvu_sum, fvu_count = self._active_sum, self._fvu_sum, self._fvu_count
-            nonfinite_count = self._nonfinite_count
+            active_sum, nonfinite_count = self._active_sum, self._nonfinite_count
+            # Summed anew: from a running sum one extreme value would take the others' digits with it for good.
+            fvus = [fvu for _, fvu in self._window if fvu is not None]
         reference = self._reference
         drift: float | None = None
         floor: float | None = None
@@ -137,20 +137,17 @@ class ModelHealth:
             image_count=image_count,
             l0_neurons=active_sum / image_count if image_count else None,
             index_l0_neurons=None if reference is None else float(reference.densities.sum()),
-            fvu_ratio=max(fvu_sum, 0.0) / fvu_count if fvu_count else None,
+            fvu_ratio=fsum(fvus) / len(fvus) if fvus else None,
             drift_ratio=drift,
             drift_floor_ratio=floor,
             nonfinite_count=nonfinite_count,
         )
 
-    def _count(self, neuron_ids: Int[np.ndarray, " active"], fvu: float | None, *, sign: int) -> None:
+    def _count(self, neuron_ids: Int[np.ndarray, " active"], *, sign: int) -> None:
         if self._reference is not None:
             # A code names each neuron at most once, so no index repeats.
             self._firing_counts[neuron_ids] += sign
         self._active_sum += sign * len(neuron_ids)
-        if fvu is not None:
-            self._fvu_sum += sign * fvu
-            self._fvu_count += sign
 
 
 def index_reference(index: DensitySource) -> IndexReference:

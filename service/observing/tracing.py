@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import phosphene
 from phosphene.errors import SettingError
+from service.variable_kinds import without_secret
 
 __all__ = ["NoTracer", "RequestTrace", "SpanTracer", "Tracer", "open_tracer"]
 
@@ -108,9 +109,10 @@ def open_tracer(endpoint: str | None) -> Tracer:
     """
     if not endpoint:
         return NoTracer()
+    shown = without_secret(endpoint)
     if not endpoint.startswith(("http://", "https://")):
         raise SettingError(
-            f"PHOSPHENE_TRACES_ENDPOINT is {endpoint!r}; say http://HOST:PORT (plain) or https://HOST:PORT (TLS)"
+            f"PHOSPHENE_TRACES_ENDPOINT is {shown!r}; say http://HOST:PORT (plain) or https://HOST:PORT (TLS)"
         )
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -119,7 +121,7 @@ def open_tracer(endpoint: str | None) -> Tracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SettingError(
-            f"PHOSPHENE_TRACES_ENDPOINT is {endpoint!r}, which needs OpenTelemetry ({error.name} is not installed): "
+            f"PHOSPHENE_TRACES_ENDPOINT is {shown!r}, which needs OpenTelemetry ({error.name} is not installed): "
             "pip install -r requirements/tracing.txt, or leave the variable unset"
         ) from error
     # A provider of our own: the global one belongs to whoever embeds us. Its queue is bounded, and drops when full.

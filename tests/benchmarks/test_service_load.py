@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.samples import Samples
 from benchmarks.service_load.device import (
     BATCH_LIMIT,
     CEILING_PER_S,
@@ -23,12 +24,12 @@ from benchmarks.service_load.device import (
     fingerprint,
 )
 from benchmarks.service_load.draft import compare, undraftable
-from benchmarks.service_load.figures import FIGURES, Samples, musts, not_measured
+from benchmarks.service_load.figures import FIGURES, musts, not_measured
 from benchmarks.service_load.load import Tally, closed_loop, open_loop, quantile
 from benchmarks.service_load.peers import CONSTRAINTS, litserve_settings, ray_settings
 from benchmarks.service_load.photo_requests import Requests, with_serial
 from benchmarks.service_load.photos import PREPROCESSING, due, large_photos, make_photos
-from benchmarks.service_load.processes import is_alive, read_stat, tree_pids
+from benchmarks.service_load.processes import is_alive, read_stat, running, says, tree_pids
 from benchmarks.service_load.servers import Phase, ours, serving
 from phosphene.codes import ImageCode
 from phosphene.images import prepare
@@ -219,6 +220,27 @@ def test_a_tree_holds_its_children_until_they_end():
     assert is_alive(child)
     process.communicate("\n")
     assert not is_alive(child)
+
+
+def test_what_runs_ends_with_its_children(tmp_path):
+    # The child notices the end of its parent, and nothing before.
+    child = "child = subprocess.Popen(['cat'], stdin=subprocess.PIPE)"
+    command = f"import signal, subprocess; {child}; print('ready', flush=True); signal.pause()"
+    log = tmp_path / "log"
+    with running((sys.executable, "-c", command), log=log, is_heard=True) as process:
+        assert says(process, b"ready", limit_s=60, log=log)
+        pids = tree_pids(process.pid)
+        assert len(pids) == 2
+    assert not any(is_alive(pid) for pid in pids)
+    assert log.read_text() == "ready\n"
+
+
+def test_a_process_that_ends_without_a_word_is_told(tmp_path):
+    log = tmp_path / "log"
+    command = "import sys; print('no', flush=True); sys.stdin.read(); sys.stderr.write('reason')"
+    with running((sys.executable, "-c", command), log=log, is_heard=True) as process:
+        assert not says(process, b"ready", limit_s=60, log=log)
+    assert log.read_text() in ("no\nreason", "reasonno\n")
 
 
 def test_every_figure_needs_its_samples_and_holds_on_its_side():

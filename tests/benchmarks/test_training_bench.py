@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.service_load.figures import Samples
+from benchmarks.samples import Samples
 from benchmarks.training_load import figures
 from benchmarks.training_load.contestant import Task, decay_steps, learning_rate_share, measure, warm_up_steps
-from benchmarks.training_load.figures import MAIN, RATES, SMALL, compared, has_bfloat16, musts, not_measured
+from benchmarks.training_load.figures import MAIN, RATES, SMALL, compared, musts, not_measured
 from benchmarks.training_load.known_directions import Recipe, draw_rows, frequencies, make_data, make_directions
 from benchmarks.training_load.ours import Ours
 from benchmarks.training_load.peers import PEERS, PINS, pins_of
 from benchmarks.training_load.quality import fraction_unexplained, judge, mean_max_cosine
 from benchmarks.training_load.races import K, Races, Shape, Steps, gemm, ours
 from training.learner import learning_rate_at
-from training.settings import SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
 from training.variants import VariantName
 from training.weights import Weights
 
@@ -318,13 +318,6 @@ def test_the_distance_to_the_bare_product_is_told():
     told = compared(filled())
     assert f"{MAIN}: Phosphene takes 1.50x the bare product's time, 1.50x its CPU-seconds" in told
     assert f"{MAIN}: Phosphene topk against sparsify adam: 2.00x in wall time, 2.00x in CPU-seconds" in told
-
-
-def test_bfloat16_is_told_by_the_processors_flags():
-    assert has_bfloat16("flags\t\t: fpu avx512f avx512_bf16\n")
-    assert has_bfloat16("processor: 0\nflags: amx_bf16 fpu\n")
-    assert not has_bfloat16("flags\t\t: fpu avx avx2\n")
-    assert not has_bfloat16("model name: avx512_bf16\n")
 
 
 def test_every_peer_has_pins_and_torch_is_pinned_once():

@@ -185,6 +185,13 @@ def test_closing_a_client_ends_the_wait_for_a_retry(service: FakeService) -> Non
     assert len(service.requests) == 1
 
 
+def test_a_full_service_that_says_when_to_try_again_is_quoted_once(service: FakeService) -> None:
+    service.failures.append(Failure(CODE.RESOURCE_EXHAUSTED, "9 images; try again in 60 s", (retry_info(60),)))
+    with Client(service.address, retries=0) as client, pytest.raises(Overloaded) as caught:
+        client.model()
+    assert str(caught.value).endswith(" is full: 9 images; try again in 60 s")
+
+
 async def test_a_cancelled_task_cancels_its_call(service: FakeService) -> None:
     service.hold.clear()
     async with AsyncClient(service.address, timeout_s=20) as client:

@@ -19,7 +19,7 @@ from phosphene.client.command import main
 from phosphene.client.exposition import Scrape, Series, fetch_scrape, parse_scrape
 from phosphene.client.top import Window, run_top, top_view
 from phosphene.errors import ServiceUnreachable
-from service.observing.metrics import Metrics
+from service.observing.metric_events import Metrics
 from tests.service.observing.example_events import example_artefacts, example_events
 
 METHODS = ("Explain", "GetNeuron")

@@ -9,7 +9,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from phosphene.v1 import explain_pb2, models_pb2, values_pb2
-from service.observing.metrics import Metrics, MetricsServer
+from service.observing.metric_events import Metrics
+from service.observing.metrics_server import MetricsServer
 from service.server import METHODS
 from tests.deploy.prometheus_process import CountedPage, needs_prometheus, prometheus
 from tests.deploy.queries import (

@@ -11,7 +11,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from service import health_probe
-from service.observing.metrics import Metrics
+from service.observing.metric_events import Metrics
 from service.server import METHODS
 from service.settings import read_settings
 from tests.deploy.memory import MIB, need_bytes

@@ -16,10 +16,12 @@ from tests.families import write_encoder
 from tests.index.quiet import Notes
 from tests.index.small_world import write_corpus
 from tests.service.conftest import serving_artefacts
+from training.execution import Execution
 from training.fit import fit
+from training.harvest_settings import HarvestSettings
 from training.plan import FitRequest, Sources
 from training.progress import LineProgress
-from training.settings import Execution, HarvestSettings, SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
 
 IMAGE_COUNT = 48
 

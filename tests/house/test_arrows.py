@@ -29,6 +29,8 @@ WRONG_ARROWS = [
     ("door: prometheus_client", "index/wrong.py", "import prometheus_client"),
     ("door: numba", "index/wrong.py", "import numba"),
     ("door: matplotlib", "index/wrong.py", "import matplotlib"),
+    ("door: tensorboardX", "index/wrong.py", "import tensorboardX"),
+    ("door: triton", "service/wrong.py", "import triton"),
     ("door: ray", "index/wrong.py", "import ray"),
 ]
 

@@ -1,13 +1,14 @@
 """What goes around every method, with a context in hand: what a caller that leaves leaves behind."""
 
 import asyncio
+import weakref
 from types import SimpleNamespace
 
 import pytest
 
 from phosphene.errors import DeadlineExpired, Unavailable
 from service.interceptor import AnswerInterceptor
-from service.observing.metrics import Metrics
+from service.observing.metric_events import Metrics
 from service.server import METHODS, SERVICE
 
 
@@ -52,9 +53,9 @@ class ToldContext(StuckContext):
         self.told.append(code)
 
 
-async def wrapped_unary(metrics, unary_unary):
+async def wrapped_unary(metrics, unary_unary, deserializer=bytes):
     handler = SimpleNamespace(
-        request_streaming=False, unary_unary=unary_unary, request_deserializer=bytes, response_serializer=bytes
+        request_streaming=False, unary_unary=unary_unary, request_deserializer=deserializer, response_serializer=bytes
     )
     interceptor = AnswerInterceptor(service=SERVICE, metrics=metrics, clock=lambda: 0.0)
 
@@ -109,6 +110,24 @@ async def test_a_call_that_its_caller_ends_is_refused_by_nobody(left_s, code):
         await call
     assert counted(metrics, "phosphene_requests", "code") == {code: 1}
     assert counted(metrics, "phosphene_refused_requests", "reason") == {}
+
+
+async def test_a_request_that_its_handler_is_done_with_is_gone():
+    class Request:
+        def __init__(self, data):
+            self.data = data
+
+    left = []
+
+    async def reads(request, context):
+        held = weakref.ref(request)
+        del request
+        left.append(held())
+        return b""
+
+    answering = await wrapped_unary(Metrics(methods=METHODS, queue_capacity=1), reads, Request)
+    assert await answering(b"1", StuckContext()) == b""
+    assert left == [None]
 
 
 async def test_a_caller_that_leaves_while_it_is_written_to_leaves_nothing_under_way():

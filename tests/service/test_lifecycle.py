@@ -19,8 +19,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from phosphene.errors import SettingError
 from phosphene.v1 import explain_pb2, models_pb2, service_pb2_grpc, values_pb2
 from service.__main__ import main
+from service.observing.metric_events import Metrics
 from service.observing.metric_labels import CODES, REFUSALS, STAGES
-from service.observing.metrics import Metrics
 from service.observing.metrics_server import MetricsServer
 from service.server import METHODS, SERVICE
 from service.settings import ListenAddress

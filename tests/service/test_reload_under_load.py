@@ -193,13 +193,15 @@ async def answered_by(running, world, number=7):
     assert is_of(answer, one, [world])
 
 
-async def test_a_second_reload_meanwhile_is_told_so():
+async def test_a_second_reload_meanwhile_is_told_so(caplog):
     async with held() as (running, worlds, operator):
         first = asyncio.ensure_future(operator.Reload(RELOAD))
         await worlds.is_opening.wait()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await operator.Reload(RELOAD, timeout=_HANG_S)
         assert caught.value.code() is grpc.StatusCode.ABORTED
+        # Whoever sends a signal has nothing but the log.
+        assert "reload refused" in caplog.messages
         await answered_by(running, worlds.both[0])
         worlds.may_open.set()
         assert (await first).switched

@@ -164,3 +164,28 @@ def test_the_document_says_what_is_read():
     )
     for name in VARIABLES:
         assert describe(name)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://user:secret@host:6379/0", "redis://host:6379/0"),
+        ("redis://:se@cret@host/0", "redis://host/0"),
+        ("redis://host/0?password=secret", "redis://host/0"),
+        ("unix://:secret@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+        ("https://user@collector:4317", "https://collector:4317"),
+        ("redis://:sec/ret@host/0", "..."),
+        ("redis://:sec?ret@host/0", "..."),
+        ("redis://host/0?password=sec@ret", "..."),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_a_secret(url, shown):
+    assert without_secret(url) == shown
+
+
+@pytest.mark.parametrize("url", ["http://:secret@host", "redis://:secret word@host", "redis:/:secret@host", "secret"])
+def test_a_refused_url_is_not_quoted_with_what_may_be_a_secret(url):
+    with pytest.raises(SettingError, match="PHOSPHENE_REDIS_URL is '.*'; it must be a URL") as caught:
+        read_settings({**BUNDLES, "PHOSPHENE_REDIS_URL": url})
+    assert "secret" not in str(caught.value)

@@ -10,9 +10,14 @@ from service.workers import WorkerPool
 ANN, BOB, CARL, DORA = (Claim(caller=name) for name in ("ann", "bob", "carl", "dora"))
 
 
-def pool(*, worker_count=1, queue_limit=2, clock=lambda: 0.0):
+def pool(*, worker_count=1, queue_limit=2, clock=lambda: 0.0, on_dropped=lambda cause: None):
     return WorkerPool(
-        worker_count=worker_count, queue_limit=queue_limit, clock=clock, what="images wait", setting="PHOSPHENE_X"
+        worker_count=worker_count,
+        queue_limit=queue_limit,
+        clock=clock,
+        what="images wait",
+        setting="PHOSPHENE_X",
+        on_dropped=on_dropped,
     )
 
 
@@ -119,6 +124,32 @@ async def test_expired_work_never_begins():
         with pytest.raises(DeadlineExpired, match="while images wait"):
             await workers.run(Claim(deadline_s=9.0), lambda: pytest.fail("ran"))
         assert await workers.run(Claim(deadline_s=11.0), lambda: 1) == 1
+
+
+async def test_what_never_began_is_told_with_its_cause():
+    causes = []
+    async with pool(queue_limit=8, clock=lambda: 10.0, on_dropped=causes.append) as workers:
+        held = await Held(workers).begun()
+        leaving = asyncio.create_task(workers.run(ANN, lambda: pytest.fail("ran")))
+        late = asyncio.create_task(workers.run(Claim(caller="bob", deadline_s=9.0), lambda: pytest.fail("ran")))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait((leaving,))
+        assert causes == ["cancelled"]
+        held.end()
+        with pytest.raises(DeadlineExpired):
+            await late
+        await held.call
+        assert causes == ["cancelled", "expired"]
+        held = await Held(workers).begun()
+        waiting = asyncio.create_task(workers.run(ANN, lambda: pytest.fail("ran")))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(workers.__aexit__(None, None, None))
+        with pytest.raises(Unavailable):
+            await waiting
+        held.end()
+        await asyncio.gather(closing, held.call)
+    assert causes == ["cancelled", "expired", "closed"]
 
 
 async def test_a_reserved_place_is_not_refused_after_the_work_before_it():

@@ -1,4 +1,4 @@
-"""A learner that does what a test says: skips steps, runs out of memory, or just sums what it is given."""
+"""A learner that does what a test says: skips steps, selects nothing, runs out of memory, or sums what it is given."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class ScriptedLearner:
         *,
         skipped_steps: Container[int] = (),
         infinite_steps: Container[int] = (),
+        idle_steps: Container[int] = (),
         rows_that_fit: int = 1 << 30,
         block_rows: int = 1 << 30,
     ) -> None:
@@ -34,6 +35,7 @@ class ScriptedLearner:
         )
         self._skipped_steps = skipped_steps
         self._infinite_steps = infinite_steps
+        self._idle_steps = idle_steps
         self._rows_that_fit = rows_that_fit
 
     def step(self, inputs: Float[Tensor, "rows d"]) -> StepReport:
@@ -45,7 +47,8 @@ class ScriptedLearner:
         if self.step_count in self._infinite_steps:
             return StepReport(torch.tensor(torch.inf), torch.tensor(1.0), 2)
         self.weights.decoder_bias.add_(inputs.mean(dim=0))
-        return StepReport(torch.tensor(0.5), torch.tensor(2.0), 2)
+        least = torch.tensor(torch.inf if self.step_count in self._idle_steps else 1 / self.step_count)
+        return StepReport(torch.tensor(0.5), torch.tensor(2.0), 2, least_active=least)
 
     def state(self) -> dict[str, Tensor]:
         return {"sum": self.weights.decoder_bias}

@@ -15,19 +15,14 @@ from phosphene.encoder import Site, Tokens
 from training.__main__ import main
 from training.command.fit import request_of
 from training.command.main import parser
+from training.execution import Execution
+from training.harvest_settings import HarvestSettings, Storage
 from training.plan import FitRequest, Sources
 from training.reading import ReadingSettings
 from training.recipes import hugofry_clip_l14_layer22_x64
 from training.reports import RunReports
-from training.settings import (
-    BiasInit,
-    Execution,
-    HarvestSettings,
-    InputScaling,
-    SaeRequest,
-    Storage,
-    TrainingRequest,
-)
+from training.requests import SaeRequest, TrainingRequest
+from training.settings import BiasInit, InputScaling
 from training.variants import VariantName
 
 

@@ -10,6 +10,7 @@ from tests.training.synthetic import WIDTH, mixtures
 from training.dense_learner import DenseLearner
 from training.learner import Learner, StepReport, learning_rate_at
 from training.memory import WorksInBlocks
+from training.ranks import ALONE, Ranks
 from training.settings import BiasInit, SaeSettings, TrainingSettings
 from training.trainer import make_learner as learner_of
 from training.variants import DenseVariant, JumpReluTraining, ReluTraining
@@ -35,10 +36,10 @@ def make_settings(**changes: object) -> TrainingSettings:
     return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
 
 
-def make_learner(variant: DenseVariant, settings: TrainingSettings | None = None) -> DenseLearner:
+def make_learner(variant: DenseVariant, settings: TrainingSettings | None = None, ranks: Ranks = ALONE) -> DenseLearner:
     sae = SaeSettings(neuron_count=NEURONS, variant=variant)
     weights = initial_weights(rows(256), sae, bias_init=BiasInit.MEAN, seed=3)
-    return DenseLearner(weights, variant, settings or make_settings(), device=torch.device("cpu"))
+    return DenseLearner(weights, variant, settings or make_settings(), device=torch.device("cpu"), ranks=ranks)
 
 
 def advance(learner: DenseLearner, data: Tensor, count: int) -> list[StepReport]:

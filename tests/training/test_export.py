@@ -52,6 +52,31 @@ def test_the_check_passes_a_right_folding_and_refuses_a_wrong_one(selection: Sel
         check_folding(before, fold(weights, selection, off), scaling, residuals, token_code_limit=20)
 
 
+@pytest.mark.parametrize("selection", [TopK(4), JumpReLU(torch.zeros(512))], ids=["topk", "relu"])
+@pytest.mark.parametrize("seed", range(5))
+def test_codes_of_next_to_nothing_are_no_reason_to_refuse(selection: Selection, seed: int) -> None:
+    weights, scaling = draw_weights(seed, 128, 512), draw_scaling(seed, 3.0, 128)
+    weights.encoder_weight.div_(128**0.5)
+    weights.encoder_bias.sub_(3.0)
+    generator = torch.Generator().manual_seed(seed)
+    residuals = scaling.scale * torch.randn(256, 128, generator=generator) + scaling.mean
+    before, after = as_trained(weights, selection), fold(weights, selection, scaling)
+    largest = after.encode(residuals, limit=64).values[:, 0]
+    assert 0 < float(largest[largest > 0].min()) < 0.05 * float(largest.median())
+    check_folding(before, after, scaling, residuals, token_code_limit=64)
+    off = Scaling(mean=scaling.mean + 0.001, scale=scaling.scale)
+    with pytest.raises(NumericError, match="nothing is published"):
+        check_folding(before, fold(weights, selection, off), scaling, residuals, token_code_limit=64)
+
+
+def test_rows_without_a_code_agree() -> None:
+    weights, scaling, selection = draw_weights(1), draw_scaling(1, 3.0), JumpReLU(torch.full((20,), 100.0))
+    residuals = scaling.mean + torch.randn(16, 8, generator=torch.Generator().manual_seed(2))
+    check_folding(
+        as_trained(weights, selection), fold(weights, selection, scaling), scaling, residuals, token_code_limit=20
+    )
+
+
 def test_the_check_sees_a_forgotten_threshold() -> None:
     weights, scaling = draw_weights(1), draw_scaling(1, 3.0)
     residuals = scaling.scale * torch.randn(100, 8, generator=torch.Generator().manual_seed(2)) + scaling.mean

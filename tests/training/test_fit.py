@@ -1,7 +1,9 @@
 import dataclasses
+import gc
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from phosphene.selection import JumpReLU, TopK
 from tests.families import write_encoder
 from tests.training.corpora import corrupt, write_corpus
 from tests.training.recorded_progress import Killed, RecordedProgress
+from training.execution import Execution
 from training.fit import FitRefused, FitResult, fit, fit_many
 from training.gate import NotPublished
 from training.journal import read_journal
 from training.plan import FitRequest, Sources
-from training.progress import SilentProgress
+from training.progress import Advance, SilentProgress
+from training.reading import ReadingSettings
 from training.reports import RunReports
-from training.settings import Execution, SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
+from training.streaming import StreamedActivations
 from training.variants import VariantName
 
 
@@ -283,6 +288,31 @@ def test_several_come_out_of_one_pass_as_each_would_alone(
         assert isinstance(result, FitResult)
         alone = make_request(corpus_folder, encoder_folder, tmp_path / "alone" / name, **change)
         assert fit(alone, SilentProgress()).bundle.id == result.bundle.id
+
+
+def test_streamed_residuals_of_one_site_go_before_those_of_the_next_come(
+    corpus_folder: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    class Counting(RecordedProgress):
+        """Counts the sources that are there whenever training begins."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.source_counts: list[int] = []
+
+        def stage(self, name: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+            if name == "train":
+                self.source_counts.append(sum(type(found) is StreamedActivations for found in gc.get_objects()))
+            return super().stage(name, total, unit)
+
+    sources = Sources(corpus=str(corpus_folder), encoder=str(encoder_folder), reading=ReadingSettings(is_streamed=True))
+    changes = {f"b{block}": {"site": Site(block=block, tokens=Tokens.CLS), "sources": sources} for block in range(3)}
+    requests = many(corpus_folder, encoder_folder, tmp_path, **changes)
+    gc.collect()
+    progress = Counting()
+    results = fit_many(requests, progress)
+    assert all(isinstance(result, FitResult) for result in results)
+    assert progress.source_counts == [3, 2, 1]
 
 
 def test_another_seed_in_one_pass_shares_the_data_and_no_weights(

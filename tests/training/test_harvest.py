@@ -1,8 +1,7 @@
 import dataclasses
 import json
 import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from phosphene.errors import CorpusError, NumericError, SettingError
 from phosphene.images import prepare
 from phosphene.manifest import open_artefact
 from tests.training.corpora import corrupt, write_corpus
+from tests.training.recorded_progress import Killed, RecordedProgress
 from training.contents import digest_images
+from training.execution import Execution
 from training.harvest import HarvestPlan, harvest, harvest_sites, quarantined_images
-from training.progress import Advance, SilentProgress
-from training.settings import Execution, HarvestSettings, Storage
+from training.harvest_settings import HarvestSettings, Storage
+from training.progress import SilentProgress
 
 EMBEDDING = Site(block=None, tokens=Tokens.EMBEDDING)
 CLS, PATCHES = Site(block=1, tokens=Tokens.CLS), Site(block=1, tokens=Tokens.PATCHES)
@@ -77,31 +78,6 @@ def counting(encoder: Encoder) -> CountingEncoder:
     return twin
 
 
-class ListingProgress(SilentProgress):
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def event(self, name: str, **fields: Any) -> None:
-        self.events.append({"name": name} | fields)
-
-
-class Killed(BaseException):
-    """What a kill looks like from within the process."""
-
-
-class KillingProgress(SilentProgress):
-    def __init__(self, image_count: int) -> None:
-        self._image_count = image_count
-
-    @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        def advance(done: int, status: str) -> None:
-            if done >= self._image_count:
-                raise Killed
-
-        yield advance
-
-
 @pytest.mark.parametrize("site", [CLS, PATCHES, Site(block=0, tokens=Tokens.ALL), EMBEDDING], ids=str)
 def test_residuals_are_those_of_the_encoder_in_corpus_order(
     corpus_folder: Path, encoder: Encoder, tmp_path: Path, site: Site
@@ -131,12 +107,12 @@ def test_an_unreadable_image_is_counted_and_changes_no_other(encoder: Encoder, t
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     corpus_folder: Path, encoder: Encoder, tmp_path: Path, killed_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 8 * 32 * 4)
+    monkeypatch.setattr("training.harvest_settings._SHARD_TARGET_BYTES", 8 * 32 * 4)
     plan = make_plan(corpus_folder, encoder)
     assert plan.shard_images == 8
     whole = open_artefact(harvest(plan, tmp_path / "whole", SilentProgress()), kind="activations")
     with pytest.raises(Killed):
-        harvest(plan, tmp_path / "killed", KillingProgress(killed_after))
+        harvest(plan, tmp_path / "killed", RecordedProgress(kill_at=killed_after, stage="harvest"))
     partial = next((tmp_path / "killed").glob("*.partial"))
     (partial / "shard-00011.npy.draft").write_bytes(b"half")
     (partial / "manifest.json").write_bytes(b"left before the rename")
@@ -149,16 +125,16 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(
 def test_a_finished_harvest_is_used_again(corpus_folder: Path, encoder: Encoder, tmp_path: Path) -> None:
     plan = make_plan(corpus_folder, encoder, image_limit=20)
     path = harvest(plan, tmp_path, SilentProgress())
-    assert harvest(plan, tmp_path, KillingProgress(0)) == path
+    assert harvest(plan, tmp_path, RecordedProgress(kill_at=0, stage="harvest")) == path
 
 
 def test_shards_of_images_that_have_changed_since_are_not_used(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 8 * 32 * 4)
+    monkeypatch.setattr("training.harvest_settings._SHARD_TARGET_BYTES", 8 * 32 * 4)
     folder = write_corpus(tmp_path / "corpus", 24)
     with pytest.raises(Killed):
-        harvest(make_plan(folder, encoder), tmp_path / "killed", KillingProgress(16))
+        harvest(make_plan(folder, encoder), tmp_path / "killed", RecordedProgress(kill_at=16, stage="harvest"))
     first, second = sorted(folder.rglob("*.png"))[:2]
     first.write_bytes(second.read_bytes())
     resumed, _ = read(harvest(make_plan(folder, encoder), tmp_path / "killed", SilentProgress()))
@@ -234,7 +210,7 @@ def test_residuals_beyond_the_storage_are_refused_with_shard_and_row(
 def test_several_sites_in_one_pass_give_what_each_gives_alone(
     corpus_folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 24 * 32 * 4)
+    monkeypatch.setattr("training.harvest_settings._SHARD_TARGET_BYTES", 24 * 32 * 4)
     counter = counting(encoder)
     plans = several_sites(corpus_folder, counter)
     assert len({plan.shard_images for plan in plans}) > 2, "all shards end at the same images: the test is blind"
@@ -255,7 +231,10 @@ def test_a_site_that_is_finished_is_left_out(corpus_folder: Path, encoder: Encod
     assert paths[0] == due
     assert {file: file.stat().st_mtime_ns for file in due.iterdir()} == stamps
     counter = counting(encoder)
-    assert harvest_sites(several_sites(corpus_folder, counter), tmp_path, KillingProgress(0)) == paths
+    assert (
+        harvest_sites(several_sites(corpus_folder, counter), tmp_path, RecordedProgress(kill_at=0, stage="harvest"))
+        == paths
+    )
     assert counter.pass_count == 0
 
 
@@ -263,13 +242,13 @@ def test_a_site_that_is_finished_is_left_out(corpus_folder: Path, encoder: Encod
 def test_several_sites_killed_anywhere_and_run_again_give_the_same_bytes(
     corpus_folder: Path, encoder: Encoder, tmp_path: Path, killed_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 24 * 32 * 4)
+    monkeypatch.setattr("training.harvest_settings._SHARD_TARGET_BYTES", 24 * 32 * 4)
     plans = several_sites(corpus_folder, encoder)
     due = [
         open_artefact(path, kind="activations").id for path in harvest_sites(plans, tmp_path / "a", SilentProgress())
     ]
     with pytest.raises(Killed):
-        harvest_sites(plans, tmp_path / "b", KillingProgress(killed_after))
+        harvest_sites(plans, tmp_path / "b", RecordedProgress(kill_at=killed_after, stage="harvest"))
     counter = counting(encoder)
     paths = harvest_sites(several_sites(corpus_folder, counter), tmp_path / "b", SilentProgress())
     assert [open_artefact(path, kind="activations").id for path in paths] == due
@@ -319,12 +298,12 @@ def test_patches_of_high_norm_are_marked_and_their_share_is_told(
     loud = object.__new__(Loud)
     loud.__dict__.update(encoder.__dict__)
     sites = [CLS, PATCHES, Site(block=1, tokens=Tokens.ALL)]
-    progress = ListingProgress()
+    progress = RecordedProgress()
     paths = harvest_sites([make_plan(corpus_folder, loud, site) for site in sites], tmp_path, progress)
     marks = [json.loads((path / "artefact-tokens.json").read_bytes()) for path in paths]
     assert [mark["artefact_count"] for mark in marks] == [0, 96, 96], "the class token is none, however loud"
     assert [mark["patch_count"] for mark in marks] == [0, 96 * 16, 96 * 16]
-    told = {event["site"]: event["share"] for event in progress.events if event["name"] == "artefact tokens"}
+    told = {event["site"]: event["share"] for event in progress.named("artefact tokens")}
     assert told == {"block 1, patches": 1 / 16, "block 1, all": 1 / 16}
     norms = np.load(paths[1] / "shard-00000.norms.npy").astype(np.float64)
     median = np.sort(norms)[(len(norms) - 1) // 2]
@@ -335,7 +314,7 @@ def test_patches_of_high_norm_are_marked_and_their_share_is_told(
 def test_a_full_disk_leaves_nothing_that_passes_for_done_and_the_next_run_goes_on(
     corpus_folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.settings._SHARD_TARGET_BYTES", 32 * 16 * 32 * 4)
+    monkeypatch.setattr("training.harvest_settings._SHARD_TARGET_BYTES", 32 * 16 * 32 * 4)
     plan = make_plan(corpus_folder, encoder, PATCHES)
     due = harvest(plan, tmp_path / "whole", SilentProgress())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

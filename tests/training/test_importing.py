@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from phosphene.bundle import load_bundle
 from phosphene.encoder import Family, Site, Tokens
-from phosphene.errors import ArtefactMismatch, ArtefactMissing, ArtefactRefused, SiteError
+from phosphene.errors import ArtefactMismatch, ArtefactMissing, ArtefactRefused, SettingError, SiteError
 from phosphene.sae import SparseAutoencoder, save_sae
 from phosphene.selection import JumpReLU
 from tests.families import WIDTH, write_encoder
@@ -144,6 +145,31 @@ def test_what_does_not_fit_leaves_nothing(encoder_folder: Path, tmp_path: Path) 
     with pytest.raises(SiteError):
         import_sae(request(encoder_folder, tmp_path, block=99))
     assert {path.name for path in tmp_path.iterdir()} == {"sae"}
+
+
+def test_a_token_code_may_hold_as_many_neurons_as_asked_for(
+    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sae(tmp_path / "sae")
+    arguments = ["import", str(tmp_path / "sae"), "--encoder", str(encoder_folder), "--out", str(tmp_path / "bundle")]
+    arguments += ["--block", "1", "--token-code-limit"]
+    for wrong in ("0", "4097"):
+        assert main([*arguments, wrong]) == 2
+        assert f"--token-code-limit is {wrong}; it must be from 1 to 4096 neurons" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+    assert main([*arguments, "128"]) == 0
+    assert main([*arguments, "128"]) == 0
+    limits = load_bundle(tmp_path / "bundle").limits
+    assert (limits.token_code_limit, limits.image_code_limit) == (128, 64)
+    assert main([*arguments, "256"]) == 2
+    assert "limits.token_code_limit: 128 -> 256" in capsys.readouterr().err
+
+
+def test_an_sae_with_a_k_of_its_own_takes_no_token_code_limit(encoder_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sae").mkdir()
+    write_overcomplete(tmp_path / "sae")
+    with pytest.raises(SettingError, match="--token-code-limit is 8, and this SAE keeps the 4 largest neurons of ever"):
+        import_sae(replace(request(encoder_folder, tmp_path), token_code_limit=8))
 
 
 def test_the_command_says_what_it_did(encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ def line(step: int, run: str = "r1") -> JournalLine:
         skipped_count=0,
         sample_count=step * 64,
         samples_per_s=1000.0,
+        threshold_ema=0.75,
     )
 
 
@@ -41,6 +42,7 @@ def test_lines_are_json_and_readable_at_once(tmp_path: Path) -> None:
             "skipped_count": 0,
             "sample_count": 640,
             "samples_per_s": 1000.0,
+            "threshold_ema": 0.75,
         }
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,9 +27,16 @@ def test_the_file_holds_the_newest_figures_of_every_run(tmp_path: Path) -> None:
     assert found[("phosphene_training_l0_neurons", "first")] == 32
     assert found[("phosphene_training_dead_ratio", "first")] == 0.25
     assert found[("phosphene_training_learning_rate", "first")] == 1e-3
+    assert found[("phosphene_training_threshold_ema", "first")] == 0.75
     assert found[("phosphene_training_samples_total", "first")] == 1280
     assert found[("phosphene_training_skipped_steps_total", "first")] == 0
     assert [entry.name for entry in path.parent.iterdir()] == ["training.prom"]
+
+
+def test_a_figure_that_a_run_does_not_have_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "training.prom"
+    MetricsFile(path).write("first", dataclasses.replace(line(10), threshold_ema=None))
+    assert ("phosphene_training_threshold_ema", "first") not in samples(path)
 
 
 def test_types_are_told(tmp_path: Path) -> None:

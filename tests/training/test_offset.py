@@ -1,18 +1,8 @@
-from typing import Any
-
 import pytest
 import torch
 
+from tests.training.recorded_progress import RecordedProgress
 from training.offset import OFFSET_LIMIT, offset_ratio, warn_of_offset
-from training.progress import SilentProgress
-
-
-class ListingProgress(SilentProgress):
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def event(self, name: str, **fields: Any) -> None:
-        self.events.append(fields)
 
 
 def test_the_ratio_is_that_of_the_norms() -> None:
@@ -24,12 +14,13 @@ def test_the_ratio_is_that_of_the_norms() -> None:
 
 
 def test_a_mean_that_costs_digits_is_told_and_a_small_one_is_not() -> None:
-    progress = ListingProgress()
+    progress = RecordedProgress()
     warn_of_offset(torch.full((16,), 5.0), 1.0, progress)
     warn_of_offset(torch.zeros(16), 1.0, progress)
     assert progress.events == []
     warn_of_offset(torch.full((16,), 500.0), 0.5, progress)
-    assert progress.events == [{"mean_over_std": 1000.0, "digits_lost": 3.0, "digits_of_float32": 7.2}]
+    told = {"mean_over_std": 1000.0, "digits_lost": 3.0, "digits_of_float32": 7.2}
+    assert progress.events == [("the mean is large against the variation of the residuals", told)]
 
 
 def test_the_warning_is_due_before_folding_in_float32_moves_codes_by_more_than_they_may() -> None:

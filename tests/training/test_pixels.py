@@ -9,9 +9,9 @@ from phosphene.errors import CorpusError
 from phosphene.images import ExactSize, Preprocessing, image_sha256, prepare
 from tests.training.corpora import corrupt, write_corpus
 from training.contents import digest_images
+from training.execution import Execution
 from training.pixels import PlannedImages, decoded_batches, decoder_count_for
 from training.progress import SilentProgress
-from training.settings import Execution
 
 PREPROCESSING = Preprocessing(
     resize=ExactSize(height=32, width=32),

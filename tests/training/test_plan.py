@@ -20,9 +20,11 @@ from phosphene.selection import TopK
 from tests.families import write_encoder
 from tests.training.corpora import write_corpus
 from tests.training.recorded_progress import RecordedProgress
+from training.execution import Execution
+from training.harvest_settings import HarvestSettings
 from training.plan import FitRequest, Sources, plan_fit, plan_fits
 from training.reports import RunReports
-from training.settings import Execution, HarvestSettings, SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
 from training.variants import VariantName
 
 

@@ -1,6 +1,8 @@
 import io
 import json
+import re
 
+import pytest
 from rich.console import Console
 
 from training.progress import LineProgress, TerminalProgress
@@ -51,6 +53,21 @@ def test_a_terminal_shows_a_bar_with_rate() -> None:
     progress.event("published", fvu=0.123456)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
-    assert "steps/s" in shown
+    assert "/s" in shown
     assert "loss 0.5" in shown
     assert "fvu=0.1235" in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("total", [2000, 110_000])
+def test_a_bar_takes_one_line_of_any_terminal(width: int, total: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    status = "16 runs, mean loss 0.4123, dead <= 11.2%, skipped 12"
+    with TerminalProgress(console).stage("train", total, "steps") as advance:
+        advance(total // 2, status)
+    assert isinstance(console.file, io.StringIO)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()).replace("\r", "\n").split("\n")
+    drawn = [line for line in lines if line.strip()]
+    assert all(line.startswith("train") and len(line) <= width for line in drawn)
+    if width >= 80:
+        assert "16 runs, mean loss 0.4123" in drawn[-1]

@@ -8,7 +8,7 @@ from phosphene.sae import SparseAutoencoder
 from phosphene.selection import JumpReLU
 from training.plan import FitPlan, FitRequest, Sources, plan_fit
 from training.publishing import choose_limits
-from training.settings import SaeRequest
+from training.requests import SaeRequest
 from training.variants import VariantName
 
 

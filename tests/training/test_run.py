@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from phosphene.errors import NumericError
 from tests.training.recorded_progress import RecordedProgress
 from tests.training.scripted_learner import ScriptedLearner
+from tests.training.test_tensorboard import events
 from training.checkpoint import CheckpointFolder
 from training.curve import Curve
 from training.journal import read_journal
@@ -63,6 +65,15 @@ class Job:
         return [{key: value for key, value in line.items() if key != "samples_per_s"} for line in lines]
 
 
+def average(steps: Iterable[int]) -> float:
+    """The moving average of what the scripted learner reports."""
+    found = None
+    for step in steps:
+        found = 1 / step if found is None else 0.99 * found + 0.01 / step
+    assert found is not None
+    return found
+
+
 def test_lines_say_where_the_run_stands(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.run()
@@ -78,6 +89,7 @@ def test_lines_say_where_the_run_stands(tmp_path: Path) -> None:
         "learning_rate": 1e-2,
         "skipped_count": 0,
         "sample_count": 160,
+        "threshold_ema": pytest.approx(average(range(1, 21))),
     }
     rates = [line["samples_per_s"] for line in read_journal(tmp_path / "journal.jsonl", run="r1")]
     assert rates == [80.0] * 6
@@ -94,6 +106,7 @@ def test_killed_and_resumed_it_counts_and_writes_as_if_undisturbed(tmp_path: Pat
     assert torch.equal(found.weights.decoder_bias, due.weights.decoder_bias)
     assert killed.lines() == whole.lines()
     assert whole.lines()[-1]["skipped_count"] == 7
+    assert whole.lines()[-1]["threshold_ema"] == pytest.approx(average(set(range(1, 61)) - skipped))
 
 
 def test_a_skipped_step_has_no_loss(tmp_path: Path) -> None:
@@ -101,6 +114,13 @@ def test_a_skipped_step_has_no_loss(tmp_path: Path) -> None:
     job.run()
     assert [line["loss"] for line in job.lines()] == [0.5, None, 0.5, 0.5, 0.5, 0.5]
     assert [line["skipped_count"] for line in job.lines()] == [0, 1, 1, 1, 1, 1]
+
+
+def test_a_batch_from_which_nothing_was_selected_moves_no_average(tmp_path: Path) -> None:
+    job = Job(tmp_path, idle_steps=range(1, 15))
+    job.run()
+    found = [line["threshold_ema"] for line in job.lines()]
+    assert found == [None, *(pytest.approx(average(range(15, step + 1))) for step in range(20, 61, 10))]
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
@@ -164,7 +184,12 @@ def test_all_curves_are_written_where_asked_for(tmp_path: Path) -> None:
     job.run(until=30)
     job.run()
     assert 'phosphene_training_step{run="name"} 60.0' in (tmp_path / "training.prom").read_text()
-    assert len(list((tmp_path / "tensorboard" / "name").iterdir())) == 2
+    assert 'phosphene_training_threshold_ema{run="name"} 0.' in (tmp_path / "training.prom").read_text()
+    first, second = sorted((tmp_path / "tensorboard" / "name").iterdir())
+    assert [event.step for event in events(first) if event.HasField("summary")] == [10, 20, 30]
+    lines = {event.step: event.summary.value for event in events(second) if event.HasField("summary")}
+    assert sorted(lines) == [30, 40, 50, 60]
+    assert "threshold_ema" in {value.tag for value in lines[60]}
 
 
 def test_a_run_that_is_over_adds_nothing(tmp_path: Path) -> None:

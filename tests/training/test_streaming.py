@@ -11,12 +11,14 @@ from phosphene.corpus import open_corpus
 from phosphene.encoder import Encoder, Site, Tokens, load_encoder
 from phosphene.errors import CorpusError, NumericError
 from tests.training.corpora import corrupt, write_corpus
+from tests.training.recorded_progress import RecordedProgress
 from training.activations import Activations
 from training.contents import digest_images
+from training.execution import Execution
 from training.harvest import HarvestPlan
+from training.harvest_settings import HarvestSettings
 from training.progress import SilentProgress
 from training.reading import ReadingSettings, open_source
-from training.settings import Execution, HarvestSettings
 from training.source import ActivationSource
 from training.streaming import StreamedActivations
 
@@ -24,14 +26,6 @@ CLS, PATCHES, ALL = (Site(block=1, tokens=tokens) for tokens in (Tokens.CLS, Tok
 TOKENS, WIDTH = 16, 32
 BUFFER_VALUES = 12 * TOKENS * WIDTH
 """Windows of 12 images of patches: the 72 training images make six of them."""
-
-
-class ListingProgress(SilentProgress):
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def event(self, name: str, **fields: Any) -> None:
-        self.events.append({"name": name} | fields)
 
 
 class Counting(Encoder):
@@ -152,14 +146,14 @@ def test_an_image_that_does_not_decode_is_replaced_within_its_window_and_told_on
     folder = write_corpus(tmp_path / "corpus", 32)
     for place in range(0, 32, 3):
         corrupt(folder, place)
-    progress = ListingProgress()
+    progress = RecordedProgress()
     streamed = stream(make_plan(folder, encoder, CLS), buffer_values=8 * WIDTH, progress=progress)
     sound = keys(streamed.sample(10**6))
     assert streamed.training_count == 24 > len(sound)
     shown = epoch_of(streamed)
     assert len(shown) == 24
     assert keys(shown) == sound
-    assert sum(event["unreadable"] for event in progress.events) == 24 - len(sound)
+    assert sum(event["unreadable"] for event in progress.named("images left out")) == 24 - len(sound)
     resumed = torch.cat(list(islice(stream(streamed._plan, buffer_values=8 * WIDTH).batches(1, first_step=13), 11)))
     assert torch.equal(resumed, shown[13:])
 

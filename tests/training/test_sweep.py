@@ -15,12 +15,14 @@ from phosphene.encoder import Site, Tokens
 from phosphene.errors import CorpusError, DeviceOutOfMemory, NumericError, SettingError, SiteError
 from tests.training.scenes import EMBEDDED_ENCODER, write_scenes
 from training.__main__ import main
+from training.execution import Execution
 from training.fit import FitRefused, FitResult
+from training.harvest_settings import HarvestSettings
 from training.pareto import Point, draw_pareto, pareto_front
 from training.plan import FitRequest, Sources
 from training.progress import Progress, SilentProgress
 from training.quality import Quality
-from training.settings import Execution, HarvestSettings, SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
 from training.sweep import NothingPublished, Outcome, run_sweep
 from training.sweep_grid import Grid, SweepRequest, plan_runs
 from training.sweep_table import read_rows, row_of, table_of, with_known_seconds, write_rows

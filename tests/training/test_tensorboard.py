@@ -1,74 +1,76 @@
 import struct
 from pathlib import Path
 
-from training.tensorboard import EventFile, crc32c
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from training.tensorboard import EventFile
 
 
-def unmask(masked: int) -> int:
-    rotated = (masked - 0xA282EAD8) & 0xFFFFFFFF
-    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+class Clock:
+    """Seconds since 1970 that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 1.5e9
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
-def records(path: Path) -> list[bytes]:
+def events(path: Path) -> list[Event]:
+    """The whole records of a file as it lies on disk."""
     data, found = path.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
-        (length_check,) = struct.unpack("<I", data[8:12])
-        payload = data[12 : 12 + length]
-        (check,) = struct.unpack("<I", data[12 + length : 16 + length])
-        assert unmask(length_check) == crc32c(data[:8])
-        assert unmask(check) == crc32c(payload)
-        found.append(payload)
+        found.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
     return found
 
 
-def fields(message: bytes) -> dict[int, list[object]]:
-    """A protobuf message by field number: the ten lines of a reader."""
-    found: dict[int, list[object]] = {}
-
-    def varint() -> int:
-        nonlocal message
-        value = shift = 0
-        while True:
-            byte, message = message[0], message[1:]
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while message:
-        key = varint()
-        size = {1: 8, 5: 4}.get(key & 7) or (varint() if key & 7 == 2 else 0)
-        value: object = varint() if key & 7 == 0 else message[:size]
-        message = message[size:]
-        found.setdefault(key >> 3, []).append(value)
-    return found
-
-
-def test_the_checksum_is_castagnolis() -> None:
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA
+def seen(folder: Path) -> dict[int, list[float]]:
+    """What TensorBoard shows: files in the order of their names; a session purges what older ones say from its step."""
+    shown: dict[int, list[float]] = {}
+    for path in sorted(folder.iterdir()):
+        for event in events(path):
+            if event.session_log.status == SessionLog.START:
+                shown = {step: values for step, values in shown.items() if step < event.step}
+            for value in event.summary.value:
+                shown.setdefault(event.step, []).append(value.simple_value)
+    return shown
 
 
 def test_scalars_come_back_with_step_and_time(tmp_path: Path) -> None:
-    with EventFile(tmp_path / "run", step=300, clock_s=lambda: 1.5e9) as file:
+    with EventFile(tmp_path / "run", step=300, clock_s=Clock()) as file:
         file.write(310, {"loss": 0.25, "l0": 32.0})
-        (path,) = (tmp_path / "run").iterdir()
-        version, session, scalars = map(fields, records(path))
+    (path,) = (tmp_path / "run").iterdir()
+    version, session, scalars = events(path)
     assert path.name == "events.out.tfevents.1500000000.000001"
-    assert version[3] == [b"brain.Event:2"]
+    assert version.file_version == "brain.Event:2"
     # A session that starts at step 301: readers forget what older files say from there on.
-    assert session[2] == [301]
-    assert fields(session[7][0]) == {1: [1]}  # type: ignore[arg-type]
-    assert scalars[2] == [310]
-    assert scalars[1] == [struct.pack("<d", 1.5e9)]
-    values = [fields(value) for value in fields(scalars[5][0])[1]]  # type: ignore[arg-type]
-    assert values == [{1: [b"loss"], 2: [struct.pack("<f", 0.25)]}, {1: [b"l0"], 2: [struct.pack("<f", 32.0)]}]
+    assert (session.session_log.status, session.step) == (SessionLog.START, 301)
+    assert (scalars.step, scalars.wall_time) == (310, 1.5e9)
+    assert [(value.tag, value.simple_value) for value in scalars.summary.value] == [("loss", 0.25), ("l0", 32.0)]
 
 
-def test_a_resumed_run_adds_a_file(tmp_path: Path) -> None:
-    for step in (0, 10):
-        with EventFile(tmp_path, step=step, clock_s=lambda: 1.5e9):
-            pass
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
+    clock = Clock()
+    with EventFile(tmp_path, step=0, clock_s=clock) as killed:
+        for step in (10, 20, 30, 40):  # The last two after the checkpoint: they are done again.
+            killed.write(step, {"loss": 1.0})
+    with EventFile(tmp_path, step=20, clock_s=clock) as resumed:
+        for step in (30, 40, 50):
+            resumed.write(step, {"loss": 0.5})
+    assert seen(tmp_path) == {10: [1.0], 20: [1.0], 30: [0.5], 40: [0.5], 50: [0.5]}
+
+
+@pytest.mark.parametrize(("passed_s", "shown"), [(1.0, []), (5.0, [10])])
+def test_what_is_written_is_on_the_disk_after_seconds_or_a_sync(
+    tmp_path: Path, passed_s: float, shown: list[int]
+) -> None:
+    clock = Clock()
+    with EventFile(tmp_path, step=0, clock_s=clock) as file:
+        clock.now_s += passed_s
+        file.write(10, {"loss": 1.0})
+        assert list(seen(tmp_path)) == shown
+        file.sync()
+        assert list(seen(tmp_path)) == [10]

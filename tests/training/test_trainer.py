@@ -176,12 +176,13 @@ def test_training_goes_on_from_other_weights(harvest: Path, tmp_path: Path) -> N
     assert going_on < 0.5 * anew
 
 
-def test_the_status_has_loss_fvu_l0_and_dead_share(harvest: Path, tmp_path: Path) -> None:
+def test_the_status_says_what_matters_most_first(harvest: Path, tmp_path: Path) -> None:
     progress = RecordedProgress()
     run_one(harvest, trainee(tmp_path, step_count=10), progress)
     status = progress.advances[-1][2]
-    assert [part.split()[0] for part in status.split(", ")] == ["loss", "FVU", "L0", "dead"]
+    assert [part.split()[0] for part in status.split(", ")] == ["loss", "dead", "L0", "FVU", "threshold"]
     assert "L0 2.0" in status
     some = RecordedProgress()
     run_many(harvest, [trainee(tmp_path, name, step_count=10) for name in ("topk", "relu")], some)
-    assert " to " in some.advances[-1][2]
+    losses = [curve(tmp_path, name)[-1]["loss"] for name in ("topk", "relu")]
+    assert some.advances[-1][2].startswith(f"2 runs, mean loss {sum(losses) / 2:.4f}, dead <= ")

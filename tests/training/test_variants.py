@@ -100,4 +100,4 @@ def test_every_variant_has_a_name_of_its_own_and_a_plain_form() -> None:
         JumpReluTraining(l0_coefficient=1.0),
     )
     assert [name_of(variant) for variant in every] == list(VariantName)
-    assert variant_config(every[2]) == {"name": "matryoshka", "k": 3, "prefixes": [4, 12]}
+    assert variant_config(every[2]) == {"name": "matryoshka", "k": 3, "prefixes": [4, 12], "precision": "float32"}

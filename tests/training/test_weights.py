@@ -3,7 +3,14 @@ import torch
 
 from training.active import choose_active, decode_active
 from training.settings import BiasInit, SaeSettings
-from training.variants import BatchTopKTraining, MatryoshkaTraining, ReluTraining, SparseVariant, TopKTraining
+from training.variants import (
+    BatchTopKTraining,
+    JumpReluTraining,
+    MatryoshkaTraining,
+    ReluTraining,
+    SparseVariant,
+    TopKTraining,
+)
 from training.weights import geometric_median, initial_weights
 
 
@@ -32,6 +39,30 @@ def test_a_variant_without_a_fixed_number_of_active_neurons_starts_with_tied_wei
     sae = SaeSettings(neuron_count=64, variant=free)
     weights = initial_weights(sample(), sae, bias_init=BiasInit.MEAN, seed=0)
     assert torch.equal(weights.encoder_weight, weights.directions.T)
+
+
+def test_directions_start_near_rows_of_the_data_and_none_equals_another() -> None:
+    rows = sample(12)  # Fewer than neurons: several start at the same row.
+    sae = SaeSettings(neuron_count=64, variant=BatchTopKTraining(k=2))
+    weights = initial_weights(rows, sae, bias_init=BiasInit.MEAN, seed=0)
+    unit = torch.nn.functional.normalize(rows - weights.decoder_bias, dim=1)
+    assert float((weights.directions @ unit.T).amax(dim=1).min()) > 0.8
+    likeness = weights.directions @ weights.directions.T - torch.eye(64)
+    assert float(likeness.max()) < 0.999
+
+
+def test_where_a_row_activates_much_of_all_neurons_directions_start_random() -> None:
+    rows = sample(12)
+    unit = torch.nn.functional.normalize(rows - rows.mean(dim=0), dim=1)
+    for variant in (BatchTopKTraining(k=3), JumpReluTraining(l0_coefficient=1.0)):
+        weights = initial_weights(rows, SaeSettings(neuron_count=64, variant=variant), bias_init=BiasInit.MEAN, seed=0)
+        assert float((weights.directions @ unit.T).amax(dim=1).min()) < 0.5
+
+
+def test_a_row_at_the_decoder_bias_leaves_the_random_direction() -> None:
+    sae = SaeSettings(neuron_count=64, variant=TopKTraining(k=2))
+    weights = initial_weights(torch.ones(20, 4), sae, bias_init=BiasInit.MEAN, seed=0)
+    assert torch.allclose(weights.directions.norm(dim=1), torch.ones(64))
 
 
 def test_the_start_follows_from_the_seed() -> None:

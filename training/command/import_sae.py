@@ -18,6 +18,12 @@ def add(command: argparse.ArgumentParser) -> None:
         "sae", type=Path, help="SAELens folder, or a torch file of dictionary_learning or Overcomplete"
     )
     shared.add_place(command)
+    command.add_argument(
+        "--token-code-limit",
+        type=shared.whole,
+        metavar="NEURONS",
+        help="neurons kept for one token, the largest; for SAEs that fix no number of them (default: 64)",
+    )
 
 
 def run(options: argparse.Namespace, progress: Progress) -> None:
@@ -30,6 +36,7 @@ def run(options: argparse.Namespace, progress: Progress) -> None:
         revision=options.revision,
         site=site_of(options.block, options.tokens, None),
         out=options.out,
+        token_code_limit=options.token_code_limit,
     )
     result = import_sae(request)
     bundle = result.bundle

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from phosphene.encoder import Tokens
-from training.settings import BiasInit, InputScaling, Storage
+from training.harvest_settings import Storage
+from training.settings import BiasInit, InputScaling
+from training.variants import SelectionPrecision
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -132,6 +134,12 @@ def add_rule(group: argparse._ArgumentGroup) -> None:
         "--ghost-gradients",
         action=argparse.BooleanOptionalAction,
         help="whether dead neurons learn from what is left unexplained (relu; default: yes)",
+    )
+    group.add_argument(
+        "--selection-precision",
+        type=choice_of(SelectionPrecision),
+        help="digits in which active neurons are searched for: float32; or bfloat16, which is faster on processors "
+        "that have it (top-k variants; default: float32)",
     )
 
 

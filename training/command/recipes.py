@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.recipes import Recipe, RecipeName, recipe_of
-from training.settings import SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
 from training.variants import VariantName
 
 _LEFT_OPEN = "left open"

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 from phosphene.encoder import Site, Tokens
 from phosphene.errors import SettingError
+from training.execution import Execution
+from training.harvest_settings import HarvestSettings
 from training.plan import Sources
 from training.reading import ReadingSettings
 from training.recipes import Recipe
-from training.settings import Execution, HarvestSettings, SaeRequest, TrainingRequest
+from training.requests import SaeRequest, TrainingRequest
 
 T = TypeVar("T")
 
@@ -73,6 +75,7 @@ def sae_of(options: argparse.Namespace, recipe: Recipe | None, **more: Any) -> S
         inputs=options.inputs,
         is_error_normalised=options.normalise_error,
         has_ghost_gradients=options.ghost_gradients,
+        selection_precision=options.selection_precision,
     )
     if given.get("variant", base.variant) is not base.variant:
         base = SaeRequest(neuron_count=base.neuron_count, expansion=base.expansion, inputs=base.inputs)

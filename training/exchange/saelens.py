@@ -27,7 +27,15 @@ from training.exchange.folding import (
     on_unwhitened_input,
     ungate,
 )
-from training.exchange.tensors import as_doubles, check_shapes, read_json, read_positive, read_switch, read_whole
+from training.exchange.tensors import (
+    as_doubles,
+    check_shapes,
+    read_json,
+    read_positive,
+    read_switch,
+    read_whole,
+    unreadable,
+)
 
 SCALER_NAME = "activation_scaler.json"
 WHITENING_NAME = "activation_whitening.safetensors"
@@ -70,7 +78,7 @@ def read_saelens(folder: Path) -> tuple[Parts, str]:
         The autoencoder, and the name of its architecture in SAELens.
 
     Raises:
-        ArtefactMissing: a file is not there.
+        ArtefactMissing: a file is not there, or cannot be opened.
         ArtefactDamaged: a file does not parse, or a shape differs from the configuration.
         ArtefactRefused: an architecture or option that our inference rules cannot honour exactly.
     """
@@ -235,9 +243,10 @@ def _refuse_options(config: dict[str, Any]) -> None:
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(file)
+        with file.open("rb"):  # Whatever keeps safetensors from opening a file, it says that there is none.
+            tensors = load_file(file)
     except OSError as cause:
-        raise ArtefactMissing(f"{str(file)!r} cannot be read: {cause.strerror}") from cause
+        raise unreadable(file, cause) from cause
     except (ValueError, SafetensorError) as cause:
         raise ArtefactDamaged(f"{file.name} in {file.parent.name!r} does not parse: {cause}; copy it again") from cause
     return as_doubles(tensors, source=file.name)

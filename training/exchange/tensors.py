@@ -1,4 +1,4 @@
-"""What the readers of every format ask of their files: JSON objects, values in bounds, tensors of due shapes."""
+"""What the readers of every format ask of their files: that they open, JSON objects, values in bounds, due shapes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,24 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as cause:
-        raise ArtefactMissing(f"{str(file)!r} cannot be read: {cause.strerror}") from cause
+        raise unreadable(file, cause) from cause
     except (ValueError, RecursionError) as cause:
         raise ArtefactDamaged(f"{file.name} in {file.parent.name!r} does not parse: {cause}; copy it again") from cause
     if not isinstance(value, dict):
         raise ArtefactDamaged(f"{file.name} in {file.parent.name!r} is not a JSON object; copy it again")
     return value
+
+
+def unreadable(file: Path, cause: OSError) -> ArtefactMissing:
+    """What to raise where the system does not give a file, which says nothing of what is in it."""
+    match cause:
+        case FileNotFoundError():
+            remedy = "put it back, or give another path"
+        case PermissionError():
+            remedy = "let the user who runs this read it"
+        case _:
+            remedy = "mend the disk or its connection, and try again"
+    return ArtefactMissing(f"{str(file)!r} cannot be read: {cause.strerror or cause}; {remedy}")
 
 
 def as_doubles(tensors: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:

@@ -6,15 +6,18 @@ Knows no format.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from phosphene.errors import ArtefactDamaged, ArtefactMissing, ArtefactRefused
+from phosphene.errors import ArtefactDamaged, ArtefactRefused
+from training.exchange.tensors import unreadable
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -29,7 +32,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as cause:
-        raise ArtefactMissing(f"{str(file)!r} cannot be read: {cause.strerror or cause}") from cause
+        raise unreadable(file, cause) from cause
     except MemoryError:
         raise
     except Exception as cause:  # torch's parser fails in as many ways as there are broken files
@@ -51,12 +54,16 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
 def _check_sums(file: Path) -> None:
     # torch.load compares none, and a flipped bit makes other weights.
-    if not zipfile.is_zipfile(file):
-        return
     try:
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as cause:
+        with file.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                return
+            with zipfile.ZipFile(stream) as archive:
+                broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as cause:
+        # A broken archive may point to a place before its own beginning, which the system calls invalid.
+        if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
+            raise unreadable(file, cause) from cause
         raise ArtefactDamaged(f"{file.name} does not parse as a torch file: {cause}; copy it again") from cause
     if broken is not None:
         raise ArtefactDamaged(f"{file.name} is damaged: the checksum of its part {broken!r} differs; copy it again")

@@ -24,7 +24,7 @@ from training.sparse.adam import Adam
 from training.sparse.gradients import Matrices, SparseGradients
 from training.sparse.selection import Selector
 from training.sparse.threads import Threads
-from training.variants import MatryoshkaTraining, SparseVariant, TopKTraining
+from training.variants import MatryoshkaTraining, SelectionPrecision, SparseVariant, TopKTraining
 from training.weights import Weights
 
 __all__ = ["CpuSparseLearner"]
@@ -71,7 +71,13 @@ class CpuSparseLearner:
         self._threads = threads = Threads(thread_count)
         self._core = SparseGradients(
             self._matrices,
-            Selector(variant.k, is_over_batch=not isinstance(variant, TopKTraining), threads=threads, ranks=ranks),
+            Selector(
+                variant.k,
+                is_over_batch=not isinstance(variant, TopKTraining),
+                threads=threads,
+                in_bfloat16=variant.precision is SelectionPrecision.BFLOAT16,
+                ranks=ranks,
+            ),
             sizes=variant.prefixes if isinstance(variant, MatryoshkaTraining) else (neuron_count,),
             threads=threads,
             ranks=ranks,
@@ -106,7 +112,10 @@ class CpuSparseLearner:
             self._samples_since_fired += row_count
             self._samples_since_fired[fired > 0] = 0
         l0 = self._ranks.total(float(len(done.active.values))) / row_count
-        return StepReport(torch.tensor(done.loss), torch.tensor(l0), len(dead_ids), is_skipped=not is_sound)
+        least = None
+        if not isinstance(self._variant, TopKTraining):
+            least = torch.tensor(self._ranks.least(float(done.active.values.min(initial=np.inf))))
+        return StepReport(torch.tensor(done.loss), torch.tensor(l0), len(dead_ids), not is_sound, least)
 
     def state(self) -> dict[str, Tensor]:
         """See `Learner.state`."""

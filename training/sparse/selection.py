@@ -3,6 +3,9 @@
 Candidates are what lies above a floor that earlier batches suggest, and the selection among them is exact: where they
 are too few, it is made again from a lower floor. So the floor decides how long a selection takes and never what comes
 out. Only positive pre-activations are ever selected. Knows nothing of gradients.
+
+With bfloat16, the candidates are found in half the digits and their values computed again in float32 before any is
+chosen: a neuron is missed only where rounding hides it below a floor that lies under the last chosen value.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
 from training.ranks import ALONE, Ranks
-from training.sparse.selection_kernels import choose_above, choose_largest, collect_above
+from training.sparse.selection_kernels import choose_above, choose_largest, collect_above, weigh_candidates
 from training.sparse.threads import Threads
 
 __all__ = ["ActiveRows", "Selector"]
@@ -49,6 +52,7 @@ class Selector:
         *,
         is_over_batch: bool,
         threads: Threads,
+        in_bfloat16: bool = False,
         ranks: Ranks = ALONE,
         block_values: int = _BLOCK_VALUES,
     ) -> None:
@@ -58,13 +62,16 @@ class Selector:
             k: see above.
             is_over_batch: whether on average over the batch, or of each row by itself.
             threads: run the kernels.
+            in_bfloat16: whether candidates are found in bfloat16.
             ranks: who else has a part of each batch.
             block_values: most pre-activations that exist at a time.
         """
         self._k = k
         self._block_values = block_values
+        self._dtype = torch.bfloat16 if in_bfloat16 else torch.float32
         # Kept from batch to batch: fresh pages cost a third as much as the product that fills them.
-        self._memory = torch.empty(0)
+        self._memory = torch.empty(0, dtype=self._dtype)
+        self._rounded_rows = torch.empty(0, dtype=self._dtype)
         self._slots = _Slots(0, 0)
         self._ranks = ranks
         self._is_over_batch = is_over_batch
@@ -86,10 +93,7 @@ class Selector:
             encoder_rows: its weights by neuron.
             encoder_bias: its biases.
         """
-        width = max(1, min(len(encoder_rows), self._block_values // max(1, len(inputs))))
-        if self._memory.numel() < len(inputs) * width:
-            self._memory = torch.empty(len(inputs) * width)
-        blocks = _Blocks(inputs, encoder_rows, encoder_bias, memory=self._memory, width=width, threads=self._threads)
+        blocks = self._blocks(inputs, encoder_rows, encoder_bias)
         # Pre-activations grow with their row; over a batch, all rows compete on one scale.
         scale = torch.ones(len(inputs)) if self._is_over_batch else inputs.norm(dim=1)
         scales = scale.numpy()
@@ -108,7 +112,29 @@ class Selector:
             self._share = max(self._share - 0.05, 0.1)
             floors[rows] = np.where(floors[rows] > 0.1 * self._reach * scales[rows], 0.5 * floors[rows], 0)
             slots.counts[rows] = 0
+        if self._dtype == torch.bfloat16:
+            self._weigh(slots, inputs, encoder_rows, encoder_bias)
         return self._choose_over_batch(slots) if self._is_over_batch else self._choose_by_row(slots, scales)
+
+    def _blocks(self, inputs: Tensor, encoder_rows: Tensor, encoder_bias: Tensor) -> _Blocks:
+        width = max(1, min(len(encoder_rows), self._block_values // max(1, len(inputs))))
+        if self._memory.numel() < len(inputs) * width:
+            self._memory = torch.empty(len(inputs) * width, dtype=self._dtype)
+        if self._dtype == torch.bfloat16:
+            if self._rounded_rows.shape != encoder_rows.shape:
+                self._rounded_rows = torch.empty_like(encoder_rows, dtype=self._dtype)
+            rounded, exact = self._rounded_rows, encoder_rows
+            self._threads.over(len(exact), lambda start, end: rounded[start:end].copy_(exact[start:end]))
+            inputs, encoder_rows, encoder_bias = inputs.to(self._dtype), rounded, encoder_bias.to(self._dtype)
+        return _Blocks(inputs, encoder_rows, encoder_bias, memory=self._memory, width=width, threads=self._threads)
+
+    def _weigh(self, slots: _Slots, inputs: Tensor, encoder_rows: Tensor, encoder_bias: Tensor) -> None:
+        """Compute the candidates' values in float32; those that are not positive after all are dropped."""
+        arrays = (inputs.numpy(), encoder_rows.numpy(), encoder_bias.numpy())
+        self._threads.over(
+            len(slots.counts),
+            lambda start, end: weigh_candidates(*arrays, start, end, slots.counts, slots.neuron_ids, slots.values),
+        )
 
     def _empty_slots(self, row_count: int, slot_count: int) -> _Slots:
         if self._slots.values.shape != (row_count, slot_count):
@@ -132,6 +158,7 @@ class Selector:
     def _collect_block(
         self, pre: np.ndarray, first: int, rows: Int64[np.ndarray, " n"], floors: np.ndarray, slots: _Slots
     ) -> None:
+        floors = floors if pre.dtype == np.float32 else _upper_half(floors)
         self._threads.over(
             len(rows),
             lambda start, end: collect_above(
@@ -190,6 +217,8 @@ class Selector:
         """From a few rows and one block: about where the selection ends."""
         _, pre = next(iter(blocks))
         rows = pre[:_SAMPLE_ROWS]
+        if rows.dtype == np.int16:
+            rows = (rows.astype(np.int32) << 16).view(np.float32)
         share = max(1, round(self._k * rows.shape[1] / blocks.neuron_count))
         if self._is_over_batch:
             count = min(share * len(rows), rows.size)
@@ -209,7 +238,11 @@ class _Slots:
 
 
 class _Blocks:
-    """Pre-activations of a batch, a block of neurons at a time; a single block is computed once."""
+    """Pre-activations of a batch, a block of neurons at a time; a single block is computed once.
+
+    NumPy has no bfloat16: such blocks come as the integers of the same bits, which for positive numbers are in the same
+    order, and negative for negative ones.
+    """
 
     def __init__(
         self,
@@ -227,12 +260,13 @@ class _Blocks:
         self._width = width
         self._single: np.ndarray | None = None
 
-    def __iter__(self) -> Iterator[tuple[int, Float32[np.ndarray, "rows block"]]]:
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         if self._single is not None:
             yield 0, self._single
             return
         for first in range(0, self.neuron_count, self._width):
-            block = self._product(first, min(first + self._width, self.neuron_count)).numpy()
+            product = self._product(first, min(first + self._width, self.neuron_count))
+            block = (product.view(torch.int16) if product.dtype == torch.bfloat16 else product).numpy()
             if block.shape[1] == self.neuron_count:
                 self._single = block
             yield first, block
@@ -248,6 +282,11 @@ class _Blocks:
 
         self._threads.over(end - first, part)
         return block
+
+
+def _upper_half(floors: Float32[np.ndarray, " rows"]) -> np.ndarray:
+    """The bits of floors >= 0 as bfloat16, rounded down."""
+    return (floors.view(np.int32) >> 16).astype(np.int16)
 
 
 def _empty(row_count: int, active_count: int) -> ActiveRows:

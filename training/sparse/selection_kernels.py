@@ -11,7 +11,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-__all__ = ["choose_above", "choose_largest", "collect_above"]
+__all__ = ["choose_above", "choose_largest", "collect_above", "weigh_candidates"]
 
 _STRIDE = 32
 
@@ -22,15 +22,15 @@ def collect_above(pre, first_neuron, rows, floors, start, end, counts, neuron_id
     """Append pre-activations above the row's floor to the row's slots; counts go on beyond the slots' end.
 
     Args:
-        pre: [B, block] float32, of the neurons from `first_neuron` on.
+        pre: [B, block] float32, of the neurons from `first_neuron` on; or int16, the bits of bfloat16.
         first_neuron: see above.
         rows: [n] the rows to look at.
-        floors: [B] float32; only greater values are collected.
+        floors: [B] of the same type; only greater values are collected.
         start: first of the n.
         end: the one after the last.
         counts: [B] int64, added to.
         neuron_ids: [B, slots] int32, written.
-        values: [B, slots] float32, written.
+        values: [B, slots] float32, written; of bits it makes no sense, see `weigh_candidates`.
     """
     width = pre.shape[1]
     slots = values.shape[1]
@@ -58,6 +58,39 @@ def collect_above(pre, first_neuron, rows, floors, start, end, counts, neuron_id
                     values[row, count] = line[neuron]
                 count += 1
         counts[row] = count
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
+@no_type_check
+def weigh_candidates(inputs, encoder_rows, encoder_bias, start, end, counts, neuron_ids, values):
+    """Compute the pre-activations of each row's slots; only positive ones keep their slot.
+
+    Args:
+        inputs: [B, d].
+        encoder_rows: [F, d].
+        encoder_bias: [F].
+        start: first row.
+        end: row after the last.
+        counts: [B] slots in use, updated.
+        neuron_ids: [B, slots], updated.
+        values: [B, slots], written.
+    """
+    width = inputs.shape[1]
+    for row in range(start, end):
+        line = inputs[row]
+        kept = 0
+        for slot in range(counts[row]):
+            neuron = neuron_ids[row, slot]
+            weights = encoder_rows[neuron]
+            total = np.float32(0)
+            for column in range(width):
+                total += line[column] * weights[column]
+            total += encoder_bias[neuron]
+            if total > 0:
+                neuron_ids[row, kept] = neuron
+                values[row, kept] = total
+                kept += 1
+        counts[row] = kept
 
 
 @njit(nogil=True, cache=True)

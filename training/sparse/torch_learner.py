@@ -1,31 +1,34 @@
-"""Trains one autoencoder of the top-k family in plain torch, on any device; see `training.learner`.
+"""Trains one autoencoder of the top-k family in torch, on any device; see `training.learner`.
 
-The reference that the kernels of `training.sparse.learner` must equal, and what runs where there is no CPU kernel. Its
-decoder works on the active neurons alone; pre-activations and their gradient are dense. Sources: as there.
+What runs where there is no CPU kernel, and what the kernels of `training.sparse.learner` must equal. The host never
+waits for the step it asks for: what a step found is read by whoever reads its report. Sources: as there.
 """
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.optim.adam import adam
 
+from phosphene.errors import DeviceOutOfMemory
 from phosphene.selection import Selection
-from training.active import Active, choose_active, decode_active, strongest
 from training.learner import StepReport, learning_rate_at
-from training.objectives import auxiliary_loss, auxiliary_width, reconstruction_loss
 from training.ranks import ALONE, Ranks
 from training.settings import TrainingSettings
-from training.variants import MatryoshkaTraining, SparseVariant, TopKTraining
+from training.sparse.dead_forecast import DeadForecast
+from training.sparse.torch_gradients import Batch, Parameters, TorchPass, TorchSparseGradients
+from training.sparse.torch_sums import sums_for
+from training.variants import SparseVariant, TopKTraining
 from training.weights import Weights
 
 __all__ = ["TorchSparseLearner"]
 
 
 class TorchSparseLearner:
-    """Weights, optimiser and dead counter, advanced one batch at a time."""
+    """Weights, moments and dead counter, advanced one batch at a time."""
 
     def __init__(
         self,
@@ -46,130 +49,148 @@ class TorchSparseLearner:
             ranks: who else has a part of each batch, equally large; each gives its own part to `step`.
         """
         self.settings = settings
-        self._ranks = ranks
         self.step_count = 0
+        self.block_rows = settings.batch_rows
+        """Rows whose pre-activations exist at once; of a whole batch there are only a few numbers per coordinate."""
+        self._ranks = ranks
         self._variant = variant
-        self._parameters = {
-            name: tensor.detach().to(device, torch.float32, copy=True).contiguous().requires_grad_()
-            for name, tensor in (
-                ("encoder_rows", weights.encoder_weight.T),
-                ("encoder_bias", weights.encoder_bias),
-                ("directions", weights.directions),
-                ("decoder_bias", weights.decoder_bias),
+        self._parameters = Parameters(
+            *(
+                tensor.detach().to(device, torch.float32, copy=True).contiguous()
+                for tensor in (
+                    weights.encoder_weight.T,
+                    weights.encoder_bias,
+                    weights.directions,
+                    weights.decoder_bias,
+                )
             )
-        }
-        self._optimiser = torch.optim.Adam(self._parameters.values(), lr=0.0, fused=True)
-        self._update_count = 0
+        )
+        self._means = [torch.zeros_like(tensor) for tensor in self._parameters]
+        self._squares = [torch.zeros_like(tensor) for tensor in self._parameters]
+        # Adam counts for every tensor; what a step needs while it changes them is here beforehand.
+        self._update_counts = list(torch.zeros(len(self._parameters), device=device).unbind())
+        self._norms = torch.empty(len(weights.directions), 1, device=device)
+        self._gradients = TorchSparseGradients(
+            self._parameters,
+            variant,
+            sums_for(device),
+            auxiliary_coefficient=settings.auxiliary_coefficient,
+            ranks=ranks,
+        )
         self._samples_since_fired = torch.zeros(len(weights.directions), dtype=torch.int64, device=device)
+        self._forecast = DeadForecast(settings.dead_after_samples)
 
     @property
     def weights(self) -> Weights:
         """See `Learner.weights`."""
-        detached = {name: tensor.detach() for name, tensor in self._parameters.items()}
-        return Weights(encoder_weight=detached.pop("encoder_rows").T, **detached)
+        named = self._parameters._asdict()
+        return Weights(encoder_weight=named.pop("encoder_rows").T, **named)
 
     def step(self, inputs: Float[Tensor, "rows d"]) -> StepReport:
-        """See `Learner.step`."""
-        parameters, settings = self._parameters, self.settings
-        centred = inputs - parameters["decoder_bias"]
-        pre_activations = torch.addmm(parameters["encoder_bias"], centred, parameters["encoder_rows"].T)
-        active = choose_active(self._variant, pre_activations, self._ranks)
-        loss, objective = self._losses(inputs, active)
-        dead_ids = (self._samples_since_fired >= settings.dead_after_samples).nonzero().squeeze(1)
-        if len(dead_ids):
-            residual = inputs - self._decode(active)
-            objective = objective + settings.auxiliary_coefficient * self._auxiliary(centred, dead_ids, residual)
-        # Parts are equally large: the mean over the batch is the mean over their means.
-        is_sound = self._update(objective / self._ranks.count)
-        is_active = active.values.detach() > 0
-        fired = torch.zeros_like(self._samples_since_fired)
-        fired[active.neuron_ids[is_active]] = 1
-        means = torch.stack([loss.detach(), is_active.sum() / len(inputs)]) / self._ranks.count
-        self._ranks.add_tensors(fired, means)
-        if is_sound:
-            self._samples_since_fired += len(inputs) * self._ranks.count
-            self._samples_since_fired[fired > 0] = 0
-        self.step_count += 1
-        return StepReport(means[0], means[1], len(dead_ids), is_skipped=not is_sound)
+        """See `Learner.step`.
+
+        Raises:
+            torch.OutOfMemoryError: nothing has changed.
+            DeviceOutOfMemory: the same, in one of several processes, which cannot do a step again by itself.
+        """
+        try:
+            return self._step(inputs)
+        except torch.OutOfMemoryError as error:
+            if self._ranks.count == 1:
+                raise
+            raise DeviceOutOfMemory(
+                f"a step over {len(inputs)} rows does not fit into the memory of the device of process "
+                f"{self._ranks.rank}: use a smaller --batch, fewer --neurons, or more processes"
+            ) from error
 
     def state(self) -> dict[str, Tensor]:
         """See `Learner.state`."""
         tensors = {
             "samples_since_fired": self._samples_since_fired,
-            "update_count": torch.tensor(self._update_count),
+            "update_count": self._update_counts[0].long(),
         }
-        for name, tensor in self._parameters.items():
-            moments = self._optimiser.state[tensor]
-            zeros = torch.zeros_like(tensor, requires_grad=False)
-            tensors[name] = tensor
-            tensors[f"{name}.mean"] = moments.get("exp_avg", zeros)
-            tensors[f"{name}.square"] = moments.get("exp_avg_sq", zeros)
+        named = self._parameters._asdict().items()
+        for (name, tensor), mean, square in zip(named, self._means, self._squares, strict=True):
+            tensors |= {name: tensor, f"{name}.mean": mean, f"{name}.square": square}
         return tensors
 
     def restore(self, step_count: int, state: dict[str, Tensor]) -> None:
         """See `Learner.restore`."""
-        device = self._samples_since_fired.device
-        # Copied: Adam works in place.
-        stored = {name: tensor.detach().to(device, copy=True) for name, tensor in state.items()}
-        self._samples_since_fired = stored["samples_since_fired"]
-        self._update_count = int(stored["update_count"])
-        for name, tensor in self._parameters.items():
-            with torch.no_grad():
-                tensor.copy_(stored[name])
-            self._optimiser.state[tensor] = {
-                "step": torch.tensor(float(self._update_count), device=device),
-                "exp_avg": stored[f"{name}.mean"],
-                "exp_avg_sq": stored[f"{name}.square"],
-            }
+        live = self.state()
+        del live["update_count"]
+        for name, tensor in live.items():
+            tensor.copy_(state[name])
+        for count in self._update_counts:
+            count.copy_(state["update_count"])
+        self._forecast.restart(self._samples_since_fired, self.settings.batch_rows)
         self.step_count = step_count
 
     def own_selection(self) -> Selection | None:
         """TopK's own rule; the others need a threshold."""
         return self._variant.for_inference() if isinstance(self._variant, TopKTraining) else None
 
-    def _decode(self, active: Active) -> Float[Tensor, "rows d"]:
-        return decode_active(active, self._parameters["directions"]) + self._parameters["decoder_bias"]
+    def _step(self, inputs: Float[Tensor, "rows d"]) -> StepReport:
+        """Compute everything, then change weights and counters without asking for more memory."""
+        batch = self._batch(inputs)
+        done = self._gradients.compute(batch, block_rows=self.block_rows)
+        update = self._plan_update(done)
+        row_count = len(inputs) * self._ranks.count
+        silent = torch.where(done.fired > 0, 0, self._samples_since_fired + row_count)
+        silent = torch.where(update.is_skipped, self._samples_since_fired, silent)
+        least_active = None if isinstance(self._variant, TopKTraining) else done.least_active
+        report = StepReport(done.loss, done.l0, batch.is_dead.sum(), update.is_skipped, least_active)
+        self._forecast.advance(silent, row_count)
+        self._update(done.gradients, update)
+        self._samples_since_fired = silent
+        self.step_count += 1
+        return report
 
-    def _losses(self, inputs: Float[Tensor, "rows d"], active: Active) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The loss of the whole autoencoder, and what is minimised: Matryoshka's is the mean over its prefixes."""
-        whole = reconstruction_loss(inputs, self._decode(active))
-        if not isinstance(self._variant, MatryoshkaTraining):
-            return whole, whole
-        nested = [
-            reconstruction_loss(
-                inputs, self._decode(active._replace(values=torch.where(active.neuron_ids < size, active.values, 0)))
-            )
-            for size in self._variant.prefixes[:-1]
-        ]
-        return whole, torch.stack([*nested, whole]).mean()
+    def _batch(self, inputs: Float[Tensor, "rows d"]) -> Batch:
+        is_dead = self._samples_since_fired >= self.settings.dead_after_samples
+        limit = self._forecast.limit() if self.settings.auxiliary_coefficient else 0
+        if not limit:
+            return Batch(inputs, is_dead, None)
+        # Powers of two: sizes that differ from step to step would scatter the device's memory.
+        count = min(1 << (limit - 1).bit_length(), len(is_dead))
+        candidates = self._samples_since_fired.topk(count, sorted=False).indices.sort().values
+        return Batch(inputs, is_dead, candidates)
 
-    def _auxiliary(
-        self, centred: Float[Tensor, "rows d"], dead_ids: Tensor, residual: Float[Tensor, "rows d"]
-    ) -> Float[Tensor, ""]:
-        """Only the dead neurons learn from it."""
-        parameters = self._parameters
-        rows, biases = parameters["encoder_rows"][dead_ids], parameters["encoder_bias"][dead_ids]
-        pre_activations = torch.addmm(biases, centred.detach(), rows.T)
-        active = strongest(pre_activations, auxiliary_width(len(dead_ids), residual.shape[1]))
-        return auxiliary_loss(residual, decode_active(active, parameters["directions"][dead_ids]), self._ranks)
+    def _plan_update(self, done: TorchPass) -> _Update:
+        """Take off what would change the directions' norms, and see whether the step is sound and how far to clip."""
+        gradient, directions = done.gradients.directions, self._parameters.directions
+        along = (gradient * directions).sum(dim=1, keepdim=True)
+        gradient.addcmul_(along, directions, value=-1)
+        norm = torch.nn.utils.get_total_norm(done.gradients)
+        is_skipped = ~(torch.isfinite(norm) & torch.isfinite(done.loss))
+        divisor = ((norm + 1e-6) / self.settings.gradient_clip).clamp_min(1)
+        return _Update(is_skipped, is_skipped.float(), divisor)
 
-    def _update(self, objective: Float[Tensor, ""]) -> bool:
-        """Change the weights, unless the step would lead to NaN or infinity."""
-        tensors = list(self._parameters.values())
-        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(objective, tensors)]
-        self._ranks.add_tensors(*gradients)
-        for tensor, gradient in zip(tensors, gradients, strict=True):
-            tensor.grad = gradient
-        directions = self._parameters["directions"]
-        assert directions.grad is not None
-        with torch.no_grad():
-            directions.grad -= (directions.grad * directions).sum(dim=1, keepdim=True) * directions
-            norm = torch.nn.utils.clip_grad_norm_(tensors, self.settings.gradient_clip)
-            if not math.isfinite(float(norm)):
-                return False
-            for group in self._optimiser.param_groups:
-                group["lr"] = learning_rate_at(self.step_count, self.settings)
-            self._optimiser.step()
-            self._update_count += 1
-            directions /= directions.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return True
+    def _update(self, gradients: Parameters, update: _Update) -> None:
+        """One step of Adam, in place; a skipped step leaves every bit as it is."""
+        adam(
+            list(self._parameters),
+            list(gradients),
+            self._means,
+            self._squares,
+            [],
+            self._update_counts,
+            fused=True,
+            grad_scale=update.divisor,
+            found_inf=update.is_skipped_as_float,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate_at(self.step_count, self.settings),
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+        directions = self._parameters.directions
+        torch.linalg.vector_norm(directions, dim=1, keepdim=True, out=self._norms)
+        directions /= self._norms.clamp_min_(1e-12).masked_fill_(update.is_skipped, 1)
+
+
+class _Update(NamedTuple):
+    is_skipped: Bool[Tensor, ""]
+    is_skipped_as_float: Float[Tensor, ""]
+    divisor: Float[Tensor, ""]

@@ -73,6 +73,7 @@ def explain(
             if delay_s is None:
                 raise
         attempt += 1
+        # A program with one question has nothing else to do or to be woken by; `explain_async` has.
         time.sleep(delay_s)
 
 

@@ -77,7 +77,7 @@ def example_events(metrics, method="Explain"):
         metrics.batch_done(
             operation="encode", size=size, queue_s=[0.01] * size, engine_s=0.001 * cost + 0.008, cost=cost
         )
-    metrics.batch_done(operation="text", size=1, queue_s=[0.001], engine_s=0.002)
+    metrics.batch_done(operation="text", size=1, queue_s=[0.001], engine_s=0.002, cost=1.0)
     metrics.depth_changed(5, "interactive")
     metrics.depth_changed(9, "bulk")
     for cause in DROP_CAUSES:

@@ -22,6 +22,7 @@ from service.caching.cache import CacheResult
 from service.caching.circuit import CircuitState
 from service.claims import Lane
 from service.observing.distribution import Distribution
+from service.observing.metric_events import Metrics
 from service.observing.metric_labels import (
     ADMISSION_REASONS,
     CACHE_RESULTS,
@@ -38,7 +39,7 @@ from service.observing.metric_labels import (
     STAGES,
     outcome_of_code,
 )
-from service.observing.metrics import Metrics, MetricsServer
+from service.observing.metrics_server import MetricsServer
 from service.observing.model_health import ModelHealth
 from service.settings import ListenAddress
 from tests.service.observing.example_events import example_artefacts, example_events
@@ -225,8 +226,8 @@ def test_an_error_that_is_no_number_does_not_spoil_the_sum(metrics):
     assert one(metrics, "answer_l0_neurons_count") == 3
 
 
-def test_depth_without_a_lane_counts_as_interactive(metrics):
-    metrics.depth_changed(3)
+def test_each_lane_has_its_depth(metrics):
+    metrics.depth_changed(3, "interactive")
     assert one(metrics, "queue_depth_items", lane="interactive") == 3
     metrics.depth_changed(2, "bulk")
     assert one(metrics, "queue_depth_items", lane="bulk") == 2

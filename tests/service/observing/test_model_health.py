@@ -60,6 +60,13 @@ def test_figures_are_those_of_the_last_images(seen, window_images):
     assert figures.drift_ratio == pytest.approx(max((distance - floor) / (1 - floor), 0))
 
 
+def test_one_extreme_image_is_forgotten_with_the_window_that_held_it():
+    health = ModelHealth(reference=None, window_images=4)
+    for fvu in (0.25, 1e30, 0.25, 0.25, 0.25, 0.25):
+        health.observe(code_of({0}), fvu)
+    assert health.figures().fvu_ratio == 0.25
+
+
 def test_the_floor_is_the_expected_distance_of_equal_samples():
     """Against a simulation of an index and a window drawn from the same images."""
     random = np.random.default_rng(3)

@@ -3,7 +3,10 @@
 import contextlib
 import json
 import os
+import resource
 import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from phosphene.errors import ArtefactDamaged, ArtefactMissing, ArtefactRefused, NumericError, PhospheneError
 from training.exchange import read
+from training.exchange.tensors import read_json
+from training.exchange.torch_file import read_state
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "exchange"
 
@@ -39,6 +44,76 @@ def change_json(file: Path, **changes: object) -> None:
 def change_state(file: Path, **changes: object) -> None:
     state = torch.load(file, weights_only=True) | changes
     torch.save({name: value for name, value in state.items() if value is not None}, file)
+
+
+# -- access
+
+
+@contextlib.contextmanager
+def no_access(file: Path) -> Iterator[None]:
+    """Nobody but root may read the file; root becomes nobody."""
+    file.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """The system opens nothing further."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path("/dev/null").open() as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may look into, unlike the test's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name"),
+    [
+        ("saelens/standard", "cfg.json"),
+        ("saelens/standard", "sae_weights.safetensors"),
+        ("dictionary_learning/topk", "ae.pt"),
+        ("dictionary_learning/topk", "config.json"),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(open_folder: Path, fixture: str, name: str) -> None:
+    file = copy(fixture, open_folder) / name
+    open_folder.chmod(0o755)
+    with no_access(file), pytest.raises(ArtefactMissing, match=f"{name}' cannot be read: .*; let the user who runs"):
+        read(open_folder)
+    file.chmod(0o644)
+    assert read(open_folder).sae.width > 0
+
+
+@pytest.mark.parametrize("reads", [read_state, read_json])
+def test_what_keeps_a_file_from_being_opened_is_said(tmp_path: Path, reads: Callable[[Path], object]) -> None:
+    file = tmp_path / "file"
+    with pytest.raises(ArtefactMissing, match="file' cannot be read: No such file .*; put it back"):
+        reads(file)
+    file.touch()
+    with no_more_files(), pytest.raises(ArtefactMissing, match="Too many open files; mend the disk"):
+        reads(file)
+
+
+def test_a_disk_that_gives_an_error_is_not_a_damaged_file() -> None:
+    # The page at address 0, which no process has: reading it is an input/output error.
+    with pytest.raises(ArtefactMissing, match="Input/output error; mend the disk"):
+        read_state(Path("/proc/self/mem"))
 
 
 # -- recognition

@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 
 from tests.training.sparse.test_sparse_learner import SETTINGS, VARIANTS, batches, start
-from training.ranks import Ranks
+from training.ranks import Ranks, leave
 from training.sparse.learner import CpuSparseLearner
 from training.sparse.torch_learner import TorchSparseLearner
 
@@ -30,3 +30,4 @@ if __name__ == "__main__":
         torch.save({"losses": losses, "states": states, "count": ranks.count}, sys.argv[1])
     ranks.wait()
     torch.distributed.destroy_process_group()
+    leave(0)
