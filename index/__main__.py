@@ -1,8 +1,9 @@
-"""The command line of the index: `python -m index build | show | verify | activate`.
+"""The command line of the index: `python -m index build | show | verify | diff | activate`.
 
-python -m index build photos/ --bundle build/bundle --out build/index
+python -m index build photos/ --bundle build/bundle --out build/index --workers 2
 python -m index show build/index
 python -m index verify build/index
+python -m index diff build/index build/other-index
 python -m index activate build/CURRENT --bundle scenes=build/bundle --index scenes=build/index
 """
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _show(options)
             case "verify":
                 _verify(options)
+            case "diff":
+                _diff(options)
             case _:
                 _activate(options)
     except PhospheneError as error:
@@ -60,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("corpus", help="folder, CSV or Parquet list, or WebDataset tars")
     build.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     build.add_argument("--out", type=Path, required=True, help="folder of the index to be")
-    build.add_argument("--shard-images", type=int, default=1024, help="rows per shard (%(default)s)")
+    build.add_argument("--shard-images", type=int, default=65_536, help="rows per shard (%(default)s, the most)")
+    build.add_argument("--engine", choices=["local"], default="local", help="what runs the shards (%(default)s)")
+    build.add_argument(
+        "--workers", type=int, default=1, help="processes that encode; no part of the plan (%(default)s)"
+    )
     build.add_argument("--batch", type=int, default=32, help="images per batch (%(default)s)")
     build.add_argument("--threads", type=int, default=2, help="CPU threads; part of the plan (%(default)s)")
     build.add_argument("--top", type=int, default=128, help="top exemplars per neuron (%(default)s)")
@@ -69,11 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--max-bad-ratio", type=float, default=0.1, help="share of unusable images to put up with (%(default)s)"
     )
+    build.add_argument(
+        "--sketch-from",
+        type=int,
+        default=4_000_000,
+        help="rows from which similar images are approximate (%(default)s)",
+    )
+    build.add_argument("--metrics-file", type=Path, help="Prometheus textfile to keep")
     show = commands.add_parser("show", help="print what is in an index")
     show.add_argument("index", type=Path)
     show.add_argument("--names", type=int, default=20, help="named neurons to list (%(default)s)")
-    verify = commands.add_parser("verify", help="check every file of an index")
+    verify = commands.add_parser("verify", help="check every file of an index, and that they say the same")
     verify.add_argument("index", type=Path)
+    diff = commands.add_parser("diff", help="list the neurons that fire more in another index of the same bundle")
+    diff.add_argument("first", type=Path)
+    diff.add_argument("second", type=Path)
+    diff.add_argument("--count", type=int, default=20, help="neurons to list (%(default)s)")
     activate = commands.add_parser("activate", help="name the generation that a service serves after its next reload")
     activate.add_argument("current", type=Path, help="the file that PHOSPHENE_CURRENT names")
     activate.add_argument(
@@ -86,25 +104,37 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> None:
     # Torch takes seconds to load; `--help` and a wrong option do without.
     from index.build import BuildJob, build_index
+    from index.metrics import MetricsFile
+    from index.outcome import describe_outcome, outcome_figures
     from index.plan import IndexConfig
     from index.progress import open_progress
+    from index.stages import MeasuredProgress
 
     job = BuildJob(
         corpus=options.corpus,
         bundle=options.bundle,
         out=options.out,
         config=IndexConfig(
-            shard_images=options.shard_images,
+            shard_image_count=options.shard_images,
             batch_images=options.batch,
             thread_count=options.threads,
             top_count=options.top,
             spread_count=options.spread,
+            sketch_from_images=options.sketch_from,
         ),
         device=options.device,
         max_bad_ratio=options.max_bad_ratio,
+        worker_count=options.workers,
     )
-    with open_progress(Console(stderr=True)) as progress:
+    metrics = None if options.metrics_file is None else MetricsFile(options.metrics_file, options.out.name)
+    console = Console(stderr=True)
+    with open_progress(console) as inner:
+        progress = MeasuredProgress(inner, metrics)
         result = build_index(job, progress)
+    figures = outcome_figures(result)
+    progress.finish(figures)
+    if console.is_terminal:
+        console.print(describe_outcome(result, progress.stages))
     _answer(
         {
             "event": "index",
@@ -112,6 +142,8 @@ def _build(options: argparse.Namespace) -> None:
             "id": result.manifest.id,
             "plan_id": result.plan_id,
             "was_finished": result.was_finished,
+            **figures,
+            "stage_s": {name: round(stage.duration_s, 3) for name, stage in progress.stages.items()},
         }
     )
 
@@ -127,10 +159,27 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from index.plan import plan_shards
+    from index.progress import open_progress
+    from index.verify import verify_index
+    from phosphene.manifest import read_manifest
+
+    plan = read_manifest(options.index).config.get("plan", {})
+    shards = plan_shards(int(plan.get("row_count", 0)), int(plan.get("shard_image_count", 1)))
+    with open_progress(Console(stderr=True)) as progress:
+        progress.begin("verify", len(shards), 0, "shards")
+        manifest = verify_index(options.index, advance=progress.advance)
+    _answer({"event": "verified", "id": manifest.id, "shards": len(shards), "files": len(manifest.files)})
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from index.diff import describe_shifts, neurons_firing_more
     from index.reader import open_index
 
-    with open_index(options.index) as index:
-        _answer({"event": "verified", "id": index.id, "images": index.image_count, "neurons": index.neuron_count})
+    with open_index(options.first) as first, open_index(options.second) as second:
+        shifts = neurons_firing_more(first, second)
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    console.print(describe_shifts(shifts, count=options.count))
 
 
 def _activate(options: argparse.Namespace) -> None:

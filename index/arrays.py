@@ -11,12 +11,12 @@ from phosphene.errors import ArtefactDamaged
 __all__ = ["map_array"]
 
 
-def map_array(path: Path, dtype: type[np.generic], dimensions: int) -> np.ndarray:
+def map_array(path: Path, dtype: type[np.generic] | tuple[type[np.generic], ...], dimensions: int) -> np.ndarray:
     """Map a `.npy` file.
 
     Args:
         path: the file.
-        dtype: what `docs/artefacts.md` says of it.
+        dtype: what `docs/artefacts.md` says of it; one of several where it may be either.
         dimensions: number of axes it must have.
 
     Raises:
@@ -27,9 +27,11 @@ def map_array(path: Path, dtype: type[np.generic], dimensions: int) -> np.ndarra
     except ValueError:
         # A file without elements cannot be memory-mapped.
         array = _load_empty(path)
-    if array.dtype != np.dtype(dtype) or array.ndim != dimensions:
+    dtypes = [np.dtype(allowed) for allowed in (dtype if isinstance(dtype, tuple) else (dtype,))]
+    if array.dtype not in dtypes or array.ndim != dimensions:
+        due = " or ".join(str(allowed) for allowed in dtypes)
         raise ArtefactDamaged(
-            f"{path} holds {array.dtype} with {array.ndim} axes instead of {np.dtype(dtype)} with {dimensions}: "
+            f"{path} holds {array.dtype} with {array.ndim} axes instead of {due} with {dimensions}: "
             "build the index again"
         )
     return array.view(np.ndarray)

@@ -6,32 +6,31 @@ finished index of the same plan it returns at once.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from index.assemble import assemble
 from index.contents import digest_images
-from index.image_table import read_quarantined
-from index.plan import IndexConfig, Plan
+from index.plan import IndexConfig, Plan, ShardRows
 from index.progress import Progress
-from index.shard import run_shard
+from index.quarantine import Quarantine
+from index.shard import ShardWork, run_shard, shard_work
+from index.summary import Summary, read_summary
+from index.workers import WorkerSetup, open_decoders, run_in_processes
 from index.workspace import Workspace, discard_workspace, open_workspace
 from phosphene.bundle import Bundle, load_bundle
 from phosphene.corpus import Corpus, open_corpus
-from phosphene.engine_torch import TorchEngine
-from phosphene.errors import ArtefactMismatch, CorpusError, SettingError
+from phosphene.engine import open_device
+from phosphene.errors import ArtefactMismatch, SettingError
 from phosphene.manifest import MANIFEST_NAME, Manifest, differences, find_artefact, seal
 from phosphene.pipeline import Pipeline
 from phosphene.readout import SimilarityReadout
 
 __all__ = ["BuildJob", "BuildResult", "build_index"]
 
-_DECODER_LIMIT = 8
-_EXAMPLES_IN_ERROR = 5
+_WORKER_LIMIT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +49,17 @@ class BuildJob:
     """Torch device; no part of the plan."""
     max_bad_ratio: float = 0.1
     """Share of the corpus that may be unusable, in [0, 1]; no part of the plan."""
+    worker_count: int = 1
+    """Processes that encode; 1 works in this one. No part of the plan."""
 
     def __post_init__(self) -> None:
         """Check the bounds.
 
         Raises:
-            SettingError: `max_bad_ratio` is out of bounds.
+            SettingError: `max_bad_ratio` or `worker_count` is out of bounds.
         """
+        if not 1 <= self.worker_count <= _WORKER_LIMIT:
+            raise SettingError(f"{self.worker_count} workers; the limits are 1 to {_WORKER_LIMIT} (--workers)")
         if not 0 <= self.max_bad_ratio <= 1:
             raise SettingError(f"max_bad_ratio is {self.max_bad_ratio:g}; the limits are 0 to 1 (--max-bad-ratio)")
 
@@ -69,6 +72,8 @@ class BuildResult:
     """The index's manifest."""
     plan_id: str
     """Digest of inputs and configuration."""
+    summary: Summary
+    """Its figures."""
     was_finished: bool
     """Whether it lay there already."""
 
@@ -85,42 +90,31 @@ def build_index(job: BuildJob, progress: Progress) -> BuildResult:
     """
     bundle = load_bundle(job.bundle)
     corpus = open_corpus(job.corpus)
-    with ThreadPoolExecutor(min(_DECODER_LIMIT, os.cpu_count() or 1), thread_name_prefix="decode") as decoders:
-        progress.begin("digest", len(corpus), 0, "images")
-        digests = digest_images(corpus, decoders, progress.advance)
-        plan = plan_index(corpus, digests, bundle, job.config)
+    progress.begin("digest", len(corpus), 0, "images")
+    with open_decoders() as readers:
+        digests = digest_images(corpus, readers, progress.advance)
+    plan = plan_index(corpus, digests, bundle, job.config)
+    finished = _find_finished(job.out, plan)
+    if finished is not None:
+        return finished
+    setup = partial(WorkerSetup, bundle=job.bundle, bundle_id=bundle.id, device=job.device, config=plan.config)
+    device = open_device(job.device).type
+    with open_workspace(job.out, plan, device=device, report=progress.say) as workspace:
         finished = _find_finished(job.out, plan)
-        if finished is not None:
-            discard_workspace(job.out, plan)
-            return BuildResult(manifest=finished, plan_id=plan.id, was_finished=True)
-        pipeline = Pipeline(TorchEngine(bundle, device=job.device, thread_count=job.config.thread_count))
+        if finished is not None:  # By another process, while this one read the corpus.
+            return finished
+        shards = _Shards(setup(workspace=workspace), job, plan, corpus, digests)
+        shards.run_missing(progress)
+        pipeline = shards.pipeline()
         with_text = isinstance(pipeline.engine.readout, SimilarityReadout)
-        device = pipeline.engine.device.type
-        with open_workspace(job.out, plan, device=device, report=progress.say) as workspace:
-            finished = _find_finished(job.out, plan)
-            if finished is not None:  # By another process, while this one read the corpus.
-                discard_workspace(job.out, plan)
-                return BuildResult(manifest=finished, plan_id=plan.id, was_finished=True)
-            encode = partial(
-                run_shard,
-                config=plan.config,
-                corpus=corpus,
-                digests=digests,
-                pipeline=pipeline,
-                with_embeddings=with_text,
-                decoders=decoders,
-                advance=progress.advance,
-            )
-            _run_missing_shards(workspace, job, plan, encode, progress)
-            draft = workspace.fresh_draft()
-            shards = [workspace.shard_folder(shard) for shard in plan.shards]
-            assemble(draft, shards, config=plan.config, pipeline=pipeline, with_text=with_text, progress=progress)
-            if job.out.exists():
-                job.out.rmdir()
-            config = {"plan": plan.to_config(), "plan_id": plan.id, "has_text": with_text}
-            manifest = seal(draft, job.out, kind="index", inputs=plan.inputs, config=config)
-            discard_workspace(job.out, plan)
-    return BuildResult(manifest=manifest, plan_id=plan.id, was_finished=False)
+        draft = workspace.fresh_draft()
+        summary = assemble(draft, plan=plan, pipeline=pipeline, with_text=with_text, progress=progress)
+        if job.out.exists():
+            job.out.rmdir()
+        config = {"plan": plan.to_config(), "plan_id": plan.id, "has_text": with_text}
+        manifest = seal(draft, job.out, kind="index", inputs=plan.inputs, config=config)
+        discard_workspace(job.out, plan)
+    return BuildResult(manifest=manifest, plan_id=plan.id, summary=summary, was_finished=False)
 
 
 def plan_index(corpus: Corpus, digests: Sequence[str], bundle: Bundle, config: IndexConfig) -> Plan:
@@ -144,7 +138,7 @@ def plan_index(corpus: Corpus, digests: Sequence[str], bundle: Bundle, config: I
     )
 
 
-def _find_finished(out: Path, plan: Plan) -> Manifest | None:
+def _find_finished(out: Path, plan: Plan) -> BuildResult | None:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).exists()):
         raise SettingError(f"{out} exists and is no index; choose another --out, or remove it first")
     manifest = find_artefact(out, kind="index")
@@ -156,38 +150,65 @@ def _find_finished(out: Path, plan: Plan) -> Manifest | None:
             f"{out} holds the finished index of another plan (there -> wanted): {changed}; choose another --out, or "
             "remove it first"
         )
-    return manifest
+    discard_workspace(out, plan)
+    return BuildResult(manifest=manifest, plan_id=plan.id, summary=read_summary(out), was_finished=True)
 
 
-def _run_missing_shards(
-    workspace: Workspace, job: BuildJob, plan: Plan, encode: Callable[..., None], progress: Progress
-) -> None:
-    finished = [shard for shard in plan.shards if workspace.is_finished(shard)]
-    progress.begin("encode", plan.row_count, sum(shard.stop - shard.start for shard in finished), "images")
-    bad: list[tuple[str, str]] = []
-    for shard in finished:
-        bad += read_quarantined(workspace.shard_folder(shard))
-    _check_bad(bad, plan, job)
-    for shard in plan.shards:
-        if shard not in finished:
-            workspace.write_shard(shard, partial(encode, shard=shard))
-            bad += read_quarantined(workspace.shard_folder(shard))
-            _check_bad(bad, plan, job)
-    if bad:
-        progress.say(f"quarantined {len(bad)} of {plan.row_count} images: {_examples(bad)}")
+class _Shards:
+    """The shards of a job that are missing, and who makes them."""
 
+    def __init__(self, setup: WorkerSetup, job: BuildJob, plan: Plan, corpus: Corpus, digests: Sequence[str]) -> None:
+        self._setup, self._job, self._plan = setup, job, plan
+        self._corpus, self._digests = corpus, digests
+        self._pipeline: Pipeline | None = None
 
-def _check_bad(bad: list[tuple[str, str]], plan: Plan, job: BuildJob) -> None:
-    if len(bad) == plan.row_count:
-        raise CorpusError(f"none of the {plan.row_count} images of the corpus can be used: {_examples(bad)}")
-    if len(bad) > job.max_bad_ratio * plan.row_count:
-        raise CorpusError(
-            f"{len(bad)} of {plan.row_count} images cannot be used, {len(bad) / plan.row_count:.1%} so far; the limit "
-            f"is {job.max_bad_ratio:.1%}: mend them, or allow more with --max-bad-ratio: {_examples(bad)}"
-        )
+    def pipeline(self) -> Pipeline:
+        """Return the bundle in this process; loads it the first time."""
+        if self._pipeline is None:
+            self._pipeline = self._setup.open_pipeline()
+        return self._pipeline
 
+    def run_missing(self, progress: Progress) -> None:
+        """Make every shard that is not there yet.
 
-def _examples(bad: list[tuple[str, str]]) -> str:
-    shown = "; ".join(f"{uri}: {reason}" for uri, reason in bad[:_EXAMPLES_IN_ERROR])
-    more = len(bad) - _EXAMPLES_IN_ERROR
-    return f"{shown}; and {more} more" if more > 0 else shown
+        Raises:
+            CorpusError: too many images cannot be used.
+        """
+        workspace, row_count = self._setup.workspace, self._plan.row_count
+        finished = [shard for shard in self._plan.shards if workspace.is_finished(shard)]
+        progress.begin("encode", row_count, sum(shard.stop - shard.start for shard in finished), "images")
+        quarantine = Quarantine(row_count, max_bad_ratio=self._job.max_bad_ratio, report=workspace.quarantine_report)
+        for shard in finished:
+            quarantine.add(workspace.shard_folder(shard))
+        missing = [shard for shard in self._plan.shards if shard not in finished]
+        if self._job.worker_count == 1 or len(missing) <= 1:
+            self._run_here(missing, quarantine, progress)
+        else:
+            run_in_processes(
+                self._setup,
+                missing,
+                self._cut,
+                worker_count=self._job.worker_count,
+                advance=progress.advance,
+                finish=lambda shard: quarantine.add(workspace.shard_folder(shard)),
+            )
+        if quarantine.count:
+            progress.say(f"quarantined {quarantine.count} of {row_count} images: {quarantine.examples()}")
+
+    def _run_here(self, missing: Sequence[ShardRows], quarantine: Quarantine, progress: Progress) -> None:
+        workspace: Workspace = self._setup.workspace
+        with open_decoders() as decoders:
+            for shard in missing:
+                write = partial(
+                    run_shard,
+                    work=self._cut(shard),
+                    config=self._plan.config,
+                    pipeline=self.pipeline(),
+                    decoders=decoders,
+                    advance=progress.advance,
+                )
+                workspace.write_shard(shard, write)
+                quarantine.add(workspace.shard_folder(shard))
+
+    def _cut(self, shard: ShardRows) -> ShardWork:
+        return shard_work(shard, self._corpus, self._digests)

@@ -1,7 +1,8 @@
-"""The codes of a corpus on disk, row by row (compressed sparse rows); knows nothing of neurons' names or of images.
+"""The codes of a shard on disk, row by row (compressed sparse rows); knows nothing of neurons' names or of images.
 
 `codes/offsets.npy` says where each row's part of `neuron_ids.npy` and `values.npy` begins. Values are float16; a stored
-value is within one float16 step of the live one, and every neuron that fires live fires here too.
+value is within one float16 step of the live one, and every neuron that fires live fires here too. Neuron ids take two
+bytes where all of them fit.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int32, Int64
-from numpy.lib.format import open_memmap
+from jaxtyping import Float16, Float32, Int32, Int64, Integer
 
 from index.arrays import map_array
 from phosphene.codes import ImageCode
 from phosphene.errors import ArtefactDamaged, NumericError
 
-__all__ = ["CodesStore", "concatenate_codes", "stored_values", "write_codes"]
+__all__ = ["CodesStore", "id_dtype", "stored_values", "write_codes"]
 
 _FOLDER = "codes"
 _SMALLEST = np.float16(6e-8)
@@ -39,12 +39,18 @@ def stored_values(values: Float32[np.ndarray, " active"]) -> Float16[np.ndarray,
     return np.maximum(values.astype(np.float16), _SMALLEST)
 
 
-def write_codes(folder: Path, codes: Sequence[ImageCode]) -> None:
+def id_dtype(neuron_count: int) -> type[np.uint16 | np.int32]:
+    """Return how the ids of so many neurons are stored."""
+    return np.uint16 if neuron_count <= 1 << 16 else np.int32
+
+
+def write_codes(folder: Path, codes: Sequence[ImageCode], *, neuron_count: int) -> None:
     """Write the codes of consecutive rows under `folder`/codes.
 
     Args:
-        folder: a shard or an index, being written.
+        folder: a shard, being written.
         codes: one per row; an empty code for a row without one.
+        neuron_count: neurons of the sparse autoencoder; every neuron id is smaller.
 
     Raises:
         NumericError: an activation does not fit float16.
@@ -53,7 +59,7 @@ def write_codes(folder: Path, codes: Sequence[ImageCode]) -> None:
     target.mkdir()
     offsets = np.zeros(len(codes) + 1, dtype=np.int64)
     np.cumsum([len(code) for code in codes], out=offsets[1:])
-    neuron_ids = np.empty(int(offsets[-1]), dtype=np.int32)
+    neuron_ids = np.empty(int(offsets[-1]), dtype=id_dtype(neuron_count))
     values = np.empty(int(offsets[-1]), dtype=np.float16)
     for row, code in enumerate(codes):
         rounded = stored_values(code.values)
@@ -67,37 +73,13 @@ def write_codes(folder: Path, codes: Sequence[ImageCode]) -> None:
     np.save(target / "cut_counts.npy", np.array([code.cut_count for code in codes], dtype=np.int32))
 
 
-def concatenate_codes(folder: Path, parts: Sequence[Path]) -> None:
-    """Join the codes of shards, in order, into one store; needs memory for one shard only."""
-    stores = [CodesStore(part) for part in parts]
-    row_count = sum(store.row_count for store in stores)
-    entry_count = sum(store.entry_count for store in stores)
-    target = folder / _FOLDER
-    target.mkdir()
-    offsets = np.zeros(row_count + 1, dtype=np.int64)
-    cut_counts = np.zeros(row_count, dtype=np.int32)
-    neuron_ids = open_memmap(target / "neuron_ids.npy", mode="w+", dtype=np.int32, shape=(entry_count,))
-    values = open_memmap(target / "values.npy", mode="w+", dtype=np.float16, shape=(entry_count,))
-    row, entry = 0, 0
-    for store in stores:
-        offsets[row : row + store.row_count + 1] = store.offsets + entry
-        cut_counts[row : row + store.row_count] = store.cut_counts
-        neuron_ids[entry : entry + store.entry_count] = store.neuron_ids
-        values[entry : entry + store.entry_count] = store.values
-        row, entry = row + store.row_count, entry + store.entry_count
-    neuron_ids.flush()
-    values.flush()
-    np.save(target / "offsets.npy", offsets)
-    np.save(target / "cut_counts.npy", cut_counts)
-
-
 class CodesStore:
     """The codes of consecutive rows, memory-mapped."""
 
     offsets: Int64[np.ndarray, " rows_and_one"]
     """Where each row begins in `neuron_ids` and `values`; the last one is their length."""
-    neuron_ids: Int32[np.ndarray, " entries"]
-    """Neurons that fire, row after row."""
+    neuron_ids: Integer[np.ndarray, " entries"]
+    """Neurons that fire, row after row; uint16 or int32."""
     values: Float16[np.ndarray, " entries"]
     """Their activations; within a row descending, ties by ascending neuron id."""
     cut_counts: Int32[np.ndarray, " rows"]
@@ -111,7 +93,7 @@ class CodesStore:
         """
         source = folder / _FOLDER
         self.offsets = map_array(source / "offsets.npy", np.int64, 1)
-        self.neuron_ids = map_array(source / "neuron_ids.npy", np.int32, 1)
+        self.neuron_ids = map_array(source / "neuron_ids.npy", (np.uint16, np.int32), 1)
         self.values = map_array(source / "values.npy", np.float16, 1)
         self.cut_counts = map_array(source / "cut_counts.npy", np.int32, 1)
         entry_count = int(self.offsets[-1])
@@ -136,10 +118,19 @@ class CodesStore:
         """Return the code of a row (0 <= row < row_count), values widened to float32."""
         begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
         return ImageCode(
-            neuron_ids=np.array(self.neuron_ids[begin:end]),
+            neuron_ids=self.neuron_ids[begin:end].astype(np.int32),
             values=self.values[begin:end].astype(np.float32),
             cut_count=int(self.cut_counts[row]),
         )
+
+    def values_of(self, neuron_id: int, rows: Int64[np.ndarray, " rows"]) -> Float16[np.ndarray, " rows"]:
+        """Return a neuron's activations on rows on each of which it fires."""
+        begins = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - begins
+        ends = np.cumsum(lengths)
+        entries = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
+        found: Float16[np.ndarray, " rows"] = self.values[entries[self.neuron_ids[entries] == neuron_id]]
+        return found
 
     def row_blocks(self, entry_limit: int = _CHUNK_ENTRIES) -> Iterator[tuple[int, int]]:
         """Yield (first row, row after the last) of blocks that hold at most `entry_limit` entries, or one row."""

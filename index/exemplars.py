@@ -10,91 +10,113 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Float64, Int64
 
+from index.activation_counts import ActivationCounts, neuron_blocks
 from index.arrays import map_array
-from index.postings import Postings
+from index.shard_counts import BLOCK_NEURONS, count_shards
+from index.shards import Shards
+from index.spread import VALUE_BITS, spread_images, spread_places
+from index.tops import Tops, merge_tops
 from index.values import Exemplar, ExemplarKind
+from phosphene.errors import ArtefactDamaged
 
-__all__ = ["ExemplarStore", "first_rows", "spread_places", "write_exemplars"]
+__all__ = ["ExemplarStore", "merged_tops", "write_exemplars"]
 
 _FOLDER = "exemplars"
 
 
-def first_rows(digests: list[str]) -> Int64[np.ndarray, " rows"]:
-    """Return for each row the first row with the same bytes; rows without a digest stand for themselves."""
-    first: dict[str, int] = {}
-    return np.array(
-        [first.setdefault(digest, row) if digest else row for row, digest in enumerate(digests)], dtype=np.int64
-    )
-
-
-def spread_places(available: int, wanted: int) -> Int64[np.ndarray, " chosen"]:
-    """Return at most `wanted` different ranks among `available`, evenly spaced, both ends included."""
-    if available <= wanted:
-        return np.arange(available, dtype=np.int64)
-    return np.round(np.linspace(0, available - 1, wanted)).astype(np.int64)
-
-
 def write_exemplars(
-    folder: Path, postings: Postings, first: Int64[np.ndarray, " rows"], *, top_count: int, spread_count: int
+    folder: Path, shards: Shards, first: Bool[np.ndarray, " rows"], *, top_count: int, spread_count: int
 ) -> None:
-    """Choose and store every neuron's exemplars under `folder`/exemplars.
+    """Choose and store every neuron's exemplars under `folder`/exemplars; memory is that of a block of neurons.
 
     Args:
         folder: the index being written.
-        postings: every neuron's images, strongest first.
-        first: for each row, the first row with the same bytes.
-        top_count: strongest images kept per neuron.
+        shards: every row's code, and every shard's tops.
+        first: rows that are the first with their bytes.
+        top_count: strongest images kept per neuron; at most those of a shard's tops.
         spread_count: images kept per neuron that sample its activations.
     """
+    chosen: dict[ExemplarKind, Tops] = {
+        ExemplarKind.TOP: merged_tops(shards, first, limit=top_count),
+        ExemplarKind.SPREAD: spread_images(shards, first, spread_count),
+    }
+    quantiles: dict[ExemplarKind, list[Float64[np.ndarray, " exemplars"]]] = {kind: [] for kind in ExemplarKind}
+    for neurons in neuron_blocks(shards.neuron_count, BLOCK_NEURONS):
+        counts = count_shards(shards, neurons)
+        for kind, images in chosen.items():
+            quantiles[kind].append(_shares_below(counts, images))
     target = folder / _FOLDER
     target.mkdir()
-    chosen: dict[ExemplarKind, list[Int64[np.ndarray, " places"]]] = {kind: [] for kind in ExemplarKind}
-    for neuron_id in range(postings.neuron_count):
-        _, distinct = np.unique(first[postings.rows(neuron_id)], return_index=True)
-        distinct = np.sort(distinct).astype(np.int64)
-        chosen[ExemplarKind.TOP].append(distinct[:top_count])
-        chosen[ExemplarKind.SPREAD].append(distinct[spread_places(len(distinct), spread_count)])
-    for kind, places in chosen.items():
-        offsets = np.zeros(len(places) + 1, dtype=np.int64)
-        np.cumsum([len(part) for part in places], out=offsets[1:])
-        np.save(target / f"{kind.value}_offsets.npy", offsets)
-        np.save(target / f"{kind.value}_places.npy", np.concatenate(places, dtype=np.int32, casting="same_kind"))
+    for kind, images in chosen.items():
+        np.save(target / f"{kind.value}_offsets.npy", images.starts)
+        np.save(target / f"{kind.value}_rows.npy", images.rows)
+        np.save(target / f"{kind.value}_values.npy", images.values)
+        np.save(target / f"{kind.value}_quantiles.npy", np.concatenate(quantiles[kind]))
+
+
+def merged_tops(shards: Shards, first: Bool[np.ndarray, " rows"], *, limit: int) -> Tops:
+    """Merge the tops of all shards, one after the other; rows are those of the index, each image once."""
+    merged: Tops | None = None
+    for shard in shards:
+        part = _shown(shard.tops.moved(shard.rows.start), first)
+        merged = merge_tops([part] if merged is None else [merged, part], limit=limit)
+    assert merged is not None
+    return merged
+
+
+def _shown(tops: Tops, first: Bool[np.ndarray, " rows"]) -> Tops:
+    kept = first[tops.rows]
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(kept)])
+    return Tops(starts=before[tops.starts], rows=tops.rows[kept], values=tops.values[kept])
+
+
+def _shares_below(counts: ActivationCounts, images: Tops) -> Float64[np.ndarray, " exemplars"]:
+    """Return the quantile of every exemplar of the block, neuron after neuron."""
+    neurons = counts.neurons
+    starts = images.starts[neurons.start : neurons.stop + 1]
+    bits = np.ascontiguousarray(images.values[int(starts[0]) : int(starts[-1])]).view(np.uint16)
+    owners = np.repeat(np.arange(len(neurons)), np.diff(starts))
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts.pairs.sums)])
+    firsts = before[np.searchsorted(counts.pairs.keys, np.arange(len(neurons) + 1) << VALUE_BITS)]
+    smaller = before[np.searchsorted(counts.pairs.keys, owners << VALUE_BITS | bits)] - firsts[owners]
+    quantiles: Float64[np.ndarray, " exemplars"] = smaller / np.diff(firsts)[owners]
+    return quantiles
 
 
 class ExemplarStore:
-    """Every neuron's exemplars: places in its postings, memory-mapped."""
+    """Every neuron's exemplars, memory-mapped."""
 
-    def __init__(self, folder: Path, postings: Postings) -> None:
+    def __init__(self, folder: Path) -> None:
         """Map the exemplars under `folder`/exemplars.
 
         Raises:
             ArtefactDamaged: an array is not what it should be.
         """
         source = folder / _FOLDER
-        self._postings = postings
-        self._offsets: dict[ExemplarKind, Int64[np.ndarray, " neurons_and_one"]] = {}
-        self._places: dict[ExemplarKind, Int32[np.ndarray, " exemplars"]] = {}
+        self._images: dict[ExemplarKind, Tops] = {}
+        self._quantiles: dict[ExemplarKind, Float64[np.ndarray, " exemplars"]] = {}
         for kind in ExemplarKind:
-            self._offsets[kind] = map_array(source / f"{kind.value}_offsets.npy", np.int64, 1)
-            self._places[kind] = map_array(source / f"{kind.value}_places.npy", np.int32, 1)
+            starts = map_array(source / f"{kind.value}_offsets.npy", np.int64, 1)
+            rows: Int64[np.ndarray, " exemplars"] = map_array(source / f"{kind.value}_rows.npy", np.int64, 1)
+            values = map_array(source / f"{kind.value}_values.npy", np.float16, 1)
+            quantiles = map_array(source / f"{kind.value}_quantiles.npy", np.float64, 1)
+            if not int(starts[-1]) == len(rows) == len(values) == len(quantiles):
+                raise ArtefactDamaged(
+                    f"{source}: {kind.value}_offsets.npy names {int(starts[-1])} exemplars; there are {len(rows)} "
+                    f"rows, {len(values)} values, {len(quantiles)} quantiles: build the index again"
+                )
+            self._images[kind] = Tops(starts=starts, rows=rows, values=values)
+            self._quantiles[kind] = quantiles
 
     def exemplars(self, neuron_id: int, kind: ExemplarKind, count: int) -> list[Exemplar]:
         """Return up to `count` exemplars of a neuron, strongest first; of SPREAD, evenly spaced ones of the stored."""
-        rows, values = self._postings.rows(neuron_id), self._postings.values(neuron_id)
-        places = self.places(neuron_id, kind)
-        places = places[:count] if kind is ExemplarKind.TOP else places[spread_places(len(places), count)]
+        images = self._images[kind]
+        rows, values = images.of(neuron_id)
+        quantiles = self._quantiles[kind][int(images.starts[neuron_id]) : int(images.starts[neuron_id + 1])]
+        wanted = range(min(count, len(rows))) if kind is ExemplarKind.TOP else spread_places(len(rows), count)
         return [
-            Exemplar(
-                row=int(rows[place]),
-                value=float(values[place]),
-                quantile=self._postings.quantile(neuron_id, float(values[place])),
-            )
-            for place in places
+            Exemplar(row=int(rows[place]), value=float(values[place]), quantile=float(quantiles[place]))
+            for place in wanted
         ]
-
-    def places(self, neuron_id: int, kind: ExemplarKind) -> Int32[np.ndarray, " exemplars"]:
-        """Return where a neuron's exemplars stand in its postings, ascending."""
-        offsets = self._offsets[kind]
-        return self._places[kind][int(offsets[neuron_id]) : int(offsets[neuron_id + 1])]

@@ -1,23 +1,34 @@
-"""The rows of a corpus as the index knows them, good ones and quarantined ones; and the way from a digest to a row."""
+"""The rows of a corpus as the index knows them, good ones and quarantined ones; and the way from a digest to a row.
+
+Each shard has its rows twice: `images.parquet` by column, for people's tools and for the job, and `image_rows/` by row,
+memory-mapped, for answers: a reader's memory does not grow with names, labels and captions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64, UInt64
 
 from index.arrays import map_array
-from index.tables import read_table, write_table
+from index.shards import Shards
+from index.slices import SliceStore, write_slices
+from index.tables import read_column, read_table, write_table
 from index.values import ImageRow
 from phosphene.errors import ArtefactDamaged
+from phosphene.manifest import canonical_json
 
-__all__ = ["ImageRecord", "ImageTable", "concatenate_images", "read_quarantined", "write_images"]
+__all__ = ["ImageRecord", "ImageTable", "read_quarantined", "write_digests", "write_images"]
 
 _FILE = "images.parquet"
+_ROWS_FOLDER = "image_rows"
+_ROWS_FILE = "records.jsonl"
 _FOLDER = "digests"
 _SCHEMA = pa.schema(
     [
@@ -29,6 +40,7 @@ _SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("caption", pa.string()),
+        pa.field("extra", pa.string()),
         pa.field("fvu", pa.float32()),
         pa.field("quarantine_reason", pa.string()),
     ]
@@ -55,6 +67,8 @@ class ImageRecord:
     """The corpus's label."""
     caption: str | None
     """The corpus's caption."""
+    extra: str | None
+    """Further columns of the corpus's list as a JSON object; None where it has none."""
     fvu: float | None
     """Share of the residual's variance that the code does not explain; None for a quarantined image."""
     quarantine_reason: str | None
@@ -62,33 +76,42 @@ class ImageRecord:
 
 
 def write_images(folder: Path, records: Sequence[ImageRecord]) -> None:
-    """Write the rows of a shard, in order, as `images.parquet`."""
-    write_table(folder / _FILE, _SCHEMA, [[asdict(record) for record in records]])
+    """Write the rows of a shard, in order, by column and by row."""
+    rows = [asdict(record) for record in records]
+    write_table(folder / _FILE, _SCHEMA, [rows])
+    target = folder / _ROWS_FOLDER
+    target.mkdir()
+    write_slices(target / _ROWS_FILE, [canonical_json([row[name] for name in _SCHEMA.names]) + b"\n" for row in rows])
 
 
-def concatenate_images(folder: Path, parts: Sequence[Path]) -> None:
-    """Join the rows of shards, in order, and write the digests beside them."""
-    write_table(folder / _FILE, _SCHEMA, (read_table(part / _FILE, _SCHEMA).to_pylist() for part in parts))
+def read_quarantined(folder: Path) -> list[tuple[int, str, str]]:
+    """Return (row, uri, reason) of each quarantined row of a shard."""
     table = read_table(folder / _FILE, _SCHEMA)
-    keys, rows = [], []
-    for row, (digest, reason) in enumerate(
-        zip(table["sha256"].to_pylist(), table["quarantine_reason"].to_pylist(), strict=True)
-    ):
-        if reason is None:
-            keys.append(_key(digest))
-            rows.append(row)
-    order = np.argsort(np.array(keys, dtype=np.uint64), kind="stable")
+    columns = (table[name].to_pylist() for name in ("row", "uri", "quarantine_reason"))
+    return [(row, uri, reason) for row, uri, reason in zip(*columns, strict=True) if reason is not None]
+
+
+def write_digests(folder: Path, shards: Shards) -> None:
+    """Write under `folder`/digests which row has which bytes: the way from a digest to a readable row.
+
+    Args:
+        folder: the index being written.
+        shards: its shards.
+    """
+    keys: list[UInt64[np.ndarray, " readable"]] = []
+    rows: list[Int64[np.ndarray, " readable"]] = []
+    for shard in shards:
+        readable = read_column(shard.folder / _FILE, "quarantine_reason").is_null().to_numpy(zero_copy_only=False)
+        digests = read_column(shard.folder / _FILE, "sha256").to_pylist()
+        places = np.flatnonzero(readable)
+        keys.append(np.array([_key(digests[place]) for place in places], dtype=np.uint64))
+        rows.append(places + shard.rows.start)
+    all_keys, all_rows = np.concatenate(keys), np.concatenate(rows)
+    order = np.argsort(all_keys, kind="stable")
     target = folder / _FOLDER
     target.mkdir()
-    np.save(target / "keys.npy", np.array(keys, dtype=np.uint64)[order])
-    np.save(target / "rows.npy", np.array(rows, dtype=np.int64)[order])
-
-
-def read_quarantined(folder: Path) -> list[tuple[str, str]]:
-    """Return (uri, reason) of each quarantined row of a shard or an index."""
-    table = read_table(folder / _FILE, _SCHEMA)
-    pairs = zip(table["uri"].to_pylist(), table["quarantine_reason"].to_pylist(), strict=True)
-    return [(uri, reason) for uri, reason in pairs if reason is not None]
+    np.save(target / "keys.npy", all_keys[order])
+    np.save(target / "rows.npy", all_rows[order].astype(np.int64))
 
 
 def _key(digest: str) -> int:
@@ -101,16 +124,23 @@ class ImageTable:
     readable: Bool[np.ndarray, " rows"]
     """Rows that are not quarantined."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read `images.parquet` and map the digests.
+    def __init__(self, folder: Path, shards: Shards) -> None:
+        """Map the rows of the shards, and the digests under `folder`.
 
         Raises:
             ArtefactDamaged: a file is not what it should be.
         """
-        self._table = read_table(folder / _FILE, _SCHEMA)
-        self.readable = np.array(self._table["quarantine_reason"].is_null().to_numpy(zero_copy_only=False), dtype=bool)
+        self._shards = shards
+        self._records = [SliceStore(shard.folder / _ROWS_FOLDER / _ROWS_FILE) for shard in shards]
+        self.readable = np.concatenate([_readable(shard.folder) for shard in shards])
         self._keys: UInt64[np.ndarray, " readable"] = map_array(folder / _FOLDER / "keys.npy", np.uint64, 1)
         self._rows: Int64[np.ndarray, " readable"] = map_array(folder / _FOLDER / "rows.npy", np.int64, 1)
+        record_count = sum(len(records) for records in self._records)
+        if not shards.row_count == record_count == len(self.readable):
+            raise ArtefactDamaged(
+                f"{folder}: due are {shards.row_count} rows; {_ROWS_FOLDER}/ has {record_count}, {_FILE} "
+                f"{len(self.readable)}: build the index again"
+            )
         if not len(self._keys) == len(self._rows) == int(self.readable.sum()):
             raise ArtefactDamaged(
                 f"{folder / _FOLDER} names {len(self._keys)} images; {_FILE} has {int(self.readable.sum())} readable "
@@ -120,16 +150,17 @@ class ImageTable:
     @property
     def row_count(self) -> int:
         """Rows of the corpus, quarantined ones included."""
-        return int(self._table.num_rows)
+        return len(self.readable)
 
     def image(self, row: int) -> ImageRow:
         """Return a row (0 <= row < row_count)."""
+        record = self._record(row)
         names = ("row", "uri", "sha256", "label", "caption", "width", "height", "quarantine_reason")
-        return ImageRow(**{name: self._table[name][row].as_py() for name in names})
+        return ImageRow(**{name: record[name] for name in names})
 
     def fvu(self, row: int) -> float | None:
         """Return the share of the residual's variance that the code does not explain; None for a quarantined row."""
-        fvu: float | None = self._table["fvu"][row].as_py()
+        fvu: float | None = self._record(row)["fvu"]
         return fvu
 
     def row_of(self, sha256: str) -> int | None:
@@ -138,12 +169,44 @@ class ImageTable:
         place = int(np.searchsorted(self._keys, key))
         while place < len(self._keys) and self._keys[place] == key:
             row = int(self._rows[place])
-            if self._table["sha256"][row].as_py() == sha256:
+            if self._record(row)["sha256"] == sha256:
                 return row
             place += 1
         return None
 
-    def column(self, name: str) -> list[str | None]:
-        """Return a text column (`uri`, `sha256`, `label`, `caption` or `quarantine_reason`) over all rows."""
-        values: list[str | None] = self._table[name].to_pylist()
-        return values
+    def first_rows(self) -> Bool[np.ndarray, " rows"]:
+        """Tell for every row whether it is the first with its bytes; rows that could not be read are."""
+        first = np.ones(self.row_count, dtype=bool)
+        for start, stop in _runs(self._keys):
+            seen: set[str] = set()
+            for row in self._rows[start:stop]:
+                digest = self._record(int(row))["sha256"]
+                first[row] = digest not in seen
+                seen.add(digest)
+        return first
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column over all rows, in memory: for the job, not for answers."""
+        return [value for part in self.columns(name) for value in part]
+
+    def columns(self, name: str) -> Iterator[list[Any]]:
+        """Yield a column shard by shard."""
+        for shard in self._shards:
+            yield read_column(shard.folder / _FILE, name).to_pylist()
+
+    def _record(self, row: int) -> dict[str, Any]:
+        number, local = self._shards.find(row)
+        return dict(zip(_SCHEMA.names, json.loads(self._records[number].slice(local)), strict=True))
+
+
+def _readable(folder: Path) -> Bool[np.ndarray, " rows"]:
+    reasons = read_column(folder / _FILE, "quarantine_reason")
+    return np.array(reasons.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _runs(keys: UInt64[np.ndarray, " readable"]) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of each run of two or more equal keys."""
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] ^ np.uint64(1)))
+    for start, stop in zip(starts, np.append(starts[1:], len(keys)), strict=True):
+        if stop - start > 1:
+            yield int(start), int(stop)

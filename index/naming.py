@@ -14,7 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from index.values import NameSource, NeuronName
 
-__all__ = ["NAME_EXEMPLAR_COUNT", "Term", "name_neuron", "term_shares", "terms_of"]
+__all__ = [
+    "NAME_EXEMPLAR_COUNT",
+    "Term",
+    "effective_count",
+    "name_neuron",
+    "overlap",
+    "term_shares",
+    "terms_of",
+    "trust_in",
+]
 
 Term = tuple[NameSource, str]
 """A candidate name: where it comes from, and the words."""
@@ -109,11 +118,11 @@ def name_neuron(
     for term in ranked:
         if len(named) == _NAME_LIMIT:
             break
-        if any(_overlap(term[1], name.name) for name in named) or not _is_strong(
+        if any(overlap(term[1], name.name) for name in named) or not _is_strong(
             term, scores[term], exemplars, weights, shares
         ):
             continue
-        rivals = (scores[other] for other in ranked if other[0] == term[0] and not _overlap(other[1], term[1]))
+        rivals = (scores[other] for other in ranked if other[0] == term[0] and not overlap(other[1], term[1]))
         margin = scores[term] - max(0.0, next(rivals, 0.0))
         named.append(NeuronName(name=term[1], score=scores[term], margin=margin, source=term[0]))
     return tuple(named)
@@ -126,13 +135,17 @@ def _scores(
     for terms, weight in zip(exemplars, weights, strict=True):
         for term in terms:
             mass[term] += weight
-    total = sum(weights)
-    # A few exemplars prove little: the corpus's own share counts as two more of them.
-    trust = _effective_count(weights) / (_effective_count(weights) + _PRIOR_EXEMPLARS) if total > 0 else 0.0
+    total, trust = sum(weights), trust_in(weights)
     return {term: trust * (mass[term] / total - shares.get(term, 0.0)) for term in mass}
 
 
-def _effective_count(weights: Sequence[float]) -> float:
+def trust_in(weights: Sequence[float]) -> float:
+    """Return by how much a score is shrunk: few exemplars prove little, so the corpus counts as two more of them."""
+    return effective_count(weights) / (effective_count(weights) + _PRIOR_EXEMPLARS) if sum(weights) > 0 else 0.0
+
+
+def effective_count(weights: Sequence[float]) -> float:
+    """Return how many exemplars of equal weight would scatter as much."""
     return sum(weights) ** 2 / sum(weight**2 for weight in weights)
 
 
@@ -144,7 +157,7 @@ def _is_strong(
     shares: Mapping[Term, float],
 ) -> bool:
     share = max(shares.get(term, 0.0), 1e-9)
-    deviation = (share * (1 - share) / _effective_count(weights)) ** 0.5
+    deviation = (share * (1 - share) / effective_count(weights)) ** 0.5
     bearers = sum(term in terms for terms in exemplars)
     return (
         bearers >= 3
@@ -154,7 +167,7 @@ def _is_strong(
     )
 
 
-def _overlap(first: str, second: str) -> bool:
+def overlap(first: str, second: str) -> bool:
     """Tell whether one name's words are among the other's, letter case aside."""
     words, others = set(first.lower().split()), set(second.lower().split())
     return words <= others or others <= words

@@ -36,6 +36,9 @@ _SCHEMA = pa.schema(
         pa.field("quantiles", pa.list_(pa.field("element", pa.float64())), nullable=False),
         pa.field("label_entropy", pa.float64()),
         pa.field("names", pa.list_(pa.field("element", _NAME)), nullable=False),
+        pa.field("monosemanticity", pa.float64()),
+        pa.field("is_dense", pa.bool_(), nullable=False),
+        pa.field("in_dense_cluster", pa.bool_(), nullable=False),
     ]
 )
 
@@ -61,6 +64,9 @@ def _to_record(neuron: NeuronRow) -> dict[str, object]:
             {"name": name.name, "score": name.score, "margin": name.margin, "source": name.source.value}
             for name in neuron.names
         ],
+        "monosemanticity": neuron.monosemanticity,
+        "is_dense": neuron.is_dense,
+        "in_dense_cluster": neuron.in_dense_cluster,
     }
 
 
@@ -71,6 +77,8 @@ class NeuronTable:
     """Images on which each neuron fires."""
     density: Float64[np.ndarray, " neurons"]
     """Share of the readable images on which each neuron fires."""
+    maximum: Float64[np.ndarray, " neurons"]
+    """Each neuron's largest activation; 0 for a dead one."""
 
     def __init__(self, folder: Path) -> None:
         """Read `neurons.parquet`.
@@ -82,7 +90,7 @@ class NeuronTable:
         self.firing_count = self._table["firing_count"].to_numpy()
         self.density = self._table["density"].to_numpy()
         self._mean: Float64[np.ndarray, " neurons"] = self._table["mean"].to_numpy()
-        self._maximum: Float64[np.ndarray, " neurons"] = self._table["maximum"].to_numpy()
+        self.maximum = self._table["maximum"].to_numpy()
         # Arrow gives NaN where there is none; it sorts last.
         self._label_entropy: Float64[np.ndarray, " neurons"] = self._table["label_entropy"].to_numpy()
         names = self._table["names"].to_pylist()
@@ -141,7 +149,7 @@ class NeuronTable:
             case NeuronOrder.DENSITY:
                 return -self.density
             case NeuronOrder.MAXIMUM:
-                return -self._maximum
+                return -self.maximum
             case NeuronOrder.MEAN:
                 return -self._mean
             case NeuronOrder.LABEL_ENTROPY:

@@ -13,20 +13,23 @@ from typing import Any
 from phosphene.errors import CorpusError, SettingError
 from phosphene.manifest import digest_of
 
-__all__ = ["IndexConfig", "Plan", "ShardRows"]
+__all__ = ["SHARDS_FOLDER", "IndexConfig", "Plan", "ShardRows", "plan_shards"]
 
-LAYOUT = 1
+SHARDS_FOLDER = "shards"
+"""Where in an index its shards lie."""
+LAYOUT = 2
 """Raised when the same inputs and configuration give another index."""
 
 _BOUNDS = {
-    "shard_images": (1, 1 << 20),
+    "shard_image_count": (1, 1 << 16),
     "batch_images": (1, 4096),
     "thread_count": (1, 1024),
-    "top_count": (1, 4096),
+    "top_count": (1, 128),
     "spread_count": (1, 4096),
     "thumbnail_px": (16, 1024),
     "sketch_seed": (0, 2**63),
-    "ivf_from_images": (1, 2**31),
+    "sketch_from_images": (0, 2**40),
+    "ivf_from_images": (1, 2**40),
 }
 
 
@@ -34,8 +37,8 @@ _BOUNDS = {
 class IndexConfig:
     """What the caller may choose; every field is part of `plan_id`."""
 
-    shard_images: int = 1024
-    """Corpus rows in a shard, the unit of work that a killed job keeps."""
+    shard_image_count: int = 65_536
+    """Corpus rows in a shard, the unit of work that a killed job keeps; a row within a shard has 16 bits."""
     batch_images: int = 32
     """Corpus rows that go through the encoder together; a batch never crosses shards."""
     thread_count: int = 2
@@ -48,6 +51,8 @@ class IndexConfig:
     """Longer side of a thumbnail, in pixels."""
     sketch_seed: int = 0
     """Seed of the sign vectors of the sketch."""
+    sketch_from_images: int = 4_000_000
+    """From this many rows on, similar images are proposed by the sketch; below, the search is exact."""
     ivf_from_images: int = 200_000
     """From this many rows on, the sketch index is cut into inverted lists."""
 
@@ -89,6 +94,15 @@ class ShardRows:
         ]
 
 
+def plan_shards(row_count: int, shard_image_count: int) -> tuple[ShardRows, ...]:
+    """Cut so many rows into shards, all but the last of equal size."""
+    starts = range(0, row_count, shard_image_count)
+    return tuple(
+        ShardRows(number=number, start=start, stop=min(start + shard_image_count, row_count))
+        for number, start in enumerate(starts)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """An index job: its inputs and its configuration."""
@@ -126,12 +140,7 @@ class Plan:
     @property
     def shards(self) -> tuple[ShardRows, ...]:
         """The work, in order."""
-        size = self.config.shard_images
-        starts = range(0, self.row_count, size)
-        return tuple(
-            ShardRows(number=number, start=start, stop=min(start + size, self.row_count))
-            for number, start in enumerate(starts)
-        )
+        return plan_shards(self.row_count, self.config.shard_image_count)
 
     def to_config(self) -> dict[str, Any]:
         """Return the plan as JSON."""

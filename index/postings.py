@@ -1,121 +1,96 @@
-"""The codes turned round: for each neuron, the images on which it fires, strongest first; knows nothing of images.
+"""The postings of a shard on disk, and activations in the order of the whole corpus; knows nothing of images.
 
-`postings/offsets.npy` says where each neuron's part of `rows.npy` and `values.npy` begins.
+`postings/` and `row_norms.npy` hold what `index.retrieval.postings` makes of a shard's codes. A posting's activation is
+a little off; where that decides, the stored code is asked.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16, Int32, Int64
-from numpy.lib.format import open_memmap
+from jaxtyping import Float16, Float32, Int64
 
 from index.arrays import map_array
 from index.codes_store import CodesStore
+from index.retrieval.postings import ShardPostings, build_postings, row_norms
 from phosphene.errors import ArtefactDamaged
 
-__all__ = ["Postings", "write_postings"]
+__all__ = ["count_below", "exact_values", "read_norms", "read_postings", "write_postings"]
 
 _FOLDER = "postings"
+_NORMS = "row_norms.npy"
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 def write_postings(folder: Path, codes: CodesStore, neuron_count: int) -> None:
-    """Turn the codes round, in blocks: memory does not grow with the corpus.
+    """Write `folder`/postings and `folder`/row_norms.npy.
 
     Args:
-        folder: the index being written.
-        codes: the codes of every row.
+        folder: the shard being written.
+        codes: its codes.
         neuron_count: neurons of the sparse autoencoder; every neuron id is smaller.
     """
+    postings = build_postings(codes.offsets, codes.neuron_ids, codes.values, neuron_count=neuron_count)
     target = folder / _FOLDER
     target.mkdir()
-    counts = np.zeros(neuron_count, dtype=np.int64)
-    for start, stop in codes.row_blocks():
-        counts += np.bincount(_block(codes, start, stop), minlength=neuron_count)
-    offsets = np.zeros(neuron_count + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    rows = open_memmap(target / "rows.npy", mode="w+", dtype=np.int32, shape=(codes.entry_count,))
-    values = open_memmap(target / "values.npy", mode="w+", dtype=np.float16, shape=(codes.entry_count,))
-    _scatter(codes, offsets, rows, values)
-    for neuron_id in range(neuron_count):
-        part = slice(int(offsets[neuron_id]), int(offsets[neuron_id + 1]))
-        order = np.lexsort((rows[part], -values[part]))
-        rows[part], values[part] = rows[part][order], values[part][order]
-    rows.flush()
-    values.flush()
-    np.save(target / "offsets.npy", offsets)
+    np.save(target / "neuron_starts.npy", postings.neuron_starts)
+    np.save(target / "words.npy", postings.words)
+    np.save(target / "scale.npy", np.array(postings.scale, dtype=np.float32))
+    np.save(folder / _NORMS, row_norms(codes.offsets, codes.values))
 
 
-def _block(codes: CodesStore, start: int, stop: int) -> Int32[np.ndarray, " entries"]:
-    return codes.neuron_ids[int(codes.offsets[start]) : int(codes.offsets[stop])]
+def read_postings(folder: Path, row_count: int) -> ShardPostings:
+    """Map `folder`/postings of a shard with so many rows.
+
+    Raises:
+        ArtefactDamaged: the arrays do not fit together.
+    """
+    source = folder / _FOLDER
+    neuron_starts = map_array(source / "neuron_starts.npy", np.int64, 1)
+    words = map_array(source / "words.npy", np.uint32, 1)
+    scale = map_array(source / "scale.npy", np.float32, 0)
+    if int(neuron_starts[-1]) != len(words):
+        raise ArtefactDamaged(
+            f"{source}: neuron_starts.npy names {int(neuron_starts[-1])} postings; words.npy has {len(words)}: "
+            "build the index again"
+        )
+    return ShardPostings(neuron_starts=neuron_starts, words=words, scale=float(scale), row_count=row_count)
 
 
-def _scatter(
-    codes: CodesStore,
-    offsets: Int64[np.ndarray, " neurons_and_one"],
-    rows: Int32[np.ndarray, " entries"],
-    values: Float16[np.ndarray, " entries"],
-) -> None:
-    next_place = offsets[:-1].copy()
-    for start, stop in codes.row_blocks():
-        neuron_ids = _block(codes, start, stop)
-        lengths = np.diff(codes.offsets[start : stop + 1])
-        block_rows = np.repeat(np.arange(start, stop, dtype=np.int32), lengths)
-        block_values = codes.values[int(codes.offsets[start]) : int(codes.offsets[stop])]
-        order = np.argsort(neuron_ids, kind="stable")
-        counts = np.bincount(neuron_ids, minlength=len(next_place))
-        first_of_group = np.cumsum(counts) - counts
-        sorted_ids = neuron_ids[order]
-        places = next_place[sorted_ids] + np.arange(len(order)) - first_of_group[sorted_ids]
-        rows[places], values[places] = block_rows[order], block_values[order]
-        next_place += counts
+def read_norms(folder: Path) -> Float32[np.ndarray, " rows"]:
+    """Map `folder`/row_norms.npy.
+
+    Raises:
+        ArtefactDamaged: it is no such array.
+    """
+    return map_array(folder / _NORMS, np.float32, 1)
 
 
-class Postings:
-    """Each neuron's firing images, memory-mapped."""
+def exact_values(
+    postings: ShardPostings, codes: CodesStore, neuron_id: int
+) -> tuple[Int64[np.ndarray, " firing"], Float16[np.ndarray, " firing"]]:
+    """Return the rows of a shard on which a neuron fires, rising, and its stored activations there."""
+    rows = postings.rows(neuron_id).astype(np.int64)
+    return rows, codes.values_of(neuron_id, rows)
 
-    offsets: Int64[np.ndarray, " neurons_and_one"]
-    """Where each neuron begins in the rows and values."""
 
-    def __init__(self, folder: Path) -> None:
-        """Map the postings under `folder`/postings.
+def count_below(shards: Sequence[tuple[ShardPostings, CodesStore]], neuron_id: int, value: float) -> tuple[int, int]:
+    """Count the images on which a neuron's stored activation is smaller than a value, and all on which it fires.
 
-        Raises:
-            ArtefactDamaged: the arrays do not fit together.
-        """
-        source = folder / _FOLDER
-        self.offsets = map_array(source / "offsets.npy", np.int64, 1)
-        self._rows: Int32[np.ndarray, " entries"] = map_array(source / "rows.npy", np.int32, 1)
-        self._values: Float16[np.ndarray, " entries"] = map_array(source / "values.npy", np.float16, 1)
-        if not int(self.offsets[-1]) == len(self._rows) == len(self._values):
-            raise ArtefactDamaged(
-                f"{source}: offsets.npy names {int(self.offsets[-1])} entries; rows.npy has {len(self._rows)}, "
-                f"values.npy {len(self._values)}: build the index again"
-            )
-
-    @property
-    def neuron_count(self) -> int:
-        """Neurons of the sparse autoencoder, dead ones included."""
-        return len(self.offsets) - 1
-
-    def rows(self, neuron_id: int) -> Int32[np.ndarray, " firing"]:
-        """Return the rows on which a neuron fires, strongest first, ties by ascending row."""
-        return self._rows[int(self.offsets[neuron_id]) : int(self.offsets[neuron_id + 1])]
-
-    def values(self, neuron_id: int) -> Float16[np.ndarray, " firing"]:
-        """Return a neuron's activations on `rows(neuron_id)`, descending."""
-        return self._values[int(self.offsets[neuron_id]) : int(self.offsets[neuron_id + 1])]
-
-    def quantile(self, neuron_id: int, value: float) -> float:
-        """Return the share of a neuron's firing images with a smaller activation, in [0, 1]; 0 for a dead neuron.
-
-        The value is rounded to float16 first, so that an image of the corpus meets its own stored activation.
-        """
-        values = self.values(neuron_id)
-        if not len(values):
-            return 0.0
-        rounded = float(np.float16(min(value, float(np.finfo(np.float16).max))))
-        not_smaller = bisect_right(values, -rounded, key=lambda stored: -float(stored))
-        return (len(values) - not_smaller) / len(values)
+    The value is rounded to float16 first, so that an image of the corpus meets its own stored activation.
+    """
+    bound = float(np.float16(min(value, _LARGEST)))
+    below, firing = 0, 0
+    for postings, codes in shards:
+        values = postings.values(neuron_id)
+        # Twice the scale is more than a word can be off.
+        surely = values < bound - 2 * postings.scale
+        doubtful = ~surely & (values < bound + 2 * postings.scale)
+        below += int(surely.sum())
+        if doubtful.any():
+            rows = postings.rows(neuron_id)[doubtful].astype(np.int64)
+            below += int((codes.values_of(neuron_id, rows) < bound).sum())
+        firing += len(values)
+    return below, firing

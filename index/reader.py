@@ -12,18 +12,23 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, Int64
 
-from index.codes_store import CodesStore
 from index.directions import DirectionSearch
 from index.exemplars import ExemplarStore
+from index.expression import parse_expression
+from index.expression_evaluation import ExpressionEvaluation
 from index.image_table import ImageTable
+from index.neighbours import Neighbours
 from index.neuron_table import NeuronTable
-from index.postings import Postings
-from index.sketch import SimilarImages
+from index.plan import plan_shards
+from index.posting_values import histogram
+from index.postings import count_below
+from index.shards import open_shards
+from index.similar import SimilarImages, search_shards
 from index.statistics import QUANTILE_PROBABILITIES
 from index.summary import Summary, read_summary
-from index.text_search import TextSearch
+from index.text_search import Embeddings, TextSearch
 from index.thumbnails import ThumbnailStore
 from index.values import Exemplar, ExemplarKind, ImageRow, NeuronOrder, NeuronRow, SimilarImage
 from phosphene.codes import ImageCode
@@ -67,6 +72,8 @@ class IndexReader:
 
     summary: Summary
     """Figures over the whole index."""
+    similarity_is_exact: bool
+    """Whether `similar_images` equals brute force; else it finds the share `summary.similar_recall` of that."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Map the files; `open_index` has checked them.
@@ -76,22 +83,35 @@ class IndexReader:
         """
         self._manifest = manifest
         self.summary = read_summary(folder)
-        self._images = ImageTable(folder)
+        plan = manifest.config["plan"]
+        self._shards = open_shards(folder, plan_shards(int(plan["row_count"]), int(plan["shard_image_count"])))
+        self._images = ImageTable(folder, self._shards)
         self._neurons = NeuronTable(folder)
-        self._codes = CodesStore(folder)
-        self._postings = Postings(folder)
-        self._exemplars = ExemplarStore(folder, self._postings)
-        self._thumbnails = ThumbnailStore(folder)
+        self._exemplars = ExemplarStore(folder)
+        self._thumbnails = ThumbnailStore(self._shards)
         self._directions = DirectionSearch(folder, self._neurons.neuron_count)
-        seed = int(manifest.config["plan"]["sketch_seed"])
-        self._similar = SimilarImages(folder, self._codes, self._neurons.neuron_count, seed=seed)
+        self.similarity_is_exact = int(plan["row_count"]) < int(plan["sketch_from_images"])
+        self._similar = SimilarImages(
+            folder,
+            self._shards,
+            left_out_neuron_ids=self.summary.left_out_neuron_ids,
+            sketch_seed=None if self.similarity_is_exact else int(plan["sketch_seed"]),
+            recall=self.summary.similar_recall,
+        )
+        self._search_shards = search_shards(self._shards)
+        self._expressions = ExpressionEvaluation(
+            self._search_shards,
+            maxima=self._neurons.maximum,
+            excluded_rows=np.flatnonzero(~self._images.readable),
+        )
+        self._neighbours = Neighbours(folder)
         self._text = (
-            TextSearch(folder, self._neurons.firing_count > 0, self._images.readable)
+            TextSearch(folder, Embeddings(self._shards), self._neurons.firing_count > 0, self._images.readable)
             if manifest.config["has_text"]
             else None
         )
-        rows = {self.summary.row_count, self._images.row_count, self._codes.row_count}
-        neurons = {self.summary.neuron_count, self._neurons.neuron_count, self._postings.neuron_count}
+        rows = {self.summary.row_count, self._images.row_count, self._shards.row_count}
+        neurons = {self.summary.neuron_count, self._neurons.neuron_count, self._shards.neuron_count}
         if len(rows) != 1 or len(neurons) != 1:
             raise ArtefactDamaged(
                 f"the files of index {folder.name!r} name {sorted(rows)} rows and {sorted(neurons)} neurons: "
@@ -181,6 +201,11 @@ class IndexReader:
         """Whether neurons and images can be found by a text vector."""
         return self._text is not None
 
+    @property
+    def firing_counts(self) -> Int64[np.ndarray, " neurons"]:
+        """Images on which each neuron fires."""
+        return self._neurons.firing_count
+
     def neuron(self, neuron_id: int) -> NeuronRow:
         """Return a neuron's figures and names.
 
@@ -228,7 +253,8 @@ class IndexReader:
             NotFound: no such neuron.
         """
         self._check_neuron(neuron_id)
-        return self._postings.quantile(neuron_id, value)
+        below, firing = count_below([(shard.postings, shard.codes) for shard in self._shards], neuron_id, value)
+        return below / firing if firing else 0.0
 
     def image(self, row: int) -> ImageRow:
         """Return a row of the corpus.
@@ -260,7 +286,7 @@ class IndexReader:
             NotFound: no such row.
         """
         self._check_row(row)
-        return self._codes.code(row)
+        return self._shards.code(row)
 
     def fvu(self, row: int) -> float:
         """Return the share of a row's residual variance that its code does not explain.
@@ -277,12 +303,47 @@ class IndexReader:
     def similar_images(self, code: ImageCode, count: int, *, exclude_row: int | None = None) -> list[SimilarImage]:
         """Return up to `count` images by descending cosine of codes; those that share no neuron never.
 
+        The neurons of `summary.left_out_neuron_ids` do not count.
+
         Args:
             code: of any image, live or stored.
             count: at least 1.
             exclude_row: a row to leave out: the query's own.
         """
         return self._similar.nearest(code, count, exclude_row=exclude_row)
+
+    def images_by_expression(self, expression: str, count: int) -> list[tuple[int, float]]:
+        """Return up to `count` (row, score) of the images that fire as asked, best first; see `index.expression`.
+
+        Raises:
+            InputError: the expression is none.
+            NotFound: it names an unknown neuron.
+        """
+        parsed = parse_expression(expression, neuron_count=self.neuron_count)
+        rows, scores = self._expressions.best(parsed, count)
+        return [(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
+
+    def count_by_expression(self, expression: str) -> int:
+        """Return how many images fire as asked. Errors as `images_by_expression`."""
+        return self._expressions.count(parse_expression(expression, neuron_count=self.neuron_count))
+
+    def activation_histogram(self, neuron_id: int, edges: Float64[np.ndarray, " edges"]) -> Int64[np.ndarray, " bins"]:
+        """Count the images on which a neuron fires, by activation; see `index.posting_values.histogram`.
+
+        Raises:
+            NotFound: no such neuron.
+        """
+        self._check_neuron(neuron_id)
+        return histogram(self._search_shards, neuron_id, edges)
+
+    def co_active_neurons(self, neuron_id: int, count: int) -> list[tuple[int, float, int]]:
+        """Return up to `count` (other neuron id, normalised PMI, images on which both fire), best first.
+
+        Raises:
+            NotFound: no such neuron.
+        """
+        self._check_neuron(neuron_id)
+        return self._neighbours.of(neuron_id)[:count]
 
     def nearest_neurons(self, vector: Float32[np.ndarray, " width"], count: int) -> list[tuple[int, float]]:
         """Return up to `count` (neuron id, cosine of its direction with the vector), best first.

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from index.plan import SHARDS_FOLDER
 from index.reader import IndexReader
 from index.values import NeuronOrder
 from phosphene.manifest import read_manifest
@@ -48,7 +49,8 @@ def _figures(folder: Path, index: IndexReader) -> Table:
     table.add_row("neurons", f"{summary.alive_count} alive, {dead} dead, {named} named")
     table.add_row("mean L0", f"{summary.mean_l0:.2f} neurons per image; {summary.cut_image_count} codes cut")
     table.add_row("mean FVU", f"{summary.mean_fvu:.3f} of the residual variance unexplained")
-    table.add_row("similar images", f"the sketch finds {summary.sketch_recall:.1%} of the ten nearest codes")
+    how = "exact" if index.similarity_is_exact else f"the sketch finds {summary.similar_recall:.1%} of the ten nearest"
+    table.add_row("similar images", f"{how}; {len(summary.left_out_neuron_ids)} dense neurons are left out")
     table.add_row("labels", "yes" if summary.has_labels else "no")
     table.add_row("captions", "yes" if summary.has_captions else "no")
     table.add_row("text search", "yes" if index.has_text else "no (the encoder has no text tower)")
@@ -102,7 +104,7 @@ def _sizes(folder: Path) -> Table:
     table.add_column("bytes", justify="right")
     totals: dict[str, int] = {}
     for name, entry in read_manifest(folder).files.items():
-        part = name.split("/")[0]
+        part = name.split("/")[2 if name.startswith(f"{SHARDS_FOLDER}/") else 0]
         totals[part] = totals.get(part, 0) + entry.bytes
     for part, size_bytes in sorted(totals.items(), key=lambda item: -item[1]):
         table.add_row(part, f"{size_bytes:,}")

@@ -1,4 +1,4 @@
-"""Finds images with similar codes: a FAISS index of small sketches proposes, the stored codes decide.
+"""Proposes images with similar codes from a FAISS index of small sketches; the stored codes decide.
 
 A sketch is the sum over a code's neurons of activation times a fixed random sign vector, scaled to length 1: inner
 products of sketches estimate cosines of codes without bias (Charikar, Chen & Farach-Colton 2002; Weinberger et al.
@@ -12,17 +12,16 @@ from typing import Any
 
 import faiss
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int8, Int32, Int64
+from jaxtyping import Bool, Float16, Float32, Float64, Int8, Int32, Int64, Integer
 
 from index.codes_store import CodesStore
-from index.values import SimilarImage
+from index.shards import Shards
 from phosphene.codes import ImageCode
 
 __all__ = [
     "SKETCH_WIDTH",
-    "SimilarImages",
-    "exact_cosines",
-    "sketch_recall",
+    "SketchSearch",
+    "code_cosines",
     "sketch_signs",
     "sketches",
     "write_sketch",
@@ -54,7 +53,7 @@ def sketch_signs(neuron_count: int, seed: int) -> Int8[np.ndarray, "neurons 256"
 
 def sketches(
     offsets: Int64[np.ndarray, " rows_and_one"],
-    neuron_ids: Int32[np.ndarray, " entries"],
+    neuron_ids: Integer[np.ndarray, " entries"],
     values: Float16[np.ndarray, " entries"] | Float32[np.ndarray, " entries"],
     signs: Int8[np.ndarray, "neurons 256"],
 ) -> Float32[np.ndarray, "rows 256"]:
@@ -70,30 +69,40 @@ def sketches(
     return out
 
 
-def write_sketch(folder: Path, codes: CodesStore, neuron_count: int, *, seed: int, ivf_from_images: int) -> None:
+def write_sketch(
+    folder: Path, shards: Shards, *, left_out: Bool[np.ndarray, " neurons"], seed: int, ivf_from_images: int
+) -> None:
     """Sketch every row and write the FAISS index `sketch.faiss`.
 
     Args:
         folder: the index being written.
-        codes: the codes of every row.
-        neuron_count: neurons of the sparse autoencoder.
+        shards: the codes of every row.
+        left_out: neurons that do not count in similarity: dense ones.
         seed: of the sign vectors.
         ivf_from_images: from this many rows on, the index is cut into inverted lists.
     """
-    signs = sketch_signs(neuron_count, seed)
+    signs = kept_signs(left_out, seed)
     index: Any = faiss.IndexScalarQuantizer(SKETCH_WIDTH, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    if codes.row_count >= ivf_from_images:
-        index = _trained_ivf(codes, signs)
-    for start, stop in codes.row_blocks(_BLOCK_ENTRIES):
-        index.add(_row_sketches(codes, start, stop, signs))
+    if shards.row_count >= ivf_from_images:
+        index = _trained_ivf(shards, signs)
+    for shard in shards:
+        for start, stop in shard.codes.row_blocks(_BLOCK_ENTRIES):
+            index.add(_row_sketches(shard.codes, start, stop, signs))
     faiss.write_index(index, str(folder / _FILE))
 
 
-def _trained_ivf(codes: CodesStore, signs: Int8[np.ndarray, "neurons 256"]) -> Any:
-    list_count = max(1, round(codes.row_count**0.5))
-    wanted = min(codes.row_count, _TRAINING_ROWS_PER_LIST * list_count)
-    rows = np.unique(np.linspace(0, codes.row_count - 1, wanted).astype(np.int64))
-    sample = np.concatenate([_row_sketches(codes, int(row), int(row) + 1, signs) for row in rows])
+def kept_signs(left_out: Bool[np.ndarray, " neurons"], seed: int) -> Int8[np.ndarray, "neurons 256"]:
+    """Return every neuron's signs; zeros for those that are left out."""
+    signs: Int8[np.ndarray, "neurons 256"] = np.where(left_out[:, None], np.int8(0), sketch_signs(len(left_out), seed))
+    return signs
+
+
+def _trained_ivf(shards: Shards, signs: Int8[np.ndarray, "neurons 256"]) -> Any:
+    list_count = max(1, round(shards.row_count**0.5))
+    wanted = min(shards.row_count, _TRAINING_ROWS_PER_LIST * list_count)
+    rows = np.unique(np.linspace(0, shards.row_count - 1, wanted).astype(np.int64))
+    places = ((shards[number].codes, local) for number, local in map(shards.find, rows.tolist()))
+    sample = np.concatenate([_row_sketches(codes, local, local + 1, signs) for codes, local in places])
     quantizer = faiss.IndexFlatIP(SKETCH_WIDTH)
     index = faiss.IndexIVFScalarQuantizer(
         quantizer, SKETCH_WIDTH, list_count, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
@@ -118,80 +127,62 @@ def _splitmix64(counters: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-class SimilarImages:
-    """Nearest rows by the cosine of codes."""
+class SketchSearch:
+    """Nearest rows by the cosine of codes, among those that the sketches propose."""
 
-    def __init__(self, folder: Path, codes: CodesStore, neuron_count: int, *, seed: int) -> None:
+    def __init__(self, folder: Path, shards: Shards, *, left_out: Bool[np.ndarray, " neurons"], seed: int) -> None:
         """Load `sketch.faiss`, whose digest has been checked."""
-        self._codes = codes
-        self._signs = sketch_signs(neuron_count, seed)
+        self._shards = shards
+        self._left_out = left_out
+        self._signs = kept_signs(left_out, seed)
         self._index: Any = faiss.read_index(str(folder / _FILE))
 
-    def nearest(self, code: ImageCode, count: int, *, exclude_row: int | None = None) -> list[SimilarImage]:
-        """Return up to `count` rows by descending cosine with `code`, ties by row; rows that share no neuron never.
-
-        Args:
-            code: of any image, live or stored.
-            count: at least 1.
-            exclude_row: a row to leave out: the query's own.
-        """
-        if not len(code):
-            return []
-        whole = np.array([0, len(code)], dtype=np.int64)
-        query = sketches(whole, code.neuron_ids, code.values, self._signs)
-        candidate_count = min(self._codes.row_count, max(_CANDIDATE_COUNT, _CANDIDATES_PER_RESULT * count))
-        _, found = self._index.search(query, candidate_count)
-        rows = np.unique(found[0][found[0] >= 0])
-        if exclude_row is not None:
-            rows = rows[rows != exclude_row]
-        cosines = exact_cosines(code, self._codes, rows)
+    def nearest(
+        self,
+        neuron_ids: Int32[np.ndarray, " active"],
+        values: Float32[np.ndarray, " active"],
+        count: int,
+        *,
+        excluded_rows: Int64[np.ndarray, " excluded"],
+    ) -> tuple[Int64[np.ndarray, " found"], Float64[np.ndarray, " found"]]:
+        """Return up to `count` rows and their cosines, best first, ties by row; rows that share no neuron never."""
+        query = sketches(np.array([0, len(neuron_ids)], dtype=np.int64), neuron_ids, values, self._signs)
+        wanted = min(self._shards.row_count, max(_CANDIDATE_COUNT, _CANDIDATES_PER_RESULT * count))
+        _, found = self._index.search(query, wanted)
+        rows = np.setdiff1d(found[0][found[0] >= 0], excluded_rows)
+        code = ImageCode(neuron_ids=neuron_ids, values=values)
+        cosines = code_cosines(code, self._shards, rows, left_out=self._left_out)
         order = np.lexsort((rows, -cosines))[:count]
-        return [self._similar(code, int(rows[place]), float(cosines[place])) for place in order if cosines[place] > 0]
-
-    def _similar(self, code: ImageCode, row: int, cosine: float) -> SimilarImage:
-        other = self._codes.code(row)
-        shared, in_code, in_other = np.intersect1d(
-            code.neuron_ids, other.neuron_ids, assume_unique=True, return_indices=True
-        )
-        order = np.lexsort((shared, -code.values[in_code] * other.values[in_other]))
-        return SimilarImage(
-            row=row, similarity=min(cosine, 1.0), shared_neuron_ids=tuple(int(shared[place]) for place in order)
-        )
+        order = order[cosines[order] > 0]
+        return rows[order], cosines[order]
 
 
-def exact_cosines(code: ImageCode, codes: CodesStore, rows: Int64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
-    """Return the cosine of a code with the stored code of each row; 0 where one is empty."""
-    begins, lengths = codes.offsets[rows], codes.offsets[rows + 1] - codes.offsets[rows]
+def code_cosines(
+    code: ImageCode, shards: Shards, rows: Int64[np.ndarray, " rows"], *, left_out: Bool[np.ndarray, " neurons"]
+) -> Float64[np.ndarray, " rows"]:
+    """Return the cosine of a code with each row's stored code, over the neurons that count; 0 where one is empty."""
+    weights = np.zeros(len(left_out))
+    weights[code.neuron_ids] = code.values
+    weights[left_out] = 0.0
+    cosines = np.zeros(len(rows))
+    for number, places in shards.parts(rows):
+        shard = shards[number]
+        cosines[places] = _cosines(weights, shard.codes, rows[places] - shard.rows.start, left_out)
+    return cosines
+
+
+def _cosines(
+    weights: Float64[np.ndarray, " neurons"],
+    codes: CodesStore,
+    rows: Int64[np.ndarray, " rows"],
+    left_out: Bool[np.ndarray, " neurons"],
+) -> Float64[np.ndarray, " rows"]:
+    begins = codes.offsets[rows]
+    lengths = codes.offsets[rows + 1] - begins
     owner = np.repeat(np.arange(len(rows)), lengths)
-    entries = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(begins, lengths)
-    neuron_ids, values = codes.neuron_ids[entries], codes.values[entries].astype(np.float64)
-    by_id = np.argsort(code.neuron_ids)
-    sorted_ids, sorted_values = code.neuron_ids[by_id], code.values[by_id].astype(np.float64)
-    places = np.minimum(np.searchsorted(sorted_ids, neuron_ids), len(sorted_ids) - 1)
-    matched = np.where(sorted_ids[places] == neuron_ids, sorted_values[places], 0.0)
-    products = np.bincount(owner, weights=matched * values, minlength=len(rows))
-    norms = np.sqrt(np.bincount(owner, weights=values**2, minlength=len(rows))) * np.linalg.norm(sorted_values)
+    entries = np.arange(len(owner)) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+    neuron_ids = codes.neuron_ids[entries]
+    values = np.where(left_out[neuron_ids], 0.0, codes.values[entries].astype(np.float64))
+    products = np.bincount(owner, weights=weights[neuron_ids] * values, minlength=len(rows))
+    norms = np.sqrt(np.bincount(owner, weights=values**2, minlength=len(rows))) * np.linalg.norm(weights)
     return products / np.where(norms > 0, norms, 1.0)
-
-
-def sketch_recall(similar: SimilarImages, codes: CodesStore, *, queries: int = 32, depth: int = 10) -> float:
-    """Return the share of the exact nearest rows that the sketch index finds, over evenly spaced rows; 1 if none fires.
-
-    Ties count as found: a row as near as the last of the exact ones is as good.
-    """
-    firing = np.flatnonzero(np.diff(codes.offsets))
-    found, wanted = 0, 0
-    for place in np.unique(np.linspace(0, len(firing) - 1, min(len(firing), queries)).astype(np.int64)):
-        row = int(firing[place])
-        code = codes.code(row)
-        exact = np.concatenate(
-            [exact_cosines(code, codes, np.arange(start, stop)) for start, stop in codes.row_blocks()]
-        )
-        exact[row] = 0.0
-        best = np.sort(exact)[::-1][:depth]
-        best = best[best > 0]
-        if len(best):
-            wanted += len(best)
-            nearest = similar.nearest(code, len(best), exclude_row=row)
-            found += sum(image.similarity >= best[-1] - 1e-9 for image in nearest)
-    return found / wanted if wanted else 1.0

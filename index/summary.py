@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from index.codes_store import CodesStore
 from index.image_table import ImageTable
 from index.neuron_table import NeuronTable
+from index.shards import Shards
 from phosphene.errors import ArtefactDamaged
 from phosphene.manifest import canonical_json
 
@@ -39,32 +40,49 @@ class Summary:
     """Mean over images of the residual's share that the code does not explain."""
     cut_image_count: int
     """Images whose code was cut at a code limit."""
-    sketch_recall: float
-    """Share of the ten nearest codes that the sketch index finds, over a sample of rows."""
+    similar_recall: float
+    """Share of the ten nearest codes that the search for similar images finds, over a sample of rows; 1 if exact."""
+    left_out_neuron_ids: tuple[int, ...]
+    """Dense neurons, which similarity leaves out, ascending."""
     has_labels: bool
     """Whether a row has a label."""
     has_captions: bool
     """Whether a row has a caption."""
 
 
-def write_summary(folder: Path, images: ImageTable, codes: CodesStore, neurons: NeuronTable, *, recall: float) -> None:
+def write_summary(
+    folder: Path,
+    images: ImageTable,
+    shards: Shards,
+    neurons: NeuronTable,
+    *,
+    left_out_neuron_ids: Sequence[int],
+    similar_recall: float,
+) -> Summary:
     """Measure the index and write `summary.json`."""
-    readable = images.readable
-    fvus = [images.fvu(int(row)) for row in np.flatnonzero(readable)]
+    image_count = int(images.readable.sum())
+    fvus = [fvu for part in images.columns("fvu") for fvu in part if fvu is not None]
+    reasons = sum(reason is not None for part in images.columns("quarantine_reason") for reason in part)
+    if image_count + reasons != images.row_count:
+        raise ArtefactDamaged(
+            f"{image_count} images are indexed and {reasons} quarantined, of {images.row_count} rows: build it again"
+        )
     summary = Summary(
         row_count=images.row_count,
-        image_count=int(readable.sum()),
-        quarantined_count=int((~readable).sum()),
+        image_count=image_count,
+        quarantined_count=reasons,
         neuron_count=neurons.neuron_count,
         alive_count=int((neurons.firing_count > 0).sum()),
-        mean_l0=codes.entry_count / int(readable.sum()),
-        mean_fvu=float(np.mean([fvu for fvu in fvus if fvu is not None])),
-        cut_image_count=int((codes.cut_counts > 0).sum()),
-        sketch_recall=recall,
-        has_labels=any(images.column("label")),
-        has_captions=any(images.column("caption")),
+        mean_l0=shards.entry_count / image_count,
+        mean_fvu=float(np.mean(fvus)),
+        cut_image_count=sum(int((shard.codes.cut_counts > 0).sum()) for shard in shards),
+        similar_recall=similar_recall,
+        left_out_neuron_ids=tuple(left_out_neuron_ids),
+        has_labels=any(any(part) for part in images.columns("label")),
+        has_captions=any(any(part) for part in images.columns("caption")),
     )
     (folder / _FILE).write_bytes(canonical_json(asdict(summary)))
+    return summary
 
 
 def read_summary(folder: Path) -> Summary:
@@ -74,6 +92,7 @@ def read_summary(folder: Path) -> Summary:
         ArtefactDamaged: it is not what it should be.
     """
     try:
-        return Summary(**json.loads((folder / _FILE).read_bytes()))
-    except (OSError, TypeError, ValueError) as error:
+        record = json.loads((folder / _FILE).read_bytes())
+        return Summary(**record | {"left_out_neuron_ids": tuple(record["left_out_neuron_ids"])})
+    except (KeyError, OSError, TypeError, ValueError) as error:
         raise ArtefactDamaged(f"{folder / _FILE} is no summary ({error}): build the index again") from error

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from phosphene.errors import ArtefactDamaged
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["read_column", "read_table", "write_table"]
 
 
 def write_table(path: Path, schema: pa.Schema, groups: Iterable[list[dict[str, object]]]) -> None:
@@ -43,3 +43,16 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
             f"{path} has the columns {table.schema.names} instead of {schema.names}: build the index again"
         )
     return table.cast(schema)
+
+
+def read_column(path: Path, name: str) -> pa.Array:
+    """Read one column of a table, in one piece.
+
+    Raises:
+        ArtefactDamaged: it does not parse, or has no such column.
+    """
+    try:
+        column: pa.ChunkedArray = pq.read_table(path, columns=[name], memory_map=True)[name]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtefactDamaged(f"{path} is no Parquet table with {name!r} ({error}): build the index again") from error
+    return column.combine_chunks()

@@ -50,6 +50,8 @@ class NameSource(StrEnum):
     """A label value of the corpus."""
     CAPTION = "caption"
     """A word or two neighbouring words of the captions."""
+    VOCABULARY = "vocabulary"
+    """A word of a vocabulary, by the text tower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,12 @@ class NeuronName:
     """A first name for a neuron, with its evidence."""
 
     name: str
-    """A label value, a caption word, or two neighbouring caption words."""
+    """A label value, a caption word, two neighbouring caption words, or a word of a vocabulary."""
     score: float
-    """Activation-weighted share of the top exemplars that bear the name, minus its share in the corpus; in (0, 1]."""
+    """Activation-weighted share of the top exemplars that bear the name, minus its share in the corpus; in (0, 1].
+
+    Of a vocabulary's word: activation-weighted cosine of the exemplars' centred embeddings with its own.
+    """
     margin: float
     """`score` minus that of the best competing name of the same source; 0: another fits as well; below 0: better."""
     source: NameSource
@@ -88,6 +93,13 @@ class NeuronRow:
     """Entropy of the activation-weighted labels of its images, in bits; None without labels or for a dead neuron."""
     names: tuple[NeuronName, ...]
     """First names, best first; empty where nothing fits well enough."""
+    monosemanticity: float | None = None
+    """Mean cosine of the embeddings of its images, weighted by activation; in [-1, 1]; None without embeddings, or
+    where it fires on fewer than two images."""
+    is_dense: bool = False
+    """Whether it fires on more of the images than max(10 %, 8 x L0 / neurons)."""
+    in_dense_cluster: bool = False
+    """Whether it is dense and fires mostly together with others that are."""
 
     @property
     def alive(self) -> bool:
@@ -136,6 +148,8 @@ class SimilarImage:
     row: int
     """Corpus row."""
     similarity: float
-    """Cosine of the two sparse codes; in (0, 1]."""
+    """Cosine of the two sparse codes over the neurons that similarity does not leave out; in (0, 1]."""
     shared_neuron_ids: tuple[int, ...]
-    """Neurons that fire on both, the largest part of the similarity first."""
+    """Neurons that fire on both and are not left out, the largest part of the similarity first."""
+    recall: float = 1.0
+    """Share of the exact nearest that such a search finds, measured when the index was built; 1 where it is exact."""

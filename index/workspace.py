@@ -1,16 +1,18 @@
 """Where an unfinished index grows: `OUT.partial`, with one folder per finished shard; knows nothing of their contents.
 
     OUT.partial/plan.json                 whose work this is
-    OUT.partial/shards/NNNNN/             a finished shard; record.json, its last file, holds the digests of the others
-    OUT.partial/shards/NNNNN.draft/       a shard being written
+    OUT.partial/drafts/NNNNN/             a shard being written
     OUT.partial/index/                    the index being put together; renamed to OUT at the very end
+    OUT.partial/index/shards/NNNNN/       a finished shard; record.json, its last file, holds the digests of the others
 
 A killed job leaves such a folder behind, and the next run of the same plan goes on from it. That of another plan is set
-aside as `OUT.partial-PLAN`, and taken back when its plan is run again.
+aside as `OUT.partial-PLAN`, and taken back when its plan is run again. One job holds the folder; the processes that
+work for it hold `drafts/`, so that no other job begins while one of them, its parent killed, is still about to end.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from index.plan import Plan, ShardRows
+from index.plan import SHARDS_FOLDER, Plan, ShardRows
 from phosphene.manifest import (
     canonical_json,
     digest_of,
@@ -49,9 +51,19 @@ class Workspace:
         """Where the index is put together."""
         return self._folder / "index"
 
+    @property
+    def drafts(self) -> Path:
+        """Where shards are written."""
+        return self._folder / "drafts"
+
+    @property
+    def quarantine_report(self) -> Path:
+        """Where a job that ends for too many bad images names them."""
+        return self._folder / "quarantine.csv"
+
     def shard_folder(self, shard: ShardRows) -> Path:
         """Return where a finished shard lies."""
-        return self._folder / "shards" / shard.name
+        return self.draft_index / SHARDS_FOLDER / shard.name
 
     def is_finished(self, shard: ShardRows) -> bool:
         """Tell whether a shard lies there whole, made on this kind of device; reads every file and compares its digest.
@@ -75,11 +87,12 @@ class Workspace:
             write: fills the empty folder that it is given.
         """
         target = self.shard_folder(shard)
-        draft = target.with_name(target.name + ".draft")
+        draft = self.drafts / shard.name
         for stale in (draft, target):
             if stale.exists():
                 shutil.rmtree(stale)
         draft.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         write(draft)
         record = {"rows": [shard.start, shard.stop], "device": self._device, "files": _digests(draft)}
         for path in draft.rglob("*"):
@@ -89,11 +102,23 @@ class Workspace:
         sync_folder(target.parent)
 
     def fresh_draft(self) -> Path:
-        """Return the empty folder in which the index is put together."""
-        if self.draft_index.exists():
-            shutil.rmtree(self.draft_index)
-        self.draft_index.mkdir()
+        """Return the folder in which the index is put together; it holds the finished shards and nothing else."""
+        for path in self.draft_index.iterdir():
+            if path.name != SHARDS_FOLDER:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return self.draft_index
+
+    @contextmanager
+    def held_by_worker(self) -> Iterator[None]:
+        """Tell other jobs that a process of this one is at work; let go of at its end, also by a kill."""
+        with _locked(self.drafts, fcntl.LOCK_SH):
+            yield
+
+    def wait_for_workers(self) -> None:
+        """Return once no process of a killed job is at work here; such a process ends by itself, at once."""
+        self.drafts.mkdir(exist_ok=True)
+        with _locked(self.drafts, fcntl.LOCK_EX):
+            pass
 
 
 @contextmanager
@@ -125,7 +150,9 @@ def open_workspace(out: Path, plan: Plan, *, device: str, report: Callable[[str]
     with hold_folder(folder):
         if _read_json(folder / _PLAN) is None:
             write_durably(folder / _PLAN, canonical_json(plan.to_config()))
-        yield Workspace(folder, device)
+        workspace = Workspace(folder, device)
+        workspace.wait_for_workers()
+        yield workspace
 
 
 def discard_workspace(out: Path, plan: Plan) -> None:
@@ -136,6 +163,8 @@ def discard_workspace(out: Path, plan: Plan) -> None:
         for path in _entries(folder):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _PLAN:
+                path.unlink(missing_ok=True)
         (folder / _PLAN).unlink(missing_ok=True)
     if not _entries(folder):
         with suppress(OSError):
@@ -167,6 +196,16 @@ def _read_json(path: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

@@ -48,7 +48,10 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
+"""Of every kind that `_SCHEMAS` does not name."""
 Kind = Literal["bundle", "index", "activations", "engine"]
+
+_SCHEMAS = {"index": 2}
 
 _KEYS = {"schema", "kind", "created_by", "inputs", "config", "files", "id", "check"}
 _MANIFEST_LIMIT_BYTES = 16 << 20
@@ -79,8 +82,11 @@ class Manifest:
     """Everything that decided its contents."""
     files: dict[str, FileEntry]
     """Every file beside the manifest, by POSIX path relative to it."""
-    schema: int = SCHEMA
-    """Version of the kind's layout."""
+
+    @property
+    def schema(self) -> int:
+        """Version of the kind's layout."""
+        return _SCHEMAS.get(self.kind, SCHEMA)
 
     @property
     def id(self) -> str:
@@ -211,10 +217,7 @@ def read_manifest(path: Path) -> Manifest:
     check = body.pop("check", None)
     if check is not None and check != digest_of(body):
         raise ArtefactDamaged(f"{MANIFEST_NAME} of {path.name!r} differs from its own check; {_REMEDY}")
-    if body.get("schema") != SCHEMA:
-        raise SchemaUnknown(
-            f"{path.name!r} has schema {body.get('schema')!r}; this version reads {SCHEMA}: upgrade Phosphene"
-        )
+    _refuse_schema(path.name, body)
     if set(body) | {"check"} != _KEYS or check is None:
         raise SchemaUnknown(f"{MANIFEST_NAME} of {path.name!r} has the keys {sorted(body)}; due are {sorted(_KEYS)}")
     try:
@@ -347,6 +350,16 @@ _REMEDY = "copy it again from where it was made, or remove it and run its job ag
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _refuse_schema(artefact: str, body: dict[str, Any]) -> None:
+    found, kind = body.get("schema"), body.get("kind")
+    due = _SCHEMAS.get(kind, SCHEMA) if isinstance(kind, str) else SCHEMA
+    if found == due:
+        return
+    is_old = isinstance(found, int) and found < due
+    remedy = "run the job that made it again, into another folder" if is_old else "upgrade Phosphene"
+    raise SchemaUnknown(f"{artefact!r} ({kind}) has schema {found!r}; this version reads {due}: {remedy}")
 
 
 def _visible_files(folder: Path) -> set[str]:

@@ -8,7 +8,7 @@ _DECODER_BASE_BYTES = 60 * MIB
 _DECODED_PIXEL_BYTES = 17
 _PREPARED_IMAGE_BYTES = 448 * 448 * 3
 _INDEX_IMAGES = 1_000_000
-_INDEX_IMAGE_BYTES = 512 + 200  # its sketch, and its row of the image table
+_INDEX_IMAGE_BYTES = 32  # by which its row is found, and its norm
 
 
 def need_bytes(settings: Settings, *, base_bytes: int) -> int:

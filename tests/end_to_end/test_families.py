@@ -46,7 +46,7 @@ async def test_fit_build_and_explain(family: Family, pictures: Path, tmp_path: P
         execution=Execution(thread_count=1),
     )
     bundle = fit(request, LineProgress(lambda line: None)).bundle
-    config = IndexConfig(shard_images=32, batch_images=8, thread_count=1, top_count=10, spread_count=6)
+    config = IndexConfig(shard_image_count=32, batch_images=8, thread_count=1, top_count=10, spread_count=6)
     index = tmp_path / "index"
     build_index(BuildJob(corpus=str(pictures), bundle=bundle.path, out=index, config=config), Notes())
     artefacts = ArtefactSettings(

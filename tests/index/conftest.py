@@ -9,7 +9,7 @@ from index.plan import IndexConfig
 from tests.index.quiet import Notes
 from tests.index.small_world import write_bundle, write_corpus
 
-SMALL = IndexConfig(shard_images=16, batch_images=4, thread_count=1, top_count=10, spread_count=6)
+SMALL = IndexConfig(shard_image_count=16, batch_images=4, thread_count=1, top_count=10, spread_count=6)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import subprocess
@@ -87,7 +88,7 @@ def test_the_same_job_gives_the_same_id_and_a_finished_one_returns_at_once(
 
 @pytest.mark.parametrize(
     ("stage", "steps"),
-    [("digest", 1), ("encode", 3), ("encode", 4), ("encode", 10), ("assemble", 1), ("assemble", 8)],
+    [("digest", 1), ("encode", 3), ("encode", 4), ("encode", 10), ("assemble", 1), ("assemble", 7)],
 )
 def test_stopped_anywhere_and_run_again_gives_the_same_id(
     built: Path, bundle: Path, corpus: Path, tmp_path: Path, stage: str, steps: int
@@ -140,8 +141,8 @@ def test_a_damaged_shard_is_made_again(built: Path, bundle: Path, corpus: Path, 
     out = tmp_path / "index"
     with pytest.raises(Killed):
         build_index(_job(corpus, bundle, out), Fuse("assemble", 1))
-    (tmp_path / "index.partial" / "shards" / "00001" / "codes" / "values.npy").write_bytes(b"half")
-    (tmp_path / "index.partial" / "shards" / "00002" / "record.json").write_text('{"rows": [3')
+    (tmp_path / "index.partial" / "index" / "shards" / "00001" / "codes" / "values.npy").write_bytes(b"half")
+    (tmp_path / "index.partial" / "index" / "shards" / "00002" / "record.json").write_text('{"rows": [3')
     notes = Notes()
     result = build_index(_job(corpus, bundle, out), notes)
     assert notes.encoded == 24
@@ -153,7 +154,7 @@ def test_shards_of_another_device_are_made_again(built: Path, bundle: Path, corp
     out = tmp_path / "index"
     with pytest.raises(Killed):
         build_index(_job(corpus, bundle, out), Fuse("assemble", 1))
-    record = tmp_path / "index.partial" / "shards" / "00001" / "record.json"
+    record = tmp_path / "index.partial" / "index" / "shards" / "00001" / "record.json"
     record.write_text(record.read_text().replace('"device":"cpu"', '"device":"cuda"'))
     notes = Notes()
     result = build_index(_job(corpus, bundle, out), notes)
@@ -193,7 +194,7 @@ def test_another_plan_on_a_finished_index_is_refused_with_the_differences(
 ) -> None:
     out = tmp_path / "index"
     shutil.copytree(built, out)
-    config = IndexConfig(shard_images=16, batch_images=8, thread_count=1, top_count=10, spread_count=6)
+    config = IndexConfig(shard_image_count=16, batch_images=8, thread_count=1, top_count=10, spread_count=6)
     with pytest.raises(ArtefactMismatch, match="batch_images: 4 -> 8; choose another --out"):
         _build(corpus, bundle, out, config=config)
     with open_index(out) as index, open_index(built) as before:
@@ -212,7 +213,7 @@ def test_a_leftover_of_another_plan_is_set_aside_and_taken_back(bundle: Path, co
     out = tmp_path / "index"
     with pytest.raises(Killed):
         build_index(_job(corpus, bundle, out), Fuse("assemble", 1))
-    other = IndexConfig(shard_images=16, batch_images=8, thread_count=1, top_count=10, spread_count=6)
+    other = IndexConfig(shard_image_count=16, batch_images=8, thread_count=1, top_count=10, spread_count=6)
     notes = Notes()
     build_index(_job(corpus, bundle, out, config=other), notes)
     assert "belongs to another plan" in notes.sentences[0]
@@ -223,13 +224,13 @@ def test_a_leftover_of_another_plan_is_set_aside_and_taken_back(bundle: Path, co
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-@pytest.mark.parametrize("kept", [("plan.json", "shards"), ("plan.json",), ()])
+@pytest.mark.parametrize("kept", [("plan.json", "index"), ("plan.json", "drafts"), ("plan.json",), ()])
 def test_a_job_killed_while_it_cleans_up_leaves_nothing_for_good(
     bundle: Path, corpus: Path, tmp_path: Path, kept: tuple[str, ...]
 ) -> None:
     out, partial = tmp_path / "index", tmp_path / "index.partial"
     with pytest.raises(Killed):
-        build_index(_job(corpus, bundle, out), Fuse("assemble", 8))
+        build_index(_job(corpus, bundle, out), Fuse("assemble", 7))
     shutil.copytree(partial, tmp_path / "copy")
     _build(corpus, bundle, out)
     partial.mkdir()
@@ -257,7 +258,7 @@ def test_two_builders_of_one_index_do_not_meet(built: Path, bundle: Path, corpus
 def test_shard_size_and_batch_of_one_give_the_same_codes(
     built: Path, bundle: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    config = IndexConfig(shard_images=7, batch_images=1, thread_count=1, top_count=10, spread_count=6)
+    config = IndexConfig(shard_image_count=7, batch_images=1, thread_count=1, top_count=10, spread_count=6)
     _build(corpus, bundle, tmp_path / "index", config=config)
     with open_index(built) as index, open_index(tmp_path / "index") as alone:
         for row in range(40):
@@ -348,8 +349,8 @@ def test_an_encoder_without_its_tokenizer_is_indexed(corpus: Path, tmp_path: Pat
 
 
 def test_settings_out_of_bounds_are_named_all_at_once() -> None:
-    with pytest.raises(SettingError, match=r"shard_images is 0.*top_count is -1"):
-        IndexConfig(shard_images=0, top_count=-1)
+    with pytest.raises(SettingError, match=r"shard_image_count is 0.*top_count is -1"):
+        IndexConfig(shard_image_count=0, top_count=-1)
     with pytest.raises(SettingError, match="max_bad_ratio is 2"):
         BuildJob(corpus="x", bundle=Path("b"), out=Path("o"), config=SMALL, max_bad_ratio=2.0)
 
@@ -367,3 +368,42 @@ def test_patch_tokens_and_an_encoder_without_text(corpus: Path, tmp_path: Path) 
     with open_index(tmp_path / "index") as index:
         assert not index.has_text
         assert index.summary.mean_l0 > 8
+
+
+def test_an_index_asked_for_sketches_finds_the_same_here_and_says_how_well(
+    built: Path, bundle: Path, corpus: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(SMALL, sketch_from_images=0)
+    _build(corpus, bundle, tmp_path / "index", config=config)
+    with open_index(built) as exact, open_index(tmp_path / "index") as sketch:
+        assert (exact.similarity_is_exact, sketch.similarity_is_exact) == (True, False)
+        assert sketch.summary.similar_recall == 1.0  # 40 rows are all candidates.
+        code = exact.code(6)
+        assert sketch.similar_images(code, 10) == exact.similar_images(code, 10)
+    assert not (built / "sketch.faiss").exists()
+
+
+def test_shards_are_in_the_index_as_they_were_written(bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    with pytest.raises(Killed):
+        build_index(_job(corpus, bundle, out), Fuse("assemble", 1))
+    shards = tmp_path / "index.partial" / "index" / "shards"
+    before = {path.relative_to(shards): path.stat().st_ino for path in shards.rglob("*")}
+    _build(corpus, bundle, out)
+    assert {path.relative_to(out / "shards"): path.stat().st_ino for path in (out / "shards").rglob("*")} == before
+
+
+def test_dense_neurons_are_left_out_of_similarity_and_named(bundle: Path, tmp_path: Path) -> None:
+    # All images alike: their eight neurons fire on all of them.
+    corpus = write_corpus(tmp_path / "pictures", 1)
+    for row in range(1, 12):
+        (corpus.parent / f"{row:04d}.png").write_bytes((corpus.parent / "0000.png").read_bytes())
+    _build(corpus.parent, bundle, tmp_path / "index")
+    with open_index(tmp_path / "index") as index:
+        firing = index.list_neurons(alive_only=True)
+        # At least one is kept, so that codes can be compared.
+        assert len(index.summary.left_out_neuron_ids) == len(firing) - 1
+        kept = set(firing) - set(index.summary.left_out_neuron_ids)
+        found = index.similar_images(index.code(0), 20, exclude_row=0)
+        assert [image.row for image in found] == list(range(1, 12))
+        assert all(set(image.shared_neuron_ids) == kept for image in found)

@@ -10,8 +10,11 @@ import pytest
 from rich.console import Console
 
 from index.__main__ import main
+from index.metrics import MetricsFile
 from index.progress import LineProgress, open_progress
 from index.reader import open_index
+from index.stages import MeasuredProgress
+from tests.index.quiet import Notes
 
 
 def test_build_tells_in_json_lines_and_ends_with_the_id(
@@ -26,7 +29,15 @@ def test_build_tells_in_json_lines_and_ends_with_the_id(
     assert any("quarantined 1 of 40 images: 0005.png" in line.get("text", "") for line in lines)
     with open_index(built) as index:
         assert json.loads(out)["id"] == index.id
-    assert json.loads(out)["was_finished"] is False
+    answer = json.loads(out)
+    assert answer["was_finished"] is False
+    assert (answer["images"], answer["quarantined_images"], answer["neurons"]) == (39, 1, 96)
+    assert answer["size_bytes"] == sum(
+        path.stat().st_size
+        for path in (tmp_path / "index").rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    )
+    assert list(answer["stage_s"]) == ["digest", "encode", "assemble"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["was_finished"] is True
 
@@ -51,7 +62,7 @@ def test_show_prints_a_summary(built: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_verify_passes_and_refuses(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(built)]) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 39
+    assert json.loads(capsys.readouterr().out)["shards"] == 3
     assert main(["verify", str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err
 
@@ -79,3 +90,46 @@ def test_a_terminal_gets_bars() -> None:
     assert "4/4" in stream.getvalue()
     assert "one image is odd" in stream.getvalue()
     assert "{" not in stream.getvalue()
+
+
+def test_a_metrics_file_tells_how_far_a_job_is_and_what_came_out(
+    corpus: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--shard-images",
+        "16",
+        "--batch",
+        "4",
+        "--threads",
+        "1",
+        "--metrics-file",
+        str(tmp_path / "m" / "i.prom"),
+    ]
+    command = ["build", str(corpus), "--bundle", str(bundle), "--out", str(tmp_path / "index"), *options]
+    assert main(command) == 0
+    capsys.readouterr()
+    text = (tmp_path / "m" / "i.prom").read_text()
+    for line in (
+        'phosphene_index_stage_done{job="index",stage="encode"} 40.0',
+        'phosphene_index_stage_total{job="index",stage="digest"} 40.0',
+        'phosphene_index_finished{job="index"} 1.0',
+        'phosphene_index_quarantined_images{job="index"} 1.0',
+    ):
+        assert line in text.splitlines()
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["i.prom"]
+
+
+def test_stages_are_measured_and_told_at_intervals(tmp_path: Path) -> None:
+    now_s = [0.0]
+    file = MetricsFile(tmp_path / "job.prom", "photos")
+    progress = MeasuredProgress(Notes(), file, clock=lambda: now_s[0])
+    progress.begin("encode", 100, 20, "images")
+    for _ in range(6):
+        now_s[0] += 1
+        progress.advance(10)
+    assert 'phosphene_index_stage_done{job="photos",stage="encode"} 70.0' in (tmp_path / "job.prom").read_text()
+    assert 'phosphene_index_finished{job="photos"} 0.0' in (tmp_path / "job.prom").read_text()
+    progress.begin("assemble", 7, 0, "steps")
+    now_s[0] += 5
+    assert {name: stage.duration_s for name, stage in progress.stages.items()} == {"encode": 6.0, "assemble": 5.0}
+    assert progress.stages["encode"].done == 80

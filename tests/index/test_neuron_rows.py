@@ -5,51 +5,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.codes_store import CodesStore, write_codes
 from index.exemplars import ExemplarStore, write_exemplars
-from index.image_table import ImageRecord, ImageTable, concatenate_images, write_images
+from index.image_table import ImageTable, write_digests
 from index.neuron_rows import neuron_rows
-from index.postings import Postings, write_postings
 from index.values import NameSource, NeuronRow
 from phosphene.codes import ImageCode
+from tests.index.shard_folders import image_record, write_shards
 
 COLOURS = ("red", "blue", "green", "yellow")
 ROW_COUNT = 80
 
 
-@pytest.fixture
-def neurons(tmp_path: Path) -> list[NeuronRow]:
+@pytest.fixture(params=[80, 32, 3])
+def neurons(tmp_path: Path, request: pytest.FixtureRequest) -> list[NeuronRow]:
     """Neuron 0 fires on red images, 1 on every image, 2 never; the last row is quarantined. Labels are colours."""
-    shard = tmp_path / "shard"
-    shard.mkdir()
     colours = [COLOURS[row % 4] for row in range(ROW_COUNT)]
     records = [
-        ImageRecord(
-            row=row,
-            uri=f"{row}.png",
-            sha256=f"{row:064x}",
-            byte_count=1,
-            width=8,
-            height=8,
+        image_record(
+            row,
             label=f"the_{colour}s",
             caption=f"a {colour} thing",
-            fvu=0.5,
             quarantine_reason="corrupt" if row == ROW_COUNT - 1 else None,
         )
         for row, colour in enumerate(colours)
     ]
-    write_images(shard, records)
-    concatenate_images(tmp_path, [shard])
     codes = []
     for row, colour in enumerate(colours):
         active = [] if row == ROW_COUNT - 1 else [0, 1] if colour == "red" else [1]
         values = np.array([2.0, 1.0][-len(active) :] if active else [], dtype=np.float32)
         codes.append(ImageCode(neuron_ids=np.array(active, dtype=np.int32), values=values))
-    write_codes(tmp_path, codes)
-    write_postings(tmp_path, CodesStore(tmp_path), 3)
-    postings = Postings(tmp_path)
-    write_exemplars(tmp_path, postings, np.arange(ROW_COUNT), top_count=40, spread_count=4)
-    return neuron_rows(postings, ExemplarStore(tmp_path, postings), ImageTable(tmp_path))
+    shards = write_shards(tmp_path, codes, neuron_count=3, size=request.param, records=records)
+    write_digests(tmp_path, shards)
+    images = ImageTable(tmp_path, shards)
+    write_exemplars(tmp_path, shards, images.first_rows(), top_count=40, spread_count=4)
+    return neuron_rows(shards, ExemplarStore(tmp_path), images)
 
 
 def test_a_neuron_is_called_what_its_images_are(neurons: list[NeuronRow]) -> None:

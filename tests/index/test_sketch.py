@@ -6,20 +6,35 @@ import faiss
 import numpy as np
 import pytest
 
-from index.codes_store import CodesStore, write_codes
-from index.sketch import SimilarImages, exact_cosines, sketch_recall, sketch_signs, sketches, write_sketch
+from index.plan import plan_shards
+from index.shards import Shards, open_shards
+from index.similar import SimilarImages, search_recall
+from index.sketch import code_cosines, sketch_signs, sketches, write_sketch
 from phosphene.codes import ImageCode
 from tests.index.random_codes import NEURON_COUNT, dense, random_codes
+from tests.index.shard_folders import write_shards
 
 CODES = random_codes(3000)
+
+
+NONE = np.zeros(NEURON_COUNT, dtype=bool)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sketch")
-    write_codes(folder, CODES)
-    write_sketch(folder, CodesStore(folder), NEURON_COUNT, seed=0, ivf_from_images=100_000)
+    shards = write_shards(folder, CODES, neuron_count=NEURON_COUNT, size=1024)
+    write_sketch(folder, shards, left_out=NONE, seed=0, ivf_from_images=100_000)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path) -> Shards:
+    return open_shards(folder, plan_shards(len(CODES), 1024))
+
+
+def _similar(folder: Path, shards: Shards, *, seed: int | None = 0, left_out: tuple[int, ...] = ()) -> SimilarImages:
+    return SimilarImages(folder, shards, left_out_neuron_ids=left_out, sketch_seed=seed, recall=0.9)
 
 
 def _cosines(row: int) -> np.ndarray:
@@ -49,9 +64,10 @@ def test_signs_are_fixed_for_ever() -> None:
     assert (sketch_signs(4, seed=1) != signs).any()
 
 
-def test_inner_products_of_sketches_estimate_cosines(folder: Path) -> None:
-    store = CodesStore(folder)
-    found = sketches(np.array(store.offsets), store.neuron_ids, store.values, sketch_signs(NEURON_COUNT, 0))
+def test_inner_products_of_sketches_estimate_cosines(shards: Shards) -> None:
+    signs = sketch_signs(NEURON_COUNT, 0)
+    parts = [shard.codes for shard in shards]
+    found = np.concatenate([sketches(np.array(part.offsets), part.neuron_ids, part.values, signs) for part in parts])
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     errors = found @ found[5] - _cosines(5)
     assert abs(errors.mean()) < 0.02
@@ -65,50 +81,72 @@ def test_an_empty_code_has_the_zero_sketch() -> None:
     np.testing.assert_allclose(found[1], signs[3] / 16)
 
 
-def test_exact_cosines_equal_the_dense_reference(folder: Path) -> None:
-    found = exact_cosines(CODES[7], CodesStore(folder), np.arange(len(CODES)))
-    np.testing.assert_allclose(found, _cosines(7), atol=1e-3)
+def test_cosines_equal_the_dense_reference(shards: Shards) -> None:
+    rows = np.random.default_rng(0).permutation(len(CODES))[:900]
+    found = code_cosines(CODES[7], shards, rows, left_out=NONE)
+    np.testing.assert_allclose(found, _cosines(7)[rows], atol=1e-3)
 
 
-def test_similar_images_equal_brute_force(folder: Path) -> None:
-    store = CodesStore(folder)
-    similar = SimilarImages(folder, store, NEURON_COUNT, seed=0)
-    for row in (0, 17, 2999):
-        answer = similar.nearest(store.code(row), 10, exclude_row=row)
+@pytest.mark.parametrize("seed", [None, 0])
+def test_similar_images_equal_brute_force(folder: Path, shards: Shards, seed: int | None) -> None:
+    similar = _similar(folder, shards, seed=seed)
+    for row in (0, 17, 1024, 2999):
+        answer = similar.nearest(shards.code(row), 10, exclude_row=row)
         due = _cosines(row)
         due[row] = -1
         np.testing.assert_allclose([image.similarity for image in answer], np.sort(due)[::-1][:10], atol=1e-6)
         for image in answer:
             shared = set(CODES[row].neuron_ids.tolist()) & set(CODES[image.row].neuron_ids.tolist())
             assert set(image.shared_neuron_ids) == shared
-    own = similar.nearest(store.code(17), 1)[0]
+            assert image.recall == 0.9
+    own = similar.nearest(shards.code(17), 1)[0]
     assert (own.row, own.similarity) == (17, pytest.approx(1.0))
 
 
-def test_recall_of_the_sketch_is_high(folder: Path) -> None:
-    store = CodesStore(folder)
-    assert sketch_recall(SimilarImages(folder, store, NEURON_COUNT, seed=0), store) >= 0.99
+@pytest.mark.parametrize("seed", [None, 0])
+def test_dense_neurons_do_not_count(tmp_path: Path, seed: int | None) -> None:
+    dense_ids = np.argsort(-(dense(CODES) > 0).sum(axis=0))[:40]
+    left_out = NONE.copy()
+    left_out[dense_ids] = True
+    shards = write_shards(tmp_path, CODES[:800], neuron_count=NEURON_COUNT, size=300)
+    write_sketch(tmp_path, shards, left_out=left_out, seed=0, ivf_from_images=100_000)
+    similar = _similar(tmp_path, shards, seed=seed, left_out=tuple(dense_ids.tolist()))
+    matrix = dense(CODES[:800])
+    matrix[:, dense_ids] = 0
+    lengths = np.linalg.norm(matrix, axis=1)
+    for row in (3, 500):
+        due = matrix @ matrix[row] / np.where(lengths > 0, lengths, 1) / lengths[row]
+        due[row] = -1
+        answer = similar.nearest(shards.code(row), 10, exclude_row=row)
+        np.testing.assert_allclose([image.similarity for image in answer], np.sort(due)[::-1][:10], atol=1e-6)
+        assert not {neuron for image in answer for neuron in image.shared_neuron_ids} & set(dense_ids.tolist())
 
 
-def test_inverted_lists_find_nearly_as_much_and_are_reproducible(folder: Path, tmp_path: Path) -> None:
+def test_recall_of_the_sketch_is_high(folder: Path, shards: Shards) -> None:
+    exact, sketch = _similar(folder, shards, seed=None), _similar(folder, shards)
+    assert search_recall(sketch, exact, shards) >= 0.99
+    assert search_recall(exact, exact, shards) == 1.0
+
+
+def test_inverted_lists_find_nearly_as_much_and_are_reproducible(shards: Shards, tmp_path: Path) -> None:
     faiss.omp_set_num_threads(1)
-    store = CodesStore(folder)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_sketch(tmp_path / name, store, NEURON_COUNT, seed=0, ivf_from_images=1000)
+        write_sketch(tmp_path / name, shards, left_out=NONE, seed=0, ivf_from_images=1000)
     assert (tmp_path / "one" / "sketch.faiss").read_bytes() == (tmp_path / "two" / "sketch.faiss").read_bytes()
-    assert sketch_recall(SimilarImages(tmp_path / "one", store, NEURON_COUNT, seed=0), store) >= 0.8
+    exact, lists = (_similar(tmp_path / "one", shards, seed=seed) for seed in (None, 0))
+    assert search_recall(lists, exact, shards) >= 0.8
 
 
-def test_a_code_that_shares_no_neuron_is_not_similar(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_code_that_shares_no_neuron_is_not_similar(tmp_path: Path, seed: int | None) -> None:
     def single(neuron_id: int) -> ImageCode:
         return ImageCode(neuron_ids=np.array([neuron_id], np.int32), values=np.ones(1, np.float32))
 
     empty = ImageCode(neuron_ids=np.zeros(0, np.int32), values=np.zeros(0, np.float32))
-    write_codes(tmp_path, [single(0), single(1), empty])
-    store = CodesStore(tmp_path)
-    write_sketch(tmp_path, store, 3, seed=0, ivf_from_images=100)
-    similar = SimilarImages(tmp_path, store, 3, seed=0)
+    shards = write_shards(tmp_path, [single(0), single(1), empty], neuron_count=3, size=2)
+    write_sketch(tmp_path, shards, left_out=np.zeros(3, dtype=bool), seed=0, ivf_from_images=100)
+    similar = _similar(tmp_path, shards, seed=seed)
     assert [image.row for image in similar.nearest(single(1), 5)] == [1]
     assert similar.nearest(single(2), 5) == []
     assert similar.nearest(empty, 5) == []

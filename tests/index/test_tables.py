@@ -1,45 +1,48 @@
 """Tables, thumbnails and directions: equal content gives equal bytes, and answers match a plain reference."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from index.directions import DirectionSearch, write_directions
-from index.image_table import ImageRecord, ImageTable, concatenate_images, read_quarantined, write_images
+from index.image_table import ImageRecord, ImageTable, read_quarantined, write_digests
 from index.neuron_table import NeuronTable, write_neurons
-from index.thumbnails import ThumbnailStore, concatenate_thumbnails, write_thumbnails
+from index.plan import plan_shards
+from index.quarantine import write_quarantine
+from index.shards import open_shards
+from index.thumbnails import ThumbnailStore, write_thumbnails
 from index.values import NameSource, NeuronName, NeuronOrder, NeuronRow
+from phosphene.codes import ImageCode
 from phosphene.errors import ArtefactDamaged
+from tests.index.shard_folders import image_record, write_shards
 
 
 def _record(row: int, *, sha256: str | None = None, reason: str | None = None) -> ImageRecord:
-    return ImageRecord(
-        row=row,
-        uri=f"class/ä {row}.jpg",
+    return image_record(
+        row,
+        uri=f"class/ä\n {row}.jpg",
         sha256=f"{row:064x}" if sha256 is None else sha256,
         byte_count=100 + row,
         width=0 if reason else 64,
         height=0 if reason else 48,
         label="a" if row % 2 else None,
-        caption=None,
         fvu=None if reason else 0.25 * row,
         quarantine_reason=reason,
     )
 
 
 RECORDS = [_record(0), _record(1, reason="not an image"), _record(2), _record(3, sha256=f"{2:064x}"), _record(4)]
+EMPTY = ImageCode(neuron_ids=np.zeros(0, np.int32), values=np.zeros(0, np.float32))
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> ImageTable:
-    for number, part in enumerate((RECORDS[:2], RECORDS[2:])):
-        (tmp_path / str(number)).mkdir()
-        write_images(tmp_path / str(number), part)
     for name in ("joined", "again"):
-        (tmp_path / name).mkdir()
-        concatenate_images(tmp_path / name, [tmp_path / "0", tmp_path / "1"])
-    return ImageTable(tmp_path / "joined")
+        shards = write_shards(tmp_path / name, [EMPTY] * 5, neuron_count=1, size=2, records=RECORDS)
+        write_digests(tmp_path / name, shards)
+    return ImageTable(tmp_path / "again", shards)
 
 
 def test_rows_come_back(images: ImageTable) -> None:
@@ -53,7 +56,8 @@ def test_rows_come_back(images: ImageTable) -> None:
 
 
 def test_equal_rows_give_equal_bytes(images: ImageTable, tmp_path: Path) -> None:
-    for path in ("images.parquet", "digests/keys.npy", "digests/rows.npy"):
+    shard = ("images.parquet", "image_rows/offsets.npy", "image_rows/records.jsonl")
+    for path in ("digests/keys.npy", "digests/rows.npy", *(f"shards/00001/{name}" for name in shard)):
         assert (tmp_path / "joined" / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
 
 
@@ -67,14 +71,22 @@ def test_a_digest_finds_the_first_readable_row(images: ImageTable) -> None:
     assert images.row_of("0" * 16 + "f" * 48) is None
 
 
+def test_the_first_row_of_each_digest_is_known(images: ImageTable) -> None:
+    assert images.first_rows().tolist() == [True, True, True, False, True]
+
+
 def test_quarantined_rows_are_listed(images: ImageTable, tmp_path: Path) -> None:
-    assert read_quarantined(tmp_path / "joined") == [("class/ä 1.jpg", "not an image")]
+    shards = sorted((tmp_path / "joined" / "shards").iterdir())
+    assert read_quarantined(shards[0]) == [(1, "class/ä\n 1.jpg", "not an image")]
+    write_quarantine(tmp_path / "bad.csv", shards)
+    with (tmp_path / "bad.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["row", "uri", "reason"], ["1", "class/ä\n 1.jpg", "not an image"]]
 
 
 def test_a_file_that_is_no_table_is_refused(images: ImageTable, tmp_path: Path) -> None:
-    (tmp_path / "joined" / "images.parquet").write_bytes(b"PAR1 no table PAR1")
+    (tmp_path / "again" / "shards" / "00001" / "images.parquet").write_bytes(b"PAR1 no table PAR1")
     with pytest.raises(ArtefactDamaged, match="build the index again"):
-        ImageTable(tmp_path / "joined")
+        ImageTable(tmp_path / "again", open_shards(tmp_path / "again", plan_shards(5, 2)))
 
 
 def _neuron(neuron_id: int, **changes: object) -> NeuronRow:
@@ -149,16 +161,14 @@ def test_filters(neurons: NeuronTable, filters: dict[str, object], due: list[int
 
 def test_thumbnails_come_back_across_shards(tmp_path: Path) -> None:
     pictures = [b"one", b"", b"three", b"4", b""]
-    for number, part in enumerate((pictures[:2], [], pictures[2:])):
-        (tmp_path / str(number)).mkdir()
-        write_thumbnails(tmp_path / str(number), part)
-    (tmp_path / "joined").mkdir()
-    concatenate_thumbnails(tmp_path / "joined", [tmp_path / str(number) for number in range(3)])
-    store = ThumbnailStore(tmp_path / "joined")
+    shards = write_shards(tmp_path, [EMPTY] * 5, neuron_count=1, size=2)
+    for shard in shards:
+        write_thumbnails(shard.folder, pictures[shard.rows.start : shard.rows.stop])
+    store = ThumbnailStore(shards)
     assert [store.thumbnail(row) for row in range(5)] == pictures
-    (tmp_path / "joined" / "thumbnails" / "pictures.jpegs").write_bytes(b"short")
+    (shards[0].folder / "thumbnails" / "pictures.jpegs").write_bytes(b"short")
     with pytest.raises(ArtefactDamaged, match="5 B"):
-        ThumbnailStore(tmp_path / "joined")
+        ThumbnailStore(shards)
 
 
 def test_directions_equal_brute_force(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.codes_store import CodesStore, write_codes
 from index.exemplars import ExemplarStore, write_exemplars
-from index.postings import Postings, write_postings
-from index.text_search import TextSearch, concatenate_embeddings, write_text_search
+from index.plan import plan_shards
+from index.shards import open_shards
+from index.text_search import Embeddings, TextSearch, write_text_search
 from index.values import ExemplarKind
 from phosphene.codes import ImageCode
+from tests.index.shard_folders import write_shards
 
 CONCEPTS = 6
 WIDTH = 24
@@ -35,21 +36,17 @@ def made(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
         for row, concept in enumerate(shown)
     ]
     codes[0] = ImageCode(neuron_ids=np.zeros(0, np.int32), values=np.zeros(0, np.float32))
-    for number, part in enumerate((embeddings[:50], embeddings[50:])):
-        (tmp_path / str(number)).mkdir()
-        np.save(tmp_path / str(number) / "embeddings.npy", part.astype(np.float16))
-    concatenate_embeddings(tmp_path, [tmp_path / "0", tmp_path / "1"])
-    write_codes(tmp_path, codes)
-    write_postings(tmp_path, CodesStore(tmp_path), CONCEPTS + 1)
-    postings = Postings(tmp_path)
-    write_exemplars(tmp_path, postings, np.arange(120), top_count=10, spread_count=4)
-    readable = np.arange(120) > 0
-    write_text_search(tmp_path, postings, ExemplarStore(tmp_path, postings), readable, texts.mean(axis=0))
+    shards = write_shards(tmp_path, codes, neuron_count=CONCEPTS + 1, size=50, embeddings=embeddings)
+    write_exemplars(tmp_path, shards, np.ones(120, dtype=bool), top_count=10, spread_count=4)
+    readable, mean = np.arange(120) > 0, texts.mean(axis=0)
+    store = ExemplarStore(tmp_path)
+    write_text_search(tmp_path, store, Embeddings(shards), readable, mean, neuron_count=CONCEPTS + 1)
     return tmp_path, embeddings, texts
 
 
 def _open(folder: Path) -> TextSearch:
-    return TextSearch(folder, np.arange(CONCEPTS + 1) < CONCEPTS, np.arange(120) > 0)
+    embeddings = Embeddings(open_shards(folder, plan_shards(120, 50)))
+    return TextSearch(folder, embeddings, np.arange(CONCEPTS + 1) < CONCEPTS, np.arange(120) > 0)
 
 
 def test_texts_find_their_neurons_across_the_gap(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
@@ -63,8 +60,7 @@ def test_texts_find_their_neurons_across_the_gap(made: tuple[Path, np.ndarray, n
 
 def test_neuron_embeddings_equal_the_reference(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, embeddings, texts = made
-    postings = Postings(folder)
-    top = ExemplarStore(folder, postings).exemplars(2, ExemplarKind.TOP, 10)
+    top = ExemplarStore(folder).exemplars(2, ExemplarKind.TOP, 10)
     stored = embeddings.astype(np.float16).astype(np.float64)
     weights = np.array([exemplar.value for exemplar in top])
     mean = (weights[:, None] * stored[[exemplar.row for exemplar in top]]).sum(0) / weights.sum()

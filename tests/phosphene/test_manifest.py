@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -106,12 +107,24 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         open_artefact(tmp_path / "x", kind="index")
 
 
-@pytest.mark.parametrize("change", [{"schema": 2}, {"extra": 1}, {"files": {"a.npy": {"md5": "x"}}}])
+@pytest.mark.parametrize("change", [{"schema": 3}, {"extra": 1}, {"files": {"a.npy": {"md5": "x"}}}])
 def test_an_unknown_form_is_an_error_not_a_guess(tmp_path: Path, change: dict[str, object]) -> None:
     make(tmp_path / "x")
     forge(tmp_path / "x", json.loads((tmp_path / "x" / "manifest.json").read_text()) | change)
     with pytest.raises(SchemaUnknown):
         open_artefact(tmp_path / "x", kind="index")
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema", "remedy"), [("index", 1, "run the job"), ("index", 3, "upgrade"), ("bundle", 2, "upgrade")]
+)
+def test_every_kind_has_its_own_schema_and_an_error_names_the_remedy(
+    tmp_path: Path, kind: Literal["index", "bundle"], schema: int, remedy: str
+) -> None:
+    make(tmp_path / "x")
+    forge(tmp_path / "x", json.loads((tmp_path / "x" / "manifest.json").read_text()) | {"kind": kind, "schema": schema})
+    with pytest.raises(SchemaUnknown, match=f"has schema {schema}; this version reads .*{remedy}"):
+        open_artefact(tmp_path / "x", kind=kind)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a\\b", "./a", "weights.pt", "model.bin", "x.pkl"])

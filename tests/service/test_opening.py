@@ -35,7 +35,7 @@ def world(tmp_path_factory):
         "other": write_bundle(folder, Family.DINOV2, seed=1, tokens=Tokens.CLS),
         "index": folder / "index",
     }
-    config = IndexConfig(shard_images=16, batch_images=4, thread_count=1, top_count=10, spread_count=6)
+    config = IndexConfig(shard_image_count=16, batch_images=4, thread_count=1, top_count=10, spread_count=6)
     build_index(BuildJob(corpus=str(corpus), bundle=paths["bundle"], out=paths["index"], config=config), Notes())
     return paths
 

@@ -269,7 +269,7 @@ def generations(tmp_path_factory):
     """Two real generations on one encoder, each a bundle with its index, and an image of their corpus."""
     folder = tmp_path_factory.mktemp("generations")
     corpus = write_corpus(folder / "pictures", 8)
-    config = IndexConfig(shard_images=8, batch_images=4, thread_count=1, top_count=4, spread_count=4)
+    config = IndexConfig(shard_image_count=8, batch_images=4, thread_count=1, top_count=4, spread_count=4)
     made = []
     for seed in (0, 1):
         bundle, index = write_bundle(folder, Family.CLIP, seed=seed), folder / f"index-{seed}"

@@ -1,0 +1,1 @@
+"""Synthetic codes, contestants and figures of `make bench-index`."""

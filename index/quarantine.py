@@ -1,0 +1,72 @@
+"""The images of a corpus that could not be used, and why: told, listed, and refused where they are too many."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from index.image_table import read_quarantined
+from phosphene.errors import CorpusError
+
+__all__ = ["QUARANTINE_FILE", "Quarantine", "write_quarantine"]
+
+QUARANTINE_FILE = "quarantine.csv"
+_EXAMPLES_IN_ERROR = 5
+
+
+def write_quarantine(path: Path, shards: Sequence[Path]) -> None:
+    """List the quarantined rows of shards, in order: row, uri, reason; the header alone where all were good."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("row", "uri", "reason"))
+        for shard in shards:
+            writer.writerows(read_quarantined(shard))
+
+
+class Quarantine:
+    """What a running job knows of bad images, shard by shard."""
+
+    def __init__(self, row_count: int, *, max_bad_ratio: float, report: Path) -> None:
+        """Begin with none.
+
+        Args:
+            row_count: rows of the corpus.
+            max_bad_ratio: share of them that may be bad.
+            report: where they are listed when they are too many.
+        """
+        self._row_count, self._max_bad_ratio, self._report = row_count, max_bad_ratio, report
+        self._shards: dict[Path, list[tuple[int, str, str]]] = {}
+
+    @property
+    def count(self) -> int:
+        """Bad images so far."""
+        return sum(len(bad) for bad in self._shards.values())
+
+    def add(self, shard: Path) -> None:
+        """Count the bad images of a finished shard.
+
+        Raises:
+            CorpusError: there are too many; they are listed in the report.
+        """
+        self._shards[shard] = read_quarantined(shard)
+        if self.count == self._row_count:
+            self._write_report()
+            raise CorpusError(f"none of the {self._row_count} images of the corpus can be used: {self.examples()}")
+        if self.count > self._max_bad_ratio * self._row_count:
+            self._write_report()
+            raise CorpusError(
+                f"{self.count} of {self._row_count} images cannot be used, {self.count / self._row_count:.1%} so far; "
+                f"the limit is {self._max_bad_ratio:.1%}: mend them, or allow more with --max-bad-ratio; all are in "
+                f"{self._report}: {self.examples()}"
+            )
+
+    def examples(self) -> str:
+        """Name the first few, with reasons."""
+        bad = [row for shard in sorted(self._shards) for row in self._shards[shard]]
+        shown = "; ".join(f"{uri}: {reason}" for _, uri, reason in bad[:_EXAMPLES_IN_ERROR])
+        more = len(bad) - _EXAMPLES_IN_ERROR
+        return f"{shown}; and {more} more" if more > 0 else shown
+
+    def _write_report(self) -> None:
+        write_quarantine(self._report, sorted(self._shards))

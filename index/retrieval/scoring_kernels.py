@@ -1,0 +1,196 @@
+"""Scoring rows from their stored codes, and keeping the best; compiled for the CPU by numba; knows nothing of postings.
+
+Kernels find a shard's arrays by their addresses: one call serves any number of shards. A shard is a line of integers:
+its first row, its rows, and the addresses of its arrays, as `COLUMNS` has them.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from index.retrieval.posting_kernels import unpacked
+
+__all__ = [
+    "COLUMNS",
+    "ENDLESS",
+    "NEURON_STARTS",
+    "NORMS",
+    "OFFSETS",
+    "ROWS",
+    "WORDS",
+    "at",
+    "fetch_ahead",
+    "fetch_code",
+    "load_query",
+    "offer",
+    "score_rows",
+]
+
+COLUMNS = ("start", "row_count", "neuron_starts", "words", "offsets", "neuron_ids", "values", "norms")
+"""What the line of a shard says."""
+START, ROWS, NEURON_STARTS, WORDS, OFFSETS, NEURON_IDS, VALUES, NORMS = range(len(COLUMNS))
+ENDLESS = 1 << 40
+"""Length of an array whose length nobody asks for."""
+
+
+@intrinsic
+def at(typing_context, address):  # type: ignore[no-untyped-def]
+    """An address as a pointer, for `carray`."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def fetch_ahead(typing_context, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at an address, which need not be valid."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number = ir.IntType(32)
+        pointer = ir.PointerType(ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # For reading, into all levels, as data.
+        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def load_query(neuron_ids, values, is_left_out, has_only, only, query, ids, weights):
+    """Spread a query over the neurons, without those that do not count.
+
+    Args:
+        neuron_ids: [n] int32, none twice.
+        values: [n] float32, above 0.
+        is_left_out: [F] bool; of length 0 where none is.
+        has_only: whether only the neurons of `only` may carry products.
+        only: [c] int32, rising.
+        query: [F] float64, zero; written.
+        ids: [n] int64, written: the neurons that carry products.
+        weights: [n] float64, written: their values.
+
+    Returns:
+        How many carry products, and the norm of all that count.
+    """
+    square, n = 0.0, 0
+    for place in range(len(neuron_ids)):
+        neuron, weight = neuron_ids[place], np.float64(values[place])
+        if weight <= 0 or (len(is_left_out) and is_left_out[neuron]):
+            continue
+        square += weight * weight
+        if has_only and not _holds(only, neuron):
+            continue
+        ids[n], weights[n], query[neuron] = neuron, weight, weight
+        n += 1
+    return n, np.sqrt(square)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def score_rows(line, id_sample, rows, neuron_ids, values, is_cosine, is_left_out, has_only, only, query, scores):
+    """Score rows of one shard; 0 where a row shares no neuron that counts.
+
+    Args:
+        line: the shard.
+        id_sample: [0] of the integer type of the stored neuron ids.
+        rows: [r] int64, of the index.
+        neuron_ids: see `load_query`, as the next ones but these two.
+        values: see there.
+        is_cosine: or inner product.
+        is_left_out: see there.
+        has_only: see there.
+        only: see there.
+        query: [F] float64, zero before and after.
+        scores: [r] float64, written.
+    """
+    ids, weights = np.empty(len(neuron_ids), dtype=np.int64), np.empty(len(neuron_ids))
+    n, length = load_query(neuron_ids, values, is_left_out, has_only, only, query, ids, weights)
+    for place in range(len(rows)):
+        scores[place] = _score(line, rows[place] - line[START], id_sample, length, is_cosine, is_left_out, query)
+    for place in range(n):
+        query[ids[place]] = 0.0
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def offer(line, row, id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows, found):
+    """Score a row of a shard and keep it where it is among the best; returns how many are known.
+
+    A row that is known already may be offered again.
+    """
+    score = _score(line, row, id_sample, length, is_cosine, is_left_out, query)
+    place = line[START] + np.int64(row)
+    count = len(best_scores)
+    if score <= 0 or (
+        found == count
+        and (score < best_scores[count - 1] or (score == best_scores[count - 1] and place >= best_rows[count - 1]))
+    ):
+        return found
+    if len(excluded_rows) and _holds(excluded_rows, place):
+        return found
+    for known in range(found):
+        if best_rows[known] == place:
+            return found
+    slot = min(found, count - 1)
+    while slot > 0 and (
+        best_scores[slot - 1] < score or (best_scores[slot - 1] == score and best_rows[slot - 1] > place)
+    ):
+        best_scores[slot], best_rows[slot] = best_scores[slot - 1], best_rows[slot - 1]
+        slot -= 1
+    best_scores[slot], best_rows[slot] = score, place
+    return min(found + 1, count)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _score(line, row, id_sample, length, is_cosine, is_left_out, query):
+    """The score of a row, summed in the order in which it stores its neurons."""
+    offsets = carray(at(line[OFFSETS]), line[ROWS] + 1, np.int64)
+    stored_ids = carray(at(line[NEURON_IDS]), ENDLESS, id_sample.dtype)
+    bits = carray(at(line[VALUES]), ENDLESS, np.uint16)
+    product, square = 0.0, 0.0
+    for entry in range(offsets[row], offsets[row + 1]):
+        neuron, value = stored_ids[entry], unpacked(bits[entry])
+        product += value * query[neuron]
+        if len(is_left_out) == 0 or not is_left_out[neuron]:
+            square += value * value
+    if product <= 0:
+        return 0.0
+    return product / (length * np.sqrt(square)) if is_cosine else product
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def fetch_code(line, row, id_bytes):
+    """Ask for the stored code of a row."""
+    offsets = carray(at(line[OFFSETS]), line[ROWS] + 1, np.int64)
+    first, last = offsets[row], offsets[row + 1]
+    _fetch_lines(line[NEURON_IDS] + id_bytes * first, line[NEURON_IDS] + id_bytes * last)
+    _fetch_lines(line[VALUES] + 2 * first, line[VALUES] + 2 * last)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _fetch_lines(first, last):
+    """Ask for all cache lines from one address to before another."""
+    for address in range(first & ~63, last, 64):
+        fetch_ahead(address)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _holds(rising, value):
+    """Whether a rising array has a value."""
+    place = np.searchsorted(rising, value)
+    return place < len(rising) and rising[place] == value

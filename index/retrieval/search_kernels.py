@@ -1,0 +1,372 @@
+"""Loops of exact search over the shards of an index; compiled for the CPU by numba; knows nothing of Python objects.
+
+A query's neurons are taken in order of postings per squared weight. The first of them are accumulated, so many that the
+rest alone could not carry a row into the answer (as MaxScore does it, Turtle and Flood, 1995; the bound here is that of
+Cauchy and Schwarz). Every row whose accumulated part could still reach the answer, with all that quantisation may hide,
+is scored from its stored code. What is skipped cannot be in the answer, which is therefore that of brute force.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import numpy as np
+from numba import carray, njit
+
+from index.retrieval.scoring_kernels import (
+    ENDLESS,
+    NEURON_STARTS,
+    NORMS,
+    OFFSETS,
+    ROWS,
+    WORDS,
+    at,
+    fetch_ahead,
+    fetch_code,
+    load_query,
+    offer,
+)
+
+__all__ = ["search_shards"]
+
+# Weights are so quantised that a row's sum stays below 2 ** 32.
+_WEIGHT_SUM = 65_536
+# What a posting may hide above q x scale, in scales: half, and what rounding adds.
+_HIDDEN = 0.51
+# Relative slack for float32 norms and for roundings of the bounds.
+_SLACK = 1.0 - 1e-6
+# The first neurons are accumulated until a row that may enter must have this part of the score from them.
+_PART = 0.3
+# The rows to beat come from a first part of the postings: one in so many, and so many at least.
+_SEED_SHARE = 16
+_SEED_POSTINGS = 64
+_HEAD_BYTES = 256
+# Codes that are on their way from memory while one is scored.
+_AHEAD = 6
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def search_shards(
+    table,
+    scales,
+    norm_ranges,
+    posting_counts,
+    id_sample,
+    neuron_ids,
+    values,
+    is_cosine,
+    is_left_out,
+    has_only,
+    only,
+    excluded_rows,
+    accumulator,
+    candidates,
+    sums,
+    query,
+    best_scores,
+    best_rows,
+):
+    """Find the best rows of some shards.
+
+    Args:
+        table: [S, columns] int64: the shards (`index.retrieval.scoring_kernels`).
+        scales: [S] float64: of the postings.
+        norm_ranges: [S, 2] float32: the smallest norm of a row that is not empty, and the largest.
+        posting_counts: [F] int64: of all shards together.
+        id_sample: [0] of the integer type of the stored neuron ids.
+        neuron_ids: [n] int32 of the query.
+        values: [n] float32, above 0.
+        is_cosine: or inner product.
+        is_left_out: [F] bool; of length 0 where none is.
+        has_only: whether only the neurons of `only` may carry products.
+        only: [c] int32, rising.
+        excluded_rows: [e] int64, rising.
+        accumulator: [65536] uint32, zero before and after.
+        candidates: [65536] uint32, anything.
+        sums: [65536] uint32, anything.
+        query: [F] float64, zero before and after.
+        best_scores: [count] float64, written, best first.
+        best_rows: [count] int64, written.
+
+    Returns:
+        How many rows were found.
+    """
+    ids, weights = np.empty(len(neuron_ids), dtype=np.int64), np.empty(len(neuron_ids))
+    n, norm = load_query(neuron_ids, values, is_left_out, has_only, only, query, ids, weights)
+    length = norm if is_cosine else 1.0
+    found = 0
+    if n:
+        _order_neurons(ids[:n], weights[:n], posting_counts)
+        begins, ends = _parts(table, ids[:n])
+        shard_order = _order_shards(begins, ends, weights[:n])
+        inside = np.zeros(n + 1)
+        for place in range(n):
+            inside[place + 1] = inside[place] + weights[place] * weights[place]
+        for turn in range(len(shard_order)):
+            shard = shard_order[turn]
+            if turn == 0:
+                _fetch_heads(table[shard], begins[shard], ends[shard])
+            if turn + 1 < len(shard_order):
+                after = shard_order[turn + 1]
+                _fetch_heads(table[after], begins[after], ends[after])
+            found = _search_shard(
+                table[shard],
+                scales[shard],
+                norm_ranges[shard],
+                id_sample,
+                begins[shard],
+                ends[shard],
+                weights[:n],
+                inside,
+                length,
+                is_cosine,
+                is_left_out,
+                excluded_rows,
+                accumulator,
+                candidates,
+                sums,
+                query,
+                best_scores,
+                best_rows,
+                found,
+            )
+    for place in range(n):
+        query[ids[place]] = 0.0
+    return found
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _fetch_heads(line, begins, ends):
+    """Ask for the first postings of each neuron; the processor itself foresees the others."""
+    for place in range(len(begins)):
+        first = line[WORDS] + 4 * begins[place]
+        for address in range(first, min(first + _HEAD_BYTES, line[WORDS] + 4 * ends[place]), 64):
+            fetch_ahead(address)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _parts(table, ids):
+    """Where the postings of each neuron begin and end in each shard."""
+    begins = np.empty((len(table), len(ids)), dtype=np.int64)
+    ends = np.empty((len(table), len(ids)), dtype=np.int64)
+    for shard in range(len(table)):
+        # The length is only an upper limit of what is read.
+        starts = carray(at(table[shard, NEURON_STARTS]), ENDLESS, np.int64)
+        for place in range(len(ids)):
+            begins[shard, place] = starts[ids[place]]
+            ends[shard, place] = starts[ids[place] + 1]
+    return begins, ends
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _order_neurons(ids, weights, posting_counts):
+    """Put neurons in order of postings per squared weight, in place."""
+    costs = np.empty(len(ids))
+    for place in range(len(ids)):
+        neuron, weight = ids[place], weights[place]
+        cost = posting_counts[neuron] / (weight * weight)
+        slot = place
+        while slot > 0 and costs[slot - 1] > cost:
+            costs[slot], ids[slot], weights[slot] = costs[slot - 1], ids[slot - 1], weights[slot - 1]
+            slot -= 1
+        costs[slot], ids[slot], weights[slot] = cost, neuron, weight
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _order_shards(begins, ends, weights):
+    """The shards, first those with the largest share of the rare neurons' postings."""
+    promise = np.zeros(len(begins))
+    for place in range(len(weights)):
+        count = (ends[:, place] - begins[:, place]).sum()
+        if count:
+            share = weights[place] * weights[place] / count
+            for shard in range(len(begins)):
+                promise[shard] -= share * (ends[shard, place] - begins[shard, place])
+    return np.argsort(promise)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _search_shard(
+    line,
+    scale,
+    norm_range,
+    id_sample,
+    begins,
+    ends,
+    weights,
+    inside,
+    length,
+    is_cosine,
+    is_left_out,
+    excluded_rows,
+    accumulator,
+    candidates,
+    sums,
+    query,
+    best_scores,
+    best_rows,
+    found,
+):
+    """Search one shard; returns how many rows are known now."""
+    n = len(weights)
+    total = 0.0
+    posting_count = 0
+    for place in range(n):
+        total += weights[place]
+        posting_count += ends[place] - begins[place]
+    if posting_count == 0:
+        return found
+    words = carray(at(line[WORDS]), ENDLESS, np.uint32)
+    norms = carray(at(line[NORMS]), line[ROWS], np.float32)
+    per_weight = (_WEIGHT_SUM - n) / total
+    # An accumulated part is at most (sum + hidden) x unit.
+    unit = scale / per_weight
+    hidden = _HIDDEN * _WEIGHT_SUM
+    count = len(best_scores)
+    taken = 0
+    if found < count:
+        limit = max(posting_count // _SEED_SHARE, _SEED_POSTINGS)
+        taken = _take(words, begins, ends, weights, per_weight, 0, n, limit, accumulator)
+        found = _seed(
+            line, words, norms, begins, ends, taken, id_sample, length, is_cosine, is_left_out, excluded_rows,
+            accumulator, query, best_scores, best_rows, found,
+        )  # fmt: skip
+    worst = best_scores[found - 1] * _SLACK if found == count else 0.0
+    depth = _depth(inside, length, worst, is_cosine, norm_range[1], taken)
+    _take(words, begins, ends, weights, per_weight, taken, depth, ENDLESS, accumulator)
+    by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+    slope, level = np.float32(by_norm / unit), np.float32(at_least / unit - hidden)
+    known = _collect(words, begins, ends, depth, norms, norm_range, slope, level, accumulator, candidates, sums)
+    promises = np.empty(known, dtype=np.float32)
+    for place in range(known):
+        fetch_ahead(line[OFFSETS] + 8 * np.int64(candidates[place]))
+        # In this order the first that cannot enter any more is the last to be looked at.
+        norm, sum_limit = norms[candidates[place]], np.float32(sums[place]) + np.float32(hidden)
+        promises[place] = -sum_limit / norm if is_cosine else slope * norm - sum_limit
+    order = np.argsort(promises)
+    for place in range(min(known, _AHEAD)):
+        fetch_code(line, candidates[order[place]], id_sample.itemsize)
+    for place in range(known):
+        if place + _AHEAD < known:
+            fetch_code(line, candidates[order[place + _AHEAD]], id_sample.itemsize)
+        row = candidates[order[place]]
+        if np.float32(sums[order[place]]) < slope * norms[row] + level:
+            break
+        found = offer(
+            line, row, id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows, found
+        )  # fmt: skip
+        if found == count and best_scores[found - 1] * _SLACK > worst:
+            worst = best_scores[found - 1] * _SLACK
+            by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+            slope, level = np.float32(by_norm / unit), np.float32(at_least / unit - hidden)
+    return found
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _collect(words, begins, ends, depth, norms, norm_range, slope, level, accumulator, candidates, kept_sums):
+    """Find the rows whose sum is at least slope x norm + level, and clear the accumulator; returns how many."""
+    known = 0
+    # A row that was met before has sum 0, and is not met again.
+    floor = (min(slope * norm_range[0], slope * norm_range[1]) + level) * np.float32(_SLACK)
+    bar = np.uint32(max(min(floor, np.float32(4.0e9)), np.float32(1.0)))
+    for place in range(depth):
+        for index in range(begins[place], ends[place]):
+            row = words[index] >> np.uint32(16)
+            sums = accumulator[row]
+            accumulator[row] = 0
+            if sums >= bar and np.float32(sums) >= slope * norms[row] + level:
+                candidates[known] = row
+                kept_sums[known] = sums
+                known += 1
+    return known
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _take(words, begins, ends, weights, per_weight, first, last, limit, accumulator):
+    """Accumulate the postings of neurons from `first` on, to `last` or to a number of postings; returns where."""
+    read = 0
+    for place in range(first, last):
+        read += ends[place] - begins[place]
+        if read > limit and place > first:
+            return place
+        weight = np.uint32(weights[place] * per_weight + 1.0)
+        for index in range(begins[place], ends[place]):
+            word = words[index]
+            accumulator[word >> np.uint32(16)] += (word & np.uint32(0xFFFF)) * weight
+    return last
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _seed(
+    line, words, norms, begins, ends, taken, id_sample, length, is_cosine, is_left_out, excluded_rows, accumulator,
+    query, best_scores, best_rows, found,
+):  # fmt: skip
+    """Score the rows with the largest accumulated part, so that there is something to beat."""
+    count = len(best_scores)
+    parts = np.zeros(count, dtype=np.float32)
+    rows = np.empty(count, dtype=np.int64)
+    known = 0
+    for place in range(taken):
+        for index in range(begins[place], ends[place]):
+            row = np.int64(words[index] >> np.uint32(16))
+            part = np.float32(accumulator[row])
+            if is_cosine:
+                part /= norms[row]
+            if known == count and part <= parts[known - 1]:
+                continue
+            is_new = True
+            for other in range(known):
+                if rows[other] == row:
+                    is_new = False
+                    break
+            if not is_new:
+                continue
+            slot = min(known, count - 1)
+            known = min(known + 1, count)
+            while slot > 0 and parts[slot - 1] < part:
+                parts[slot], rows[slot] = parts[slot - 1], rows[slot - 1]
+                slot -= 1
+            parts[slot], rows[slot] = part, row
+    for place in range(known):
+        found = offer(
+            line, rows[place], id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows,
+            found,
+        )  # fmt: skip
+    return found
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _bound(inside, depth, length, worst, is_cosine):
+    """What the accumulated part of a row that may enter the answer is at least: (factor of its norm, constant)."""
+    whole, part = inside[-1], inside[depth]
+    rest = max(whole - part, 0.0)
+    if not is_cosine:
+        return -np.sqrt(rest) / _SLACK, worst
+    # With the code at angle a to the part of the query that is accumulated, and b between that part and the query, the
+    # product is at most cos(a - b) x the query's norm: a is at most b + t, where cos(t) would just do.
+    wanted = min(worst * length, np.sqrt(whole))
+    return (part * wanted - np.sqrt(part * rest * max(whole - wanted * wanted, 0.0))) / whole * _SLACK, 0.0
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _depth(inside, length, worst, is_cosine, largest_norm, least):
+    """How many neurons to accumulate: the others alone could not carry a row into the answer."""
+    for depth in range(max(least, 1), len(inside) - 1):
+        by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+        if is_cosine:
+            if worst > 0 and by_norm >= _PART * worst * length:
+                return depth
+        elif worst > 0 and by_norm * largest_norm + at_least >= _PART * worst:
+            return depth
+    return len(inside) - 1
