@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float16, Int32, Int64, Integer
+from jaxtyping import Float16, Int64, Integer, UInt16
 
 from index.arrays import map_array
+from index.retrieval.top_kernels import merge_sorted, strongest
 from phosphene.errors import ArtefactDamaged
 
 __all__ = ["TOP_LIMIT", "Tops", "merge_tops", "read_tops", "top_images", "write_tops"]
@@ -62,54 +64,49 @@ def top_images(
         neuron_count: every neuron id is smaller.
         limit: images kept per neuron.
     """
-    row_bits = max(1, (len(offsets) - 1).bit_length())
-    # One unsigned sort puts them by neuron, then strongest first, then by row: positive float16 bits are in order.
-    keys = neuron_ids.astype(np.uint64) << np.uint64(15) | (0x7FFF - _bits(values)).astype(np.uint64)
-    keys <<= np.uint64(row_bits)
-    keys |= np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
-    keys.sort()
-    owners = (keys >> np.uint64(15 + row_bits)).astype(np.int64)
-    kept = _first_of_each(owners, neuron_count, limit)
-    keys, owners = keys[kept], owners[kept]
-    inverted = ((keys >> np.uint64(row_bits)) & np.uint64(0x7FFF)).astype(np.uint16)
-    return Tops(
-        starts=_starts(owners, neuron_count),
-        rows=(keys & np.uint64((1 << row_bits) - 1)).astype(np.int64),
-        values=(0x7FFF - inverted).astype(np.uint16).view(np.float16),
-    )
+    bits = np.empty((neuron_count, limit), dtype=np.uint16)
+    rows = np.empty((neuron_count, limit), dtype=np.int32)
+    counts = np.zeros(neuron_count, dtype=np.int64)
+    strongest(np.ascontiguousarray(offsets), np.ascontiguousarray(neuron_ids), _bits(values), bits, rows, counts)
+    kept = np.arange(limit) < counts[:, None]
+    return Tops(starts=_starts(counts), rows=rows[kept].astype(np.int64), values=bits[kept].view(np.float16))
 
 
 def merge_tops(parts: Sequence[Tops], *, limit: int = TOP_LIMIT) -> Tops:
     """Merge the tops of parts whose rows are counted from one place (at least one part, equal numbers of neurons)."""
-    neuron_count = len(parts[0].starts) - 1
-    owners = np.concatenate([np.repeat(np.arange(neuron_count), np.diff(part.starts)) for part in parts])
-    rows = np.concatenate([part.rows for part in parts])
-    values = np.concatenate([part.values for part in parts])
-    order = np.lexsort((rows, -_bits(values), owners))
-    owners, rows, values = owners[order], rows[order], values[order]
-    fresh = np.ones(len(rows), dtype=bool)
-    fresh[1:] = (owners[1:] != owners[:-1]) | (rows[1:] != rows[:-1])
-    owners, rows, values = owners[fresh], rows[fresh], values[fresh]
-    kept = _first_of_each(owners, neuron_count, limit)
-    return Tops(starts=_starts(owners[kept], neuron_count), rows=rows[kept], values=values[kept])
+    return reduce(partial(_merge_two, limit=limit), parts[1:], _cut(parts[0], limit))
 
 
-def _bits(values: Float16[np.ndarray, " entries"]) -> Int32[np.ndarray, " entries"]:
-    return np.ascontiguousarray(values).view(np.uint16).astype(np.int32)
+def _merge_two(one: Tops, other: Tops, *, limit: int) -> Tops:
+    starts = np.empty_like(one.starts)
+    bits = np.empty(len(one.rows) + len(other.rows), dtype=np.uint16)
+    rows = np.empty(len(bits), dtype=np.int64)
+    merge_sorted(*_arrays(one), *_arrays(other), limit, starts, bits, rows)
+    count = int(starts[-1])
+    return Tops(starts=starts, rows=rows[:count].copy(), values=bits[:count].copy().view(np.float16))
 
 
-def _starts(owners: Int64[np.ndarray, " entries"], neuron_count: int) -> Int64[np.ndarray, " neurons_and_one"]:
-    starts = np.zeros(neuron_count + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owners, minlength=neuron_count), out=starts[1:])
-    return starts
+def _cut(tops: Tops, limit: int) -> Tops:
+    """The strongest of each neuron alone."""
+    counts = np.diff(tops.starts)
+    kept = np.arange(len(tops.rows)) - np.repeat(tops.starts[:-1], counts) < limit
+    return Tops(
+        starts=_starts(np.minimum(counts, limit)),
+        rows=tops.rows[kept].astype(np.int64),
+        values=np.ascontiguousarray(tops.values)[kept],
+    )
 
 
-def _first_of_each(
-    owners: Int64[np.ndarray, " entries"], neuron_count: int, limit: int
-) -> Bool[np.ndarray, " entries"]:
-    starts = _starts(owners, neuron_count)
-    kept: Bool[np.ndarray, " entries"] = np.arange(len(owners)) - starts[owners] < limit
-    return kept
+def _arrays(tops: Tops) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.ascontiguousarray(tops.starts), _bits(tops.values), tops.rows.astype(np.int64, copy=False)
+
+
+def _bits(values: Float16[np.ndarray, " entries"]) -> UInt16[np.ndarray, " entries"]:
+    return np.ascontiguousarray(values).view(np.uint16)
+
+
+def _starts(counts: Int64[np.ndarray, " neurons"]) -> Int64[np.ndarray, " neurons_and_one"]:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
 
 
 def write_tops(folder: Path, tops: Tops) -> None:
