@@ -192,6 +192,16 @@ class IndexReader:
         return QUANTILE_PROBABILITIES
 
     @property
+    def similar_recall(self) -> float:
+        """Share of the nearest images that `similar_images` finds, measured when the index was built; 1 if exact."""
+        return self.summary.similar_recall
+
+    @property
+    def left_out_neuron_ids(self) -> tuple[int, ...]:
+        """Dense neurons, which do not count in `similar_images`, ascending."""
+        return self.summary.left_out_neuron_ids
+
+    @property
     def has_labels(self) -> bool:
         """Whether an image has a label."""
         return self.summary.has_labels

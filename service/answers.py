@@ -29,8 +29,10 @@ from service.decoding.pool import DecodePool
 from service.explain import LiveImage, StoredImage, check_parts, explain, needs_pixels, wanted
 from service.generation import Generation
 from service.lookups import (
+    code_search,
     corpus_image,
     images_exciting,
+    images_firing,
     images_like,
     list_neurons,
     neuron_profile,
@@ -49,9 +51,11 @@ from service.values import (
     ImageDigest,
     ImageList,
     ImageLookup,
+    ImageMetric,
     ImageQuery,
     ImageSearch,
     ImageUpload,
+    LikeExpression,
     LikeImage,
     LikeNeuron,
     LikeText,
@@ -182,12 +186,14 @@ class Answers:
     async def search_images(
         self, catalogue: Catalogue, search: ImageSearch, claim: Claim
     ) -> tuple[Generation, ImageList]:
-        """Images by code or by neuron; raises `NotFound`, `Unanswerable` without a corpus."""
+        """Images by code, neuron or expression; raises `InputError`, `NotFound`, `Unanswerable` without a corpus."""
         generation = catalogue.generation(search.scope)
         reader = generation.reader
         match search.like:
             case LikeNeuron() as like:
                 return generation, await self._look_up_only(claim, lambda: images_exciting(generation, search, like))
+            case LikeExpression() as asked:
+                return generation, await self._look_up_only(claim, lambda: images_firing(generation, search, asked))
             case LikeImage(image=image):
                 with self._rooms.lookups.place(claim) as place:
                     looked_at = await self._look_at(generation, image, Want(), place, needs_pixels=False)
@@ -356,7 +362,7 @@ def _images_like(reader: CorpusReader, looked_at: LiveImage | StoredImage, searc
     images = images_like(
         reader, code, search.count, own_row=own_row, own_sha256=sha, with_thumbnails=search.with_thumbnails
     )
-    return ImageList(images=images, is_by_neuron=False)
+    return ImageList(images=images, metric=ImageMetric.CODE_COSINE, code_search=code_search(reader))
 
 
 def _read(kept: bytes) -> CodedImage | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, Int64
 
 from index.values import Exemplar, ExemplarKind, ImageRow, NeuronOrder, NeuronRow, SimilarImage
 from phosphene.codes import ImageCode
@@ -54,6 +54,14 @@ class CorpusReader(Protocol):
     def has_text(self) -> bool:
         """Whether neurons can be found by a text vector."""
 
+    @property
+    def similar_recall(self) -> float:
+        """Share of the nearest images that `similar_images` finds; 1 where it is exact."""
+
+    @property
+    def left_out_neuron_ids(self) -> tuple[int, ...]:
+        """Neurons that do not count in `similar_images`, ascending."""
+
     def neuron(self, neuron_id: int) -> NeuronRow:
         """A neuron's figures and names."""
 
@@ -91,6 +99,18 @@ class CorpusReader(Protocol):
 
     def similar_images(self, code: ImageCode, count: int, *, exclude_row: int | None = None) -> Sequence[SimilarImage]:
         """At most `count` images by cosine of codes, best first."""
+
+    def images_by_expression(self, expression: str, count: int) -> Sequence[tuple[int, float]]:
+        """At most `count` (row, score) of the images that fire as asked, best first."""
+
+    def count_by_expression(self, expression: str) -> int:
+        """How many images fire as asked."""
+
+    def activation_histogram(self, neuron_id: int, edges: Float64[np.ndarray, " edges"]) -> Int64[np.ndarray, " bins"]:
+        """Images on which a neuron fires, by activation."""
+
+    def co_active_neurons(self, neuron_id: int, count: int) -> Sequence[tuple[int, float, int]]:
+        """At most `count` (other neuron id, normalised PMI, images on which both fire), best first."""
 
     def nearest_neurons(self, vector: Float32[np.ndarray, " width"], count: int) -> Sequence[tuple[int, float]]:
         """At most `count` (neuron id, cosine of its direction with the vector), best first."""

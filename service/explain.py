@@ -17,7 +17,7 @@ from phosphene.engine import EngineRow, Want
 from phosphene.errors import Unanswerable
 from service.caching.coded_image import CodedImage
 from service.generation import Generation
-from service.lookups import corpus_image, exemplar_images, images_like, neuron_view
+from service.lookups import code_search, corpus_image, exemplar_images, images_like, neuron_view
 from service.values import (
     ActiveNeuron,
     ExplainPart,
@@ -119,6 +119,7 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
         )
         if similar
         else (),
+        code_search=code_search(generation.reader) if similar else None,
         scores=_scores(generation, query, encoded),
         code=code if ExplainPart.CODE in parts else None,
     )

@@ -1,4 +1,4 @@
-"""Look-ups in an index: neurons, lists and pages of them, exemplars, similar images; pure, and knows no protobuf.
+"""Look-ups in an index: neurons, lists and pages of them, exemplars, images by query; pure, and knows no protobuf.
 
 Reads the index, so it belongs in a worker thread.
 """
@@ -10,18 +10,23 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from index.values import ExemplarKind
+from index.values import ExemplarKind, NeuronRow
 from phosphene.codes import ImageCode
 from phosphene.errors import NotFound
 from service.corpus_reader import CorpusReader
 from service.generation import Generation
 from service.pages import page_offset, page_token
 from service.values import (
+    ActivationHistogram,
+    CoActiveNeuron,
+    CodeSearch,
     CorpusImage,
     ExemplarImage,
     ImageList,
     ImageMatch,
+    ImageMetric,
     ImageSearch,
+    LikeExpression,
     LikeNeuron,
     NeuronList,
     NeuronListQuery,
@@ -34,9 +39,11 @@ from service.values import (
 )
 
 __all__ = [
+    "code_search",
     "corpus_image",
     "exemplar_images",
     "images_exciting",
+    "images_firing",
     "images_like",
     "list_neurons",
     "neuron_profile",
@@ -134,7 +141,27 @@ def images_exciting(generation: Generation, search: ImageSearch, like: LikeNeuro
         with_thumbnails=search.with_thumbnails,
     )
     images = tuple(ImageMatch(image=exemplar.image, score=exemplar.activation) for exemplar in exemplars)
-    return ImageList(images=images, is_by_neuron=True)
+    return ImageList(images=images, metric=ImageMetric.ACTIVATION)
+
+
+def images_firing(generation: Generation, search: ImageSearch, like: LikeExpression) -> ImageList:
+    """The images that fire as an expression asks, and how many there are.
+
+    Raises:
+        InputError: it is no expression.
+        NotFound: it names an unknown neuron.
+    """
+    reader = generation.reader
+    images = tuple(
+        ImageMatch(image=corpus_image(reader, row, with_thumbnail=search.with_thumbnails), score=score)
+        for row, score in reader.images_by_expression(like.text, search.count)
+    )
+    return ImageList(images=images, metric=ImageMetric.EXPRESSION, total_count=reader.count_by_expression(like.text))
+
+
+def code_search(reader: CorpusReader) -> CodeSearch:
+    """How images with similar codes are looked for."""
+    return CodeSearch(recall=reader.similar_recall, left_out_neuron_ids=reader.left_out_neuron_ids)
 
 
 def neuron_profile(generation: Generation, query: NeuronQuery) -> NeuronProfile:
@@ -152,8 +179,9 @@ def neuron_profile(generation: Generation, query: NeuronQuery) -> NeuronProfile:
     similar: Sequence[tuple[int, float]] = ()
     if NeuronPart.SIMILAR_NEURONS in query.parts:
         similar = _others(reader, query.neuron_id, query.similar_count)
+    row = reader.neuron(query.neuron_id)
     return NeuronProfile(
-        row=reader.neuron(query.neuron_id),
+        row=row,
         image_count=reader.image_count,
         quantile_levels=reader.quantile_levels,
         top_images=exemplars(NeuronPart.TOP_IMAGES, ExemplarKind.TOP),
@@ -161,6 +189,12 @@ def neuron_profile(generation: Generation, query: NeuronQuery) -> NeuronProfile:
         similar_neurons=tuple(
             NeuronMatch(neuron=neuron_view(reader, neuron_id), score=cosine) for neuron_id, cosine in similar
         ),
+        histogram=_histogram(reader, row, query.bin_count)
+        if NeuronPart.HISTOGRAM in query.parts and row.alive
+        else None,
+        co_active_neurons=_co_active(reader, query.neuron_id, query.co_active_count)
+        if NeuronPart.CO_ACTIVE_NEURONS in query.parts
+        else (),
     )
 
 
@@ -199,6 +233,19 @@ def neurons_like_text(
     """The neurons whose exemplars' embeddings, less the corpus's mean, point most along the text."""
     reader = generation.reader
     return _matches(reader, search, reader.neurons_by_text(text_vector, search.count))
+
+
+def _histogram(reader: CorpusReader, row: NeuronRow, bin_count: int) -> ActivationHistogram:
+    edges = np.linspace(0, row.maximum, bin_count + 1)
+    counts = reader.activation_histogram(row.neuron_id, edges)
+    return ActivationHistogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
+
+
+def _co_active(reader: CorpusReader, neuron_id: int, count: int) -> tuple[CoActiveNeuron, ...]:
+    return tuple(
+        CoActiveNeuron(neuron=neuron_view(reader, other), npmi=npmi, image_count=image_count)
+        for other, npmi, image_count in reader.co_active_neurons(neuron_id, count)
+    )
 
 
 def _others(reader: CorpusReader, neuron_id: int, count: int) -> Sequence[tuple[int, float]]:

@@ -138,7 +138,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
     async def SearchImages(
         self, request: images_pb2.SearchImagesRequest, context: Any
     ) -> images_pb2.SearchImagesResponse:
-        """Images by code or by neuron."""
+        """Images by code, by neuron or by expression."""
         search = requests.image_search(request)
         with self._generations.lease() as catalogue:
             generation, found = await self._answers.search_images(catalogue, search, claim_of(context, self._clock))

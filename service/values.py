@@ -15,7 +15,10 @@ from index.values import ImageRow, NeuronName, NeuronOrder, NeuronRow
 from phosphene.codes import ImageCode
 
 __all__ = [
+    "ActivationHistogram",
     "ActiveNeuron",
+    "CoActiveNeuron",
+    "CodeSearch",
     "CorpusImage",
     "ExemplarImage",
     "ExplainPart",
@@ -27,9 +30,11 @@ __all__ = [
     "ImageList",
     "ImageLookup",
     "ImageMatch",
+    "ImageMetric",
     "ImageQuery",
     "ImageSearch",
     "ImageUpload",
+    "LikeExpression",
     "LikeImage",
     "LikeNeuron",
     "LikeText",
@@ -119,6 +124,8 @@ class NeuronPart(StrEnum):
     TOP_IMAGES = "top images"
     SPREAD_IMAGES = "spread images"
     SIMILAR_NEURONS = "similar neurons"
+    HISTOGRAM = "histogram"
+    CO_ACTIVE_NEURONS = "co-active neurons"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,8 @@ class NeuronQuery:
     parts: frozenset[NeuronPart] = frozenset()
     exemplar_count: int = 9
     similar_count: int = 10
+    bin_count: int = 10
+    co_active_count: int = 10
     with_thumbnails: bool = False
 
 
@@ -175,6 +184,13 @@ class LikeImage:
     image: ImageQuery
 
 
+@dataclass(frozen=True)
+class LikeExpression:
+    """Firing as this neuron expression asks."""
+
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class NeuronSearch:
     """Neurons by meaning."""
@@ -189,10 +205,10 @@ class NeuronSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSearch:
-    """Images of the corpus with a similar code, or that excite a neuron."""
+    """Images of the corpus with a similar code, that excite a neuron, or that fire as an expression asks."""
 
     scope: Scope
-    like: LikeImage | LikeNeuron
+    like: LikeImage | LikeNeuron | LikeExpression
     count: int = 12
     with_thumbnails: bool = False
 
@@ -265,6 +281,16 @@ class ImageMatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeSearch:
+    """How images with similar codes are looked for."""
+
+    recall: float
+    """Share of the nearest that it finds; 1: exact."""
+    left_out_neuron_ids: tuple[int, ...]
+    """Neurons that do not count, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FidelityReport:
     """How well the SAE explains the image; None where the index does not hold it."""
 
@@ -301,8 +327,31 @@ class Explanation:
     """Rows and columns of `patch_activations`."""
     nearest_neurons: tuple[NeuronMatch, ...] = ()
     similar_images: tuple[ImageMatch, ...] = ()
+    code_search: CodeSearch | None = None
+    """How `similar_images` were looked for."""
     scores: tuple[tuple[str, float], ...] = ()
     code: ImageCode | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationHistogram:
+    """How a neuron's activations spread over the images on which it fires."""
+
+    edges: tuple[float, ...]
+    """Ascending, from 0 to its largest activation."""
+    counts: tuple[int, ...]
+    """Images between two edges; one fewer than edges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoActiveNeuron:
+    """A neuron that fires on the same images as another."""
+
+    neuron: NeuronView
+    npmi: float
+    """Normalised pointwise mutual information; in (0, 1]."""
+    image_count: int
+    """Images on which both fire."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +366,9 @@ class NeuronProfile:
     top_images: tuple[ExemplarImage, ...] = ()
     spread_images: tuple[ExemplarImage, ...] = ()
     similar_neurons: tuple[NeuronMatch, ...] = ()
+    histogram: ActivationHistogram | None = None
+    """None: not asked for, or it never fires."""
+    co_active_neurons: tuple[CoActiveNeuron, ...] = ()
 
     @property
     def names(self) -> tuple[NeuronName, ...]:
@@ -335,13 +387,24 @@ class NeuronList:
     """Neurons that satisfy the filter, on all pages."""
 
 
+class ImageMetric(StrEnum):
+    """What the score of an image measures."""
+
+    CODE_COSINE = "cosine of codes"
+    ACTIVATION = "activation"
+    EXPRESSION = "expression"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
     """Images that answer a query, best first."""
 
     images: tuple[ImageMatch, ...]
-    is_by_neuron: bool
-    """Whether the scores are activations of a neuron; otherwise cosines of codes."""
+    metric: ImageMetric
+    total_count: int | None = None
+    """Images that fire as an expression asks, listed or not; None for other queries."""
+    code_search: CodeSearch | None = None
+    """How images with similar codes were looked for; None for other queries."""
 
 
 Vector = Float32[np.ndarray, " width"]

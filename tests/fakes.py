@@ -7,6 +7,7 @@ and the SAE is the identity, so every figure of an answer can be worked out by h
 from __future__ import annotations
 
 import io
+import operator
 import threading
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from index.expression import And, Comparison, Expression, Not, Or, Term, parse_expression
+from index.expression_evaluation import asked_to_fire
 from index.values import (
     Exemplar,
     ExemplarKind,
@@ -147,6 +150,7 @@ class FakeReader:
         self.neuron_count = NEURON_COUNT
         self.has_labels, self.has_text = True, has_text
         self.quantile_levels = (0.0, 1.0)
+        self.similar_recall, self.left_out_neuron_ids = 1.0, ()
         self._data = list(images.values())
         self._labels = [name.split("-")[0] for name in images]
         self._uris = [f"{name}.png" for name in images]
@@ -171,6 +175,8 @@ class FakeReader:
             quantiles=(min(values), max(values)) if values else (),
             label_entropy=1.0 if values else None,
             names=self._names(neuron_id),
+            monosemanticity=neuron_id / 10 if len(values) > 1 else None,
+            is_dense=len(values) == self.image_count,
         )
 
     def list_neurons(
@@ -248,6 +254,33 @@ class FakeReader:
                 ids = tuple(int(neuron) for neuron in shared if query[neuron] * vector[neuron] > 0)
                 matches.append(SimilarImage(row=row, similarity=cosine, shared_neuron_ids=ids))
         return sorted(matches, key=lambda match: -match.similarity)[:count]
+
+    def images_by_expression(self, expression: str, count: int) -> list[tuple[int, float]]:
+        """Every image that matches, scored."""
+        parsed = parse_expression(expression, neuron_count=NEURON_COUNT)
+        maxima = np.max([_dense(code) for code in self._codes], axis=0)
+        asked = [neuron for neuron in asked_to_fire(parsed) if maxima[neuron] > 0]
+        found = [
+            (row, float(sum(_dense(code)[neuron] / maxima[neuron] for neuron in asked)))
+            for row, code in enumerate(self._codes)
+            if _holds(parsed, _dense(code))
+        ]
+        return sorted(found, key=lambda pair: -pair[1])[:count]
+
+    def count_by_expression(self, expression: str) -> int:
+        """How many images match."""
+        return len(self.images_by_expression(expression, self.image_count))
+
+    def activation_histogram(self, neuron_id: int, edges: np.ndarray) -> np.ndarray:
+        """Firing images by activation."""
+        return np.histogram([value for _, value in self._firing(neuron_id)], bins=edges)[0]
+
+    def co_active_neurons(self, neuron_id: int, count: int) -> list[tuple[int, float, int]]:
+        """Every other neuron that fires on an image with it, those of most images first."""
+        rows = {row for row, _ in self._firing(neuron_id)}
+        shared = {other: len(rows & {row for row, _ in self._firing(other)}) for other in range(NEURON_COUNT)}
+        others = [other for other in sorted(shared, key=lambda other: -shared[other]) if other != neuron_id]
+        return [(other, shared[other] / len(rows), shared[other]) for other in others if shared[other]][:count]
 
     def nearest_neurons(self, vector: np.ndarray, count: int) -> list[tuple[int, float]]:
         """Directions are the unit vectors."""
@@ -374,6 +407,24 @@ def _fidelity(residuals: torch.Tensor) -> Fidelity:
 def _scores(residuals: torch.Tensor) -> np.ndarray:
     light = residuals[:, :, 3].mean(dim=1).numpy()
     return np.stack([1 - light, light], axis=1)
+
+
+def _holds(expression: Expression, activations: np.ndarray) -> bool:
+    match expression:
+        case Term(neuron_id=neuron_id, comparison=comparison, threshold=threshold):
+            compare = {
+                Comparison.GREATER: operator.gt,
+                Comparison.GREATER_OR_EQUAL: operator.ge,
+                Comparison.LESS: operator.lt,
+                Comparison.LESS_OR_EQUAL: operator.le,
+            }[comparison]
+            return bool(compare(activations[neuron_id], threshold))
+        case Not(part=part):
+            return not _holds(part, activations)
+        case And(parts=parts):
+            return all(_holds(part, activations) for part in parts)
+        case Or(parts=parts):
+            return any(_holds(part, activations) for part in parts)
 
 
 def _dense(code: ImageCode) -> np.ndarray:

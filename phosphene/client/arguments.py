@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_neurons(verbs.add_parser("neurons", parents=[shared], help="neurons in an order"))
     _add_search(verbs.add_parser("search", parents=[shared], help="neurons by words, or like another neuron"))
     _add_similar(verbs.add_parser("similar", parents=[shared], help="images like an image, or that excite a neuron"))
+    _add_images(verbs.add_parser("images", parents=[shared], help="images that fire as a neuron expression asks"))
     verbs.add_parser("models", parents=[shared], help="the service's bundles and corpora")
     _add_top(verbs.add_parser("top", help="the service's metrics, live"))
     _add_admin(verbs.add_parser("admin", parents=[access], help="how a replica is; reload or drain it"))
@@ -92,6 +93,7 @@ def _add_neuron(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("neuron_id", type=_neuron_id, metavar="NEURON", help="its number, from 0")
     _add_exemplars(parser)
     parser.add_argument("--similar", type=_count(100), default=10, metavar="N", help="similar neurons (%(default)s)")
+    parser.add_argument("--co-active", type=_count(100), default=10, metavar="N", help="co-active ones (%(default)s)")
     _add_page(parser)
 
 
@@ -115,6 +117,13 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def _add_similar(parser: argparse.ArgumentParser) -> None:
     query = _add_image(parser)
     query.add_argument("--neuron", type=_neuron_id, metavar="NEURON", help="images that excite this neuron")
+    parser.add_argument("--top", type=_count(100), default=12, metavar="N", help="images to list (%(default)s)")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "expression", metavar="EXPRESSION", help="such as '12>0.5 & 907 & !55': neurons, & | ! ( ) and > >= < <="
+    )
     parser.add_argument("--top", type=_count(100), default=12, metavar="N", help="images to list (%(default)s)")
 
 

@@ -6,6 +6,7 @@
     phosphene neurons --order density --filter red
     phosphene search "red stripes"
     phosphene similar photo.jpg
+    phosphene images '12>0.5 & 907 & !55'
     phosphene models
     phosphene top --metrics http://127.0.0.1:9464/metrics
     phosphene admin status --address 127.0.0.1:50052
@@ -195,6 +196,8 @@ def _ask(client: Client, args: argparse.Namespace, image: bytes | None) -> _Repl
             return _search(client, args)
         case "similar":
             return _similar(client, args, image)
+        case "images":
+            return _images(client, args)
         case "models":
             models = client.models()
             return _Reply(answer=ListModelsResponse(models=models), view=models_view(models))
@@ -235,12 +238,13 @@ def _parts_of(model: Model, *, by_digest: bool, patches: bool) -> list[ExplainPa
 
 
 def _neuron(client: Client, args: argparse.Namespace) -> _Reply:
-    parts: list[NeuronPartName] = ["top_images", "spread_images", "similar_neurons"]
+    parts: list[NeuronPartName] = ["top_images", "spread_images", "similar_neurons", "histogram", "co_active_neurons"]
     answer = client.neuron(
         args.neuron_id,
         parts=parts,
         exemplar_count=args.exemplars,
         similar_count=args.similar,
+        co_active_count=args.co_active,
         include_thumbnails=_wants_thumbnails(args),
         **_place(args),
     )
@@ -287,6 +291,13 @@ def _similar(client: Client, args: argparse.Namespace, image: bytes | None) -> _
     else:
         title = args.image.name if args.image is not None else f"image {args.sha256[:12]}"
     return _Reply(answer=answer, view=image_search_view(answer, title))
+
+
+def _images(client: Client, args: argparse.Namespace) -> _Reply:
+    answer = client.search_images(
+        expression=args.expression, count=args.top, include_thumbnails=_wants_thumbnails(args), **_place(args)
+    )
+    return _Reply(answer=answer, view=image_search_view(answer, args.expression))
 
 
 def _access(args: argparse.Namespace) -> AccessOptions:

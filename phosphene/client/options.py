@@ -25,7 +25,7 @@ ExplainPartName = Literal[
     "fidelity", "neurons", "patch_activations", "nearest_neurons", "top_images", "similar_images", "scores", "code"
 ]
 """The values of `ExplainPart`, without prefix and in lower case."""
-NeuronPartName = Literal["top_images", "spread_images", "similar_neurons"]
+NeuronPartName = Literal["top_images", "spread_images", "similar_neurons", "histogram", "co_active_neurons"]
 """The values of `NeuronPart`, likewise."""
 NeuronOrderName = Literal["id", "density", "maximum", "mean", "label_entropy", "name_score"]
 """The values of `NeuronOrder`, likewise."""
@@ -77,6 +77,10 @@ class NeuronOptions(Place, total=False):
     """Top images, and spread images, to list."""
     similar_count: int
     """Similar neurons to list."""
+    bin_count: int
+    """Bins of the histogram."""
+    co_active_count: int
+    """Co-active neurons to list."""
     include_thumbnails: bool
     """Whether each listed image brings its small JPEG."""
 

@@ -149,6 +149,10 @@ def neuron_request(neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuro
         request.exemplar_count = _uint32("exemplar_count", options["exemplar_count"])
     if "similar_count" in options:
         request.similar_count = _uint32("similar_count", options["similar_count"])
+    if "bin_count" in options:
+        request.bin_count = _uint32("bin_count", options["bin_count"])
+    if "co_active_count" in options:
+        request.co_active_count = _uint32("co_active_count", options["co_active_count"])
     return request
 
 
@@ -205,15 +209,21 @@ def search_neurons_request(
 
 
 def search_images_request(
-    query: ImageQuery | None = None, *, neuron_id: int | None = None, **options: Unpack[SearchImagesOptions]
+    query: ImageQuery | None = None,
+    *,
+    neuron_id: int | None = None,
+    expression: str | None = None,
+    **options: Unpack[SearchImagesOptions],
 ) -> SearchImagesRequest:
-    """Return the request of `SearchImages`, by an image or by a neuron.
+    """Return the request of `SearchImages`, by an image, by a neuron or by a neuron expression.
 
     Raises:
-        InputError: neither or both are given, or a number that no message can hold.
+        InputError: none or several are given, or a number that no message can hold.
     """
-    if (query is None) == (neuron_id is None):
-        raise InputError("give exactly one of an image (bytes, a path or sha256) and neuron_id", field="query")
+    if sum(each is not None for each in (query, neuron_id, expression)) != 1:
+        raise InputError(
+            "give exactly one of an image (bytes, a path or sha256), neuron_id and expression", field="query"
+        )
     request = SearchImagesRequest(
         bundle=options.get("bundle", ""),
         corpus=options.get("corpus", ""),
@@ -223,6 +233,8 @@ def search_images_request(
         request.image.CopyFrom(query)
     if neuron_id is not None:
         request.neuron_id = _uint32("neuron_id", neuron_id)
+    if expression is not None:
+        request.expression = expression
     if "count" in options:
         request.count = _uint32("count", options["count"])
     return request

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from phosphene.client.words import (
     caption_of,
+    code_search_words,
     image_metric_words,
     label_summary,
+    meaning_words,
     name_evidence,
     neuron_metric_words,
     neuron_title,
@@ -27,8 +29,15 @@ from phosphene.client.words import (
 from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse, NearestNeuron, Score
 from phosphene.v1.images_pb2 import SearchImagesResponse
 from phosphene.v1.models_pb2 import CorpusSummary, Model, ReadoutKind
-from phosphene.v1.neurons_pb2 import GetNeuronResponse, ListNeuronsResponse, NeuronMatch, SearchNeuronsResponse
-from phosphene.v1.values_pb2 import Exemplar, ImageMatch, NeuronSummary, Provenance
+from phosphene.v1.neurons_pb2 import (
+    ActivationHistogram,
+    CoActiveNeuron,
+    GetNeuronResponse,
+    ListNeuronsResponse,
+    NeuronMatch,
+    SearchNeuronsResponse,
+)
+from phosphene.v1.values_pb2 import CodeSearch, Exemplar, ImageMatch, NeuronSummary, Provenance
 
 __all__ = [
     "explanation_view",
@@ -61,11 +70,12 @@ def explanation_view(answer: ExplainResponse, title: str) -> RenderableType:
         parts.append(_scores(answer.scores))
     if answer.similar_images:
         parts.append(_images("Similar images", answer.similar_images, "cosine of codes"))
+        parts += _code_search(answer.code_search)
     return Group(*parts, _provenance(answer.provenance))
 
 
 def neuron_view(answer: GetNeuronResponse) -> RenderableType:
-    """Show a neuron: its activations, its names, the images that excite it, neurons like it."""
+    """Show a neuron: its activations, its names, the images that excite it, neurons like it and with it."""
     neuron, statistics = answer.neuron, answer.statistics
     said = f"fires on {statistics.firing_count} of {statistics.image_count} images"
     if statistics.firing_count:
@@ -77,6 +87,11 @@ def neuron_view(answer: GetNeuronResponse) -> RenderableType:
     if neuron.HasField("name"):
         heading.append(f": {neuron_title(neuron)}")
     parts: list[RenderableType] = [heading, Text(said)]
+    meaning = meaning_words(neuron)
+    if meaning:
+        parts.append(Text(meaning))
+    if answer.HasField("histogram"):
+        parts.append(_histogram(answer.histogram))
     if answer.names:
         table = _table("name", "what speaks for it")
         for name in answer.names:
@@ -88,6 +103,8 @@ def neuron_view(answer: GetNeuronResponse) -> RenderableType:
         parts.append(_exemplars("Images over its whole range", answer.spread_images))
     if answer.similar_neurons:
         parts.append(_neuron_matches("Neurons like it", answer.similar_neurons, "cosine of directions"))
+    if answer.co_active_neurons:
+        parts.append(_co_active(answer.co_active_neurons))
     return Group(*parts, _provenance(answer.provenance))
 
 
@@ -117,8 +134,12 @@ def neuron_search_view(answer: SearchNeuronsResponse, title: str) -> RenderableT
 
 def image_search_view(answer: SearchImagesResponse, title: str) -> RenderableType:
     """Show the images that a search found."""
+    heading = f"Images for {plain(title)}"
+    if answer.HasField("total_count"):
+        heading += f": {len(answer.images)} of {answer.total_count}"
     return Group(
-        _images(f"Images for {plain(title)}", answer.images, image_metric_words(answer.metric)),
+        _images(heading, answer.images, image_metric_words(answer.metric)),
+        *_code_search(answer.code_search),
         _provenance(answer.provenance),
     )
 
@@ -187,6 +208,32 @@ def _neuron_matches(title: str, matches: Sequence[NeuronMatch], metric: str) -> 
     return _titled(title, table)
 
 
+def _histogram(histogram: ActivationHistogram) -> Group:
+    table = _table("activation", "images")
+    most = max(histogram.counts)
+    for lower, upper, count in zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False):
+        table.add_row(f"{number(lower)} to {number(upper)}", _bar(float(count), float(most), said=str(count)))
+    return _titled("How strongly it fires", table)
+
+
+def _co_active(neurons: Iterable[CoActiveNeuron]) -> Group:
+    table = _table("neuron", "name", "NPMI", "images with both", "density")
+    for other in neurons:
+        table.add_row(
+            str(other.neuron.neuron_id),
+            _name(other.neuron),
+            f"{other.npmi:.3f}",
+            str(other.image_count),
+            _density(other.neuron),
+        )
+    return _titled("Neurons that fire with it", table)
+
+
+def _code_search(search: CodeSearch) -> list[RenderableType]:
+    said = code_search_words(search)
+    return [Text(said, style="dim")] if said else []
+
+
 def _exemplars(title: str, exemplars: Sequence[Exemplar]) -> Group:
     table = _table("activation", "stronger than", "image")
     largest = max(exemplar.activation for exemplar in exemplars)
@@ -241,7 +288,7 @@ def _density(neuron: NeuronSummary) -> str:
     return percent(neuron.density) if neuron.HasField("density") else "-"
 
 
-def _bar(value: float, largest: float) -> Text:
+def _bar(value: float, largest: float, *, said: str | None = None) -> Text:
     eighths = round(8 * _BAR_WIDTH * min(1.0, max(0.0, value / largest))) if largest > 0 else 0
     drawn = ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).strip()
-    return Text(f"{drawn:<{_BAR_WIDTH}} ", style="yellow").append(number(value), style="default")
+    return Text(f"{drawn:<{_BAR_WIDTH}} ", style="yellow").append(said or number(value), style="default")

@@ -90,6 +90,7 @@ class CallTerms:
         *,
         sha256: str | None,
         neuron_id: int | None,
+        expression: str | None,
         **options: Unpack[SearchImagesOptions],
     ) -> SearchImagesRequest:
         """What `search_images` asks.
@@ -100,4 +101,4 @@ class CallTerms:
         """
         by_image = image is not None or sha256 is not None
         query = image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes) if by_image else None
-        return search_images_request(query, neuron_id=neuron_id, **options)
+        return search_images_request(query, neuron_id=neuron_id, expression=expression, **options)

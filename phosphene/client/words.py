@@ -16,14 +16,16 @@ from phosphene.v1.admin_pb2 import DrainResponse, GetStatusResponse, ReloadRespo
 from phosphene.v1.explain_pb2 import Fidelity
 from phosphene.v1.images_pb2 import ImageMetric
 from phosphene.v1.neurons_pb2 import NeuronMetric
-from phosphene.v1.values_pb2 import CorpusImage, Exemplar, NameSource, NeuronName, NeuronSummary, Provenance
+from phosphene.v1.values_pb2 import CodeSearch, CorpusImage, Exemplar, NameSource, NeuronName, NeuronSummary, Provenance
 
 __all__ = [
     "Verdict",
     "caption_of",
+    "code_search_words",
     "density_words",
     "image_metric_words",
     "label_summary",
+    "meaning_words",
     "name_evidence",
     "neuron_metric_words",
     "neuron_title",
@@ -40,6 +42,7 @@ __all__ = [
 _LINE_BREAKS = "\t\n\v\f\r\u0085\u2028\u2029"
 # A neuron that fires on this share of a corpus tells its images apart by strength alone.
 _COMMONPLACE = 0.9
+_SHOWN_NEURONS = 8
 _UNSHOWN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
 
 
@@ -171,7 +174,31 @@ def image_metric_words(metric: ImageMetric.ValueType) -> str:
     return {
         ImageMetric.IMAGE_METRIC_CODE_COSINE: "cosine of codes",
         ImageMetric.IMAGE_METRIC_ACTIVATION: "activation",
+        ImageMetric.IMAGE_METRIC_EXPRESSION: "sum of activation / largest",
     }.get(metric, "score")
+
+
+def code_search_words(search: CodeSearch) -> str:
+    """Say what a search for similar images misses and leaves out; empty where it is exact and all neurons count."""
+    said = []
+    if search.recall < 1.0:
+        said.append(f"Such a search finds {percent(search.recall)} of the nearest images.")
+    if search.left_out_neuron_ids:
+        shown = ", ".join(str(neuron_id) for neuron_id in search.left_out_neuron_ids[:_SHOWN_NEURONS])
+        more = len(search.left_out_neuron_ids) - _SHOWN_NEURONS
+        rest = f" and {more} more" if more > 0 else ""
+        said.append(f"Neurons that fire on too many images do not count: {shown}{rest}.")
+    return " ".join(said)
+
+
+def meaning_words(neuron: NeuronSummary) -> str:
+    """Say whether a neuron shows one thing, as far as that is known; empty where nothing is."""
+    said = []
+    if neuron.HasField("monosemanticity"):
+        said.append(f"monosemanticity {neuron.monosemanticity:.2f} (1: its images are all alike)")
+    if neuron.is_dense:
+        said.append("dense: it fires on too many images to tell them apart")
+    return ", ".join(said)
 
 
 def neuron_metric_words(metric: NeuronMetric.ValueType) -> str:

@@ -185,6 +185,7 @@ class ExplainResponse(_message.Message):
     SIMILAR_IMAGES_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    CODE_SEARCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -227,6 +228,10 @@ class ExplainResponse(_message.Message):
     def code(self) -> Global___Code:
         """The whole code. Unset: not asked for."""
 
+    @_builtins.property
+    def code_search(self) -> _values_pb2.CodeSearch:
+        """How the similar images were looked for. Unset: they were not asked for."""
+
     def __init__(
         self,
         *,
@@ -239,10 +244,11 @@ class ExplainResponse(_message.Message):
         similar_images: _abc.Iterable[_values_pb2.ImageMatch] | None = ...,
         scores: _abc.Iterable[Global___Score] | None = ...,
         code: Global___Code | None = ...,
+        code_search: _values_pb2.CodeSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "fidelity", b"fidelity", "grid", b"grid", "image", b"image", "provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "code_search", b"code_search", "fidelity", b"fidelity", "grid", b"grid", "image", b"image", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "fidelity", b"fidelity", "grid", b"grid", "image", b"image", "nearest_neurons", b"nearest_neurons", "neurons", b"neurons", "provenance", b"provenance", "scores", b"scores", "similar_images", b"similar_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "code_search", b"code_search", "fidelity", b"fidelity", "grid", b"grid", "image", b"image", "nearest_neurons", b"nearest_neurons", "neurons", b"neurons", "provenance", b"provenance", "scores", b"scores", "similar_images", b"similar_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,9 +29,14 @@ class _ImageMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageMetr
     IMAGE_METRIC_UNSPECIFIED: _ImageMetric.ValueType  # 0
     """Never sent."""
     IMAGE_METRIC_CODE_COSINE: _ImageMetric.ValueType  # 1
-    """Cosine between the codes of two images; in [0, 1]."""
+    """Cosine between the codes of two images, over the neurons that `CodeSearch` does not leave out; in [0, 1]."""
     IMAGE_METRIC_ACTIVATION: _ImageMetric.ValueType  # 2
     """Activation of the queried neuron; above 0."""
+    IMAGE_METRIC_EXPRESSION: _ImageMetric.ValueType  # 3
+    """Sum, over the neurons that the expression asks to fire, of activation / largest activation over the corpus: from 0
+    to the number of such neurons. A neuron is asked to fire by standing alone, by `>` or by `>=`, outside an odd number
+    of `!`; by `<` or `<=` inside one.
+    """
 
 class ImageMetric(_ImageMetric, metaclass=_ImageMetricEnumTypeWrapper):
     """What the score of an image measures."""
@@ -39,9 +44,14 @@ class ImageMetric(_ImageMetric, metaclass=_ImageMetricEnumTypeWrapper):
 IMAGE_METRIC_UNSPECIFIED: ImageMetric.ValueType  # 0
 """Never sent."""
 IMAGE_METRIC_CODE_COSINE: ImageMetric.ValueType  # 1
-"""Cosine between the codes of two images; in [0, 1]."""
+"""Cosine between the codes of two images, over the neurons that `CodeSearch` does not leave out; in [0, 1]."""
 IMAGE_METRIC_ACTIVATION: ImageMetric.ValueType  # 2
 """Activation of the queried neuron; above 0."""
+IMAGE_METRIC_EXPRESSION: ImageMetric.ValueType  # 3
+"""Sum, over the neurons that the expression asks to fire, of activation / largest activation over the corpus: from 0
+to the number of such neurons. A neuron is asked to fire by standing alone, by `>` or by `>=`, outside an odd number
+of `!`; by `<` or `<=` inside one.
+"""
 Global___ImageMetric: _TypeAlias = ImageMetric  # noqa: Y015
 
 @_typing.final
@@ -54,6 +64,7 @@ class SearchImagesRequest(_message.Message):
     CORPUS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     NEURON_ID_FIELD_NUMBER: _builtins.int
+    EXPRESSION_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     INCLUDE_THUMBNAILS_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
@@ -64,6 +75,13 @@ class SearchImagesRequest(_message.Message):
     """
     neuron_id: _builtins.int
     """Images that excite this neuron. `Model.neuron_count` or more: NOT_FOUND."""
+    expression: _builtins.str
+    """Images that fire as a neuron expression asks: `12>0.5 & 907 & !55` are those on which neuron 12 is above 0.5,
+    907 fires and 55 does not. A neuron alone means that it fires; `>`, `>=`, `<`, `<=` compare its activation, 0 where
+    it does not fire, with a number of at least 0; `!` binds closest, then `&`, then `|`; parentheses group. 1 to 2048
+    characters, at most 64 neurons, at most 16 `!` and parentheses about one; anything else, and what is no expression,
+    is INVALID_ARGUMENT that names the column, from 1. A neuron that does not exist: NOT_FOUND.
+    """
     count: _builtins.int
     """How many images to list: 1 to 100, else INVALID_ARGUMENT. Unset: 12. Fewer where fewer match."""
     include_thumbnails: _builtins.bool
@@ -79,16 +97,17 @@ class SearchImagesRequest(_message.Message):
         corpus: _builtins.str = ...,
         image: _values_pb2.ImageQuery | None = ...,
         neuron_id: _builtins.int = ...,
+        expression: _builtins.str = ...,
         count: _builtins.int | None = ...,
         include_thumbnails: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "image", b"image", "neuron_id", b"neuron_id", "query", b"query"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "expression", b"expression", "image", b"image", "neuron_id", b"neuron_id", "query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "bundle", b"bundle", "corpus", b"corpus", "count", b"count", "image", b"image", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "bundle", b"bundle", "corpus", b"corpus", "count", b"count", "expression", b"expression", "image", b"image", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
-    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "neuron_id"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "neuron_id", "expression"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
@@ -106,8 +125,12 @@ class SearchImagesResponse(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    CODE_SEARCH_FIELD_NUMBER: _builtins.int
     metric: Global___ImageMetric.ValueType
     """What the scores measure."""
+    total_count: _builtins.int
+    """Images of the corpus that fire as the expression asks, listed or not. Unset: the query is no expression."""
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -116,18 +139,26 @@ class SearchImagesResponse(_message.Message):
     def images(self) -> _containers.RepeatedCompositeFieldContainer[_values_pb2.ImageMatch]:
         """The images, best first, ties by row."""
 
+    @_builtins.property
+    def code_search(self) -> _values_pb2.CodeSearch:
+        """How images with similar codes were looked for. Unset: the query is no image."""
+
     def __init__(
         self,
         *,
         provenance: _values_pb2.Provenance | None = ...,
         metric: Global___ImageMetric.ValueType = ...,
         images: _abc.Iterable[_values_pb2.ImageMatch] | None = ...,
+        total_count: _builtins.int | None = ...,
+        code_search: _values_pb2.CodeSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_count", b"_total_count", "code_search", b"code_search", "provenance", b"provenance", "total_count", b"total_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "metric", b"metric", "provenance", b"provenance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_count", b"_total_count", "code_search", b"code_search", "images", b"images", "metric", b"metric", "provenance", b"provenance", "total_count", b"total_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__total_count: _TypeAlias = _typing.Literal["total_count"]  # noqa: Y015
+    _WhichOneofArgType__total_count: _TypeAlias = _typing.Literal["_total_count", b"_total_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_count) -> _WhichOneofReturnType__total_count | None: ...
 
 Global___SearchImagesResponse: _TypeAlias = SearchImagesResponse  # noqa: Y015
 

@@ -34,6 +34,10 @@ class _NeuronPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NeuronPart
     """`GetNeuronResponse.spread_images`."""
     NEURON_PART_SIMILAR_NEURONS: _NeuronPart.ValueType  # 3
     """`GetNeuronResponse.similar_neurons`."""
+    NEURON_PART_HISTOGRAM: _NeuronPart.ValueType  # 4
+    """`GetNeuronResponse.histogram`."""
+    NEURON_PART_CO_ACTIVE_NEURONS: _NeuronPart.ValueType  # 5
+    """`GetNeuronResponse.co_active_neurons`."""
 
 class NeuronPart(_NeuronPart, metaclass=_NeuronPartEnumTypeWrapper):
     """A part of what is known of a neuron."""
@@ -46,6 +50,10 @@ NEURON_PART_SPREAD_IMAGES: NeuronPart.ValueType  # 2
 """`GetNeuronResponse.spread_images`."""
 NEURON_PART_SIMILAR_NEURONS: NeuronPart.ValueType  # 3
 """`GetNeuronResponse.similar_neurons`."""
+NEURON_PART_HISTOGRAM: NeuronPart.ValueType  # 4
+"""`GetNeuronResponse.histogram`."""
+NEURON_PART_CO_ACTIVE_NEURONS: NeuronPart.ValueType  # 5
+"""`GetNeuronResponse.co_active_neurons`."""
 Global___NeuronPart: _TypeAlias = NeuronPart  # noqa: Y015
 
 class _NeuronOrder:
@@ -129,6 +137,8 @@ class GetNeuronRequest(_message.Message):
     EXEMPLAR_COUNT_FIELD_NUMBER: _builtins.int
     SIMILAR_COUNT_FIELD_NUMBER: _builtins.int
     INCLUDE_THUMBNAILS_FIELD_NUMBER: _builtins.int
+    BIN_COUNT_FIELD_NUMBER: _builtins.int
+    CO_ACTIVE_COUNT_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """Name of a bundle. Empty: the default one. Unknown: NOT_FOUND."""
     corpus: _builtins.str
@@ -145,6 +155,10 @@ class GetNeuronRequest(_message.Message):
     """How many similar neurons to list: 1 to 100, else INVALID_ARGUMENT. Unset: 10."""
     include_thumbnails: _builtins.bool
     """Whether every listed image carries its thumbnail. False: none does."""
+    bin_count: _builtins.int
+    """How many bins the histogram has: 1 to 100, else INVALID_ARGUMENT. Unset: 10."""
+    co_active_count: _builtins.int
+    """How many co-active neurons to list: 1 to 100, else INVALID_ARGUMENT. Unset: 10. An index keeps 16."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedScalarFieldContainer[Global___NeuronPart.ValueType]:
         """What to answer beside statistics and names. Empty: only those. Order and repetition do not matter.
@@ -161,17 +175,27 @@ class GetNeuronRequest(_message.Message):
         exemplar_count: _builtins.int | None = ...,
         similar_count: _builtins.int | None = ...,
         include_thumbnails: _builtins.bool = ...,
+        bin_count: _builtins.int | None = ...,
+        co_active_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exemplar_count", b"_exemplar_count", "_neuron_id", b"_neuron_id", "_similar_count", b"_similar_count", "exemplar_count", b"exemplar_count", "neuron_id", b"neuron_id", "similar_count", b"similar_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bin_count", b"_bin_count", "_co_active_count", b"_co_active_count", "_exemplar_count", b"_exemplar_count", "_neuron_id", b"_neuron_id", "_similar_count", b"_similar_count", "bin_count", b"bin_count", "co_active_count", b"co_active_count", "exemplar_count", b"exemplar_count", "neuron_id", b"neuron_id", "similar_count", b"similar_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exemplar_count", b"_exemplar_count", "_neuron_id", b"_neuron_id", "_similar_count", b"_similar_count", "bundle", b"bundle", "corpus", b"corpus", "exemplar_count", b"exemplar_count", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "parts", b"parts", "similar_count", b"similar_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bin_count", b"_bin_count", "_co_active_count", b"_co_active_count", "_exemplar_count", b"_exemplar_count", "_neuron_id", b"_neuron_id", "_similar_count", b"_similar_count", "bin_count", b"bin_count", "bundle", b"bundle", "co_active_count", b"co_active_count", "corpus", b"corpus", "exemplar_count", b"exemplar_count", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "parts", b"parts", "similar_count", b"similar_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bin_count: _TypeAlias = _typing.Literal["bin_count"]  # noqa: Y015
+    _WhichOneofArgType__bin_count: _TypeAlias = _typing.Literal["_bin_count", b"_bin_count"]  # noqa: Y015
+    _WhichOneofReturnType__co_active_count: _TypeAlias = _typing.Literal["co_active_count"]  # noqa: Y015
+    _WhichOneofArgType__co_active_count: _TypeAlias = _typing.Literal["_co_active_count", b"_co_active_count"]  # noqa: Y015
     _WhichOneofReturnType__exemplar_count: _TypeAlias = _typing.Literal["exemplar_count"]  # noqa: Y015
     _WhichOneofArgType__exemplar_count: _TypeAlias = _typing.Literal["_exemplar_count", b"_exemplar_count"]  # noqa: Y015
     _WhichOneofReturnType__neuron_id: _TypeAlias = _typing.Literal["neuron_id"]  # noqa: Y015
     _WhichOneofArgType__neuron_id: _TypeAlias = _typing.Literal["_neuron_id", b"_neuron_id"]  # noqa: Y015
     _WhichOneofReturnType__similar_count: _TypeAlias = _typing.Literal["similar_count"]  # noqa: Y015
     _WhichOneofArgType__similar_count: _TypeAlias = _typing.Literal["_similar_count", b"_similar_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bin_count) -> _WhichOneofReturnType__bin_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__co_active_count) -> _WhichOneofReturnType__co_active_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exemplar_count) -> _WhichOneofReturnType__exemplar_count | None: ...
     @_typing.overload
@@ -194,6 +218,8 @@ class GetNeuronResponse(_message.Message):
     TOP_IMAGES_FIELD_NUMBER: _builtins.int
     SPREAD_IMAGES_FIELD_NUMBER: _builtins.int
     SIMILAR_NEURONS_FIELD_NUMBER: _builtins.int
+    HISTOGRAM_FIELD_NUMBER: _builtins.int
+    CO_ACTIVE_NEURONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -224,6 +250,16 @@ class GetNeuronResponse(_message.Message):
     def similar_neurons(self) -> _containers.RepeatedCompositeFieldContainer[Global___NeuronMatch]:
         """The neurons with the most similar directions, by cosine, best first, without the neuron itself. Empty: not asked for."""
 
+    @_builtins.property
+    def histogram(self) -> Global___ActivationHistogram:
+        """How its activations spread over the images on which it fires. Unset: not asked for, or it never fires."""
+
+    @_builtins.property
+    def co_active_neurons(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoActiveNeuron]:
+        """The neurons that fire most on the same images, by `CoActiveNeuron.npmi`, best first. Empty: not asked for, or none
+        fires on the same images more often than by chance.
+        """
+
     def __init__(
         self,
         *,
@@ -234,14 +270,80 @@ class GetNeuronResponse(_message.Message):
         top_images: _abc.Iterable[_values_pb2.Exemplar] | None = ...,
         spread_images: _abc.Iterable[_values_pb2.Exemplar] | None = ...,
         similar_neurons: _abc.Iterable[Global___NeuronMatch] | None = ...,
+        histogram: Global___ActivationHistogram | None = ...,
+        co_active_neurons: _abc.Iterable[Global___CoActiveNeuron] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["neuron", b"neuron", "provenance", b"provenance", "statistics", b"statistics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "neuron", b"neuron", "provenance", b"provenance", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "neuron", b"neuron", "provenance", b"provenance", "similar_neurons", b"similar_neurons", "spread_images", b"spread_images", "statistics", b"statistics", "top_images", b"top_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["co_active_neurons", b"co_active_neurons", "histogram", b"histogram", "names", b"names", "neuron", b"neuron", "provenance", b"provenance", "similar_neurons", b"similar_neurons", "spread_images", b"spread_images", "statistics", b"statistics", "top_images", b"top_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetNeuronResponse: _TypeAlias = GetNeuronResponse  # noqa: Y015
+
+@_typing.final
+class ActivationHistogram(_message.Message):
+    """How a neuron's activations spread over the images of the corpus on which it fires."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Edges of the bins, ascending, evenly spaced from 0 to the neuron's largest activation; one more than bins. A bin
+        holds its lower edge and not its upper one; the last holds both.
+        """
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Images in each bin, from the lowest. Their sum is `NeuronStatistics.firing_count`."""
+
+    def __init__(
+        self,
+        *,
+        edges: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "edges", b"edges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivationHistogram: _TypeAlias = ActivationHistogram  # noqa: Y015
+
+@_typing.final
+class CoActiveNeuron(_message.Message):
+    """A neuron that fires on the same images as another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEURON_FIELD_NUMBER: _builtins.int
+    NPMI_FIELD_NUMBER: _builtins.int
+    IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    npmi: _builtins.float
+    """Normalised pointwise mutual information of the two firing: 0 as often as by chance, 1 always together; in (0, 1]."""
+    image_count: _builtins.int
+    """Images of the corpus on which both fire. At least 5: fewer prove little."""
+    @_builtins.property
+    def neuron(self) -> _values_pb2.NeuronSummary:
+        """The neuron."""
+
+    def __init__(
+        self,
+        *,
+        neuron: _values_pb2.NeuronSummary | None = ...,
+        npmi: _builtins.float = ...,
+        image_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["neuron", b"neuron"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_count", b"image_count", "neuron", b"neuron", "npmi", b"npmi"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoActiveNeuron: _TypeAlias = CoActiveNeuron  # noqa: Y015
 
 @_typing.final
 class NeuronStatistics(_message.Message):

@@ -146,7 +146,7 @@ class PhospheneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetNeuron(self, request, context):
-        """One neuron: statistics, names, exemplars, neurons alike.
+        """One neuron: statistics, names, exemplars, a histogram, neurons alike and neurons that fire with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,7 +167,7 @@ class PhospheneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchImages(self, request, context):
-        """Images of a corpus: with a code like that of an image, or that excite a neuron.
+        """Images of a corpus: with a code like that of an image, that excite a neuron, or that fire as an expression asks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,13 +67,13 @@ class PhospheneServiceStub:
     that fails does not end the stream.
     """
     GetNeuron: _grpc.UnaryUnaryMultiCallable[_neurons_pb2.GetNeuronRequest, _neurons_pb2.GetNeuronResponse]
-    """One neuron: statistics, names, exemplars, neurons alike."""
+    """One neuron: statistics, names, exemplars, a histogram, neurons alike and neurons that fire with it."""
     ListNeurons: _grpc.UnaryUnaryMultiCallable[_neurons_pb2.ListNeuronsRequest, _neurons_pb2.ListNeuronsResponse]
     """Neurons in an order, filtered, page by page."""
     SearchNeurons: _grpc.UnaryUnaryMultiCallable[_neurons_pb2.SearchNeuronsRequest, _neurons_pb2.SearchNeuronsResponse]
     """Neurons by meaning: by words, or like another neuron."""
     SearchImages: _grpc.UnaryUnaryMultiCallable[_images_pb2.SearchImagesRequest, _images_pb2.SearchImagesResponse]
-    """Images of a corpus: with a code like that of an image, or that excite a neuron."""
+    """Images of a corpus: with a code like that of an image, that excite a neuron, or that fire as an expression asks."""
     GetImage: _grpc.UnaryUnaryMultiCallable[_images_pb2.GetImageRequest, _images_pb2.GetImageResponse]
     """One image of a corpus, with its thumbnail."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
@@ -116,13 +116,13 @@ class PhospheneServiceAsyncStub(PhospheneServiceStub):
     that fails does not end the stream.
     """
     GetNeuron: _aio.UnaryUnaryMultiCallable[_neurons_pb2.GetNeuronRequest, _neurons_pb2.GetNeuronResponse]  # type: ignore[assignment]
-    """One neuron: statistics, names, exemplars, neurons alike."""
+    """One neuron: statistics, names, exemplars, a histogram, neurons alike and neurons that fire with it."""
     ListNeurons: _aio.UnaryUnaryMultiCallable[_neurons_pb2.ListNeuronsRequest, _neurons_pb2.ListNeuronsResponse]  # type: ignore[assignment]
     """Neurons in an order, filtered, page by page."""
     SearchNeurons: _aio.UnaryUnaryMultiCallable[_neurons_pb2.SearchNeuronsRequest, _neurons_pb2.SearchNeuronsResponse]  # type: ignore[assignment]
     """Neurons by meaning: by words, or like another neuron."""
     SearchImages: _aio.UnaryUnaryMultiCallable[_images_pb2.SearchImagesRequest, _images_pb2.SearchImagesResponse]  # type: ignore[assignment]
-    """Images of a corpus: with a code like that of an image, or that excite a neuron."""
+    """Images of a corpus: with a code like that of an image, that excite a neuron, or that fire as an expression asks."""
     GetImage: _aio.UnaryUnaryMultiCallable[_images_pb2.GetImageRequest, _images_pb2.GetImageResponse]  # type: ignore[assignment]
     """One image of a corpus, with its thumbnail."""
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -180,7 +180,7 @@ class PhospheneServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _neurons_pb2.GetNeuronRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_neurons_pb2.GetNeuronResponse, _abc.Awaitable[_neurons_pb2.GetNeuronResponse]]:
-        """One neuron: statistics, names, exemplars, neurons alike."""
+        """One neuron: statistics, names, exemplars, a histogram, neurons alike and neurons that fire with it."""
 
     @_abc_1.abstractmethod
     def ListNeurons(
@@ -204,7 +204,7 @@ class PhospheneServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _images_pb2.SearchImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_images_pb2.SearchImagesResponse, _abc.Awaitable[_images_pb2.SearchImagesResponse]]:
-        """Images of a corpus: with a code like that of an image, or that excite a neuron."""
+        """Images of a corpus: with a code like that of an image, that excite a neuron, or that fire as an expression asks."""
 
     @_abc_1.abstractmethod
     def GetImage(

@@ -240,6 +240,8 @@ class NeuronSummary(_message.Message):
     MEAN_FIELD_NUMBER: _builtins.int
     LABEL_ENTROPY_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    MONOSEMANTICITY_FIELD_NUMBER: _builtins.int
+    IS_DENSE_FIELD_NUMBER: _builtins.int
     neuron_id: _builtins.int
     """The neuron: 0 to `Model.neuron_count` - 1."""
     density: _builtins.float
@@ -251,6 +253,15 @@ class NeuronSummary(_message.Message):
     label_entropy: _builtins.float
     """Entropy of the labels of the images on which it fires, in bits, weighted by activation: 0 means one label. Unset:
     no corpus, no labels, or it never fires.
+    """
+    monosemanticity: _builtins.float
+    """Whether it shows one thing: mean cosine between the embeddings of the images on which it fires, each pair weighted by
+    both activations; in [-1, 1], 1: all alike. Unset: no corpus, an index without embeddings, or it fires on fewer than
+    two images.
+    """
+    is_dense: _builtins.bool
+    """Whether it fires on more of the corpus's images than max(10 %, 8 x the mean number of neurons of a code / all
+    neurons). Unset: no corpus.
     """
     @_builtins.property
     def name(self) -> Global___NeuronName:
@@ -265,27 +276,37 @@ class NeuronSummary(_message.Message):
         mean: _builtins.float | None = ...,
         label_entropy: _builtins.float | None = ...,
         name: Global___NeuronName | None = ...,
+        monosemanticity: _builtins.float | None = ...,
+        is_dense: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "density", b"density", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_is_dense", b"_is_dense", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "_monosemanticity", b"_monosemanticity", "density", b"density", "is_dense", b"is_dense", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "monosemanticity", b"monosemanticity", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "density", b"density", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "name", b"name", "neuron_id", b"neuron_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_is_dense", b"_is_dense", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "_monosemanticity", b"_monosemanticity", "density", b"density", "is_dense", b"is_dense", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "monosemanticity", b"monosemanticity", "name", b"name", "neuron_id", b"neuron_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__density: _TypeAlias = _typing.Literal["density"]  # noqa: Y015
     _WhichOneofArgType__density: _TypeAlias = _typing.Literal["_density", b"_density"]  # noqa: Y015
+    _WhichOneofReturnType__is_dense: _TypeAlias = _typing.Literal["is_dense"]  # noqa: Y015
+    _WhichOneofArgType__is_dense: _TypeAlias = _typing.Literal["_is_dense", b"_is_dense"]  # noqa: Y015
     _WhichOneofReturnType__label_entropy: _TypeAlias = _typing.Literal["label_entropy"]  # noqa: Y015
     _WhichOneofArgType__label_entropy: _TypeAlias = _typing.Literal["_label_entropy", b"_label_entropy"]  # noqa: Y015
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
     _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
     _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
+    _WhichOneofReturnType__monosemanticity: _TypeAlias = _typing.Literal["monosemanticity"]  # noqa: Y015
+    _WhichOneofArgType__monosemanticity: _TypeAlias = _typing.Literal["_monosemanticity", b"_monosemanticity"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__density) -> _WhichOneofReturnType__density | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_dense) -> _WhichOneofReturnType__is_dense | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label_entropy) -> _WhichOneofReturnType__label_entropy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__monosemanticity) -> _WhichOneofReturnType__monosemanticity | None: ...
 
 Global___NeuronSummary: _TypeAlias = NeuronSummary  # noqa: Y015
 
@@ -406,6 +427,34 @@ class ImageMatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageMatch: _TypeAlias = ImageMatch  # noqa: Y015
+
+@_typing.final
+class CodeSearch(_message.Message):
+    """How images with similar codes were looked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALL_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_NEURON_IDS_FIELD_NUMBER: _builtins.int
+    recall: _builtins.float
+    """Share of the ten nearest images that this search finds, in [0, 1], measured when the index was built. 1: it is exact."""
+    @_builtins.property
+    def left_out_neuron_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Neurons that do not count, because they fire on too many images to tell them apart, ascending. Empty: all count."""
+
+    def __init__(
+        self,
+        *,
+        recall: _builtins.float = ...,
+        left_out_neuron_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out_neuron_ids", b"left_out_neuron_ids", "recall", b"recall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeSearch: _TypeAlias = CodeSearch  # noqa: Y015
 
 @_typing.final
 class PatchGrid(_message.Message):

@@ -12,12 +12,14 @@ from phosphene.selection import JumpReLU, TopK
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
 from service.generation import Generation, ModelFacts, ServedBundle, ServedCorpus, generation_id
 from service.values import (
+    CodeSearch,
     CorpusImage,
     ExemplarImage,
     Explanation,
     FidelityReport,
     ImageList,
     ImageMatch,
+    ImageMetric,
     LikeNeuron,
     LikeText,
     NeuronList,
@@ -41,6 +43,11 @@ __all__ = [
 _NAME_SOURCES = {
     NameSource.LABEL: values_pb2.NAME_SOURCE_LABEL,
     NameSource.CAPTION: values_pb2.NAME_SOURCE_CAPTION,
+}
+_IMAGE_METRICS = {
+    ImageMetric.CODE_COSINE: images_pb2.IMAGE_METRIC_CODE_COSINE,
+    ImageMetric.ACTIVATION: images_pb2.IMAGE_METRIC_ACTIVATION,
+    ImageMetric.EXPRESSION: images_pb2.IMAGE_METRIC_EXPRESSION,
 }
 _READOUTS = {
     "none": models_pb2.READOUT_KIND_NONE,
@@ -80,6 +87,7 @@ def explain_response(generation: Generation, explanation: Explanation) -> explai
         else explain_pb2.Code(
             neuron_ids=code.neuron_ids.tolist(), activations=code.values.tolist(), cut_count=code.cut_count
         ),
+        code_search=_code_search(explanation.code_search),
     )
 
 
@@ -104,6 +112,13 @@ def neuron_response(generation: Generation, profile: NeuronProfile) -> neurons_p
         top_images=_exemplars(profile.top_images),
         spread_images=_exemplars(profile.spread_images),
         similar_neurons=_neuron_matches(profile.similar_neurons),
+        histogram=None
+        if profile.histogram is None
+        else neurons_pb2.ActivationHistogram(edges=profile.histogram.edges, counts=profile.histogram.counts),
+        co_active_neurons=[
+            neurons_pb2.CoActiveNeuron(neuron=_summary(other.neuron), npmi=other.npmi, image_count=other.image_count)
+            for other in profile.co_active_neurons
+        ],
     )
 
 
@@ -135,9 +150,12 @@ def neuron_search_response(
 
 def image_search_response(generation: Generation, found: ImageList) -> images_pb2.SearchImagesResponse:
     """The reply to SearchImages."""
-    metric = images_pb2.IMAGE_METRIC_ACTIVATION if found.is_by_neuron else images_pb2.IMAGE_METRIC_CODE_COSINE
     return images_pb2.SearchImagesResponse(
-        provenance=_provenance(generation), metric=metric, images=_image_matches(found.images)
+        provenance=_provenance(generation),
+        metric=_IMAGE_METRICS[found.metric],
+        images=_image_matches(found.images),
+        total_count=found.total_count,
+        code_search=_code_search(found.code_search),
     )
 
 
@@ -262,6 +280,8 @@ def _summary(view: NeuronView) -> values_pb2.NeuronSummary:
         mean=row.mean if row.alive else None,
         label_entropy=row.label_entropy,
         name=_name(row.names[0]) if row.names else None,
+        monosemanticity=row.monosemanticity,
+        is_dense=row.is_dense,
     )
 
 
@@ -301,6 +321,12 @@ def _image_matches(matches: Iterable[ImageMatch]) -> list[values_pb2.ImageMatch]
         )
         for match in matches
     ]
+
+
+def _code_search(search: CodeSearch | None) -> values_pb2.CodeSearch | None:
+    if search is None:
+        return None
+    return values_pb2.CodeSearch(recall=search.recall, left_out_neuron_ids=search.left_out_neuron_ids)
 
 
 def _neuron_matches(matches: Iterable[NeuronMatch]) -> list[neurons_pb2.NeuronMatch]:

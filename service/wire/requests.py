@@ -24,6 +24,7 @@ from service.values import (
     ImageQuery,
     ImageSearch,
     ImageUpload,
+    LikeExpression,
     LikeImage,
     LikeNeuron,
     LikeText,
@@ -69,6 +70,8 @@ _NEURON_PARTS: Mapping[int, NeuronPart] = {
     neurons_pb2.NEURON_PART_TOP_IMAGES: NeuronPart.TOP_IMAGES,
     neurons_pb2.NEURON_PART_SPREAD_IMAGES: NeuronPart.SPREAD_IMAGES,
     neurons_pb2.NEURON_PART_SIMILAR_NEURONS: NeuronPart.SIMILAR_NEURONS,
+    neurons_pb2.NEURON_PART_HISTOGRAM: NeuronPart.HISTOGRAM,
+    neurons_pb2.NEURON_PART_CO_ACTIVE_NEURONS: NeuronPart.CO_ACTIVE_NEURONS,
 }
 _ORDERS: Mapping[int, NeuronOrder] = {
     neurons_pb2.NEURON_ORDER_UNSPECIFIED: NeuronOrder.NEURON_ID,
@@ -131,6 +134,8 @@ def neuron_query(request: neurons_pb2.GetNeuronRequest) -> NeuronQuery:
         parts=_choices(request.parts, _NEURON_PARTS, field="parts"),
         exemplar_count=_count(request, "exemplar_count", default=9, limit=_EXEMPLAR_LIMIT),
         similar_count=_count(request, "similar_count", default=10, limit=_LIST_LIMIT),
+        bin_count=_count(request, "bin_count", default=10, limit=_LIST_LIMIT),
+        co_active_count=_count(request, "co_active_count", default=10, limit=_LIST_LIMIT),
         with_thumbnails=request.include_thumbnails,
     )
 
@@ -172,14 +177,16 @@ def neuron_search(request: neurons_pb2.SearchNeuronsRequest) -> NeuronSearch:
 
 def image_search(request: images_pb2.SearchImagesRequest) -> ImageSearch:
     """Read a SearchImages request; raises `InputError`."""
-    like: LikeImage | LikeNeuron
+    like: LikeImage | LikeNeuron | LikeExpression
     match request.WhichOneof("query"):
         case "image":
             like = LikeImage(_image_query(request.image))
         case "neuron_id":
             like = LikeNeuron(request.neuron_id)
+        case "expression":
+            like = LikeExpression(request.expression)
         case _:
-            raise InputError("query is not set; set image or neuron_id", field="query")
+            raise InputError("query is not set; set image, neuron_id or expression", field="query")
     return ImageSearch(
         scope=_scope(request),
         like=like,

@@ -21,7 +21,7 @@ from phosphene.v1.models_pb2 import GetModelResponse, ListModelsResponse, Model
 from phosphene.v1.neurons_pb2 import ListNeuronsResponse, NeuronMatch, NeuronMetric, SearchNeuronsResponse
 from phosphene.v1.service_pb2_grpc import PhospheneServiceServicer, add_PhospheneServiceServicer_to_server
 from phosphene.v1.streams_pb2 import ExplainImagesRequest, ExplainImagesResponse
-from phosphene.v1.values_pb2 import ImageMatch
+from phosphene.v1.values_pb2 import CodeSearch, ImageMatch
 from tests.client.sample_answers import (
     NEURON_COUNT,
     corpus_image,
@@ -193,11 +193,17 @@ class FakeService(PhospheneServiceServicer):
 
     def SearchImages(self, request, context):
         self._begin(request, context)
-        by_image = request.WhichOneof("query") == "image"
-        metric = ImageMetric.IMAGE_METRIC_CODE_COSINE if by_image else ImageMetric.IMAGE_METRIC_ACTIVATION
+        query = request.WhichOneof("query")
+        metrics = {
+            "image": ImageMetric.IMAGE_METRIC_CODE_COSINE,
+            "neuron_id": ImageMetric.IMAGE_METRIC_ACTIVATION,
+            "expression": ImageMetric.IMAGE_METRIC_EXPRESSION,
+        }
         return SearchImagesResponse(
             provenance=provenance(),
-            metric=metric,
+            metric=metrics[query],
+            total_count=340 if query == "expression" else None,
+            code_search=CodeSearch(recall=0.97, left_out_neuron_ids=range(10)) if query == "image" else None,
             images=[
                 ImageMatch(image=corpus_image(row, thumbnail=request.include_thumbnails), score=0.9 - 0.01 * row)
                 for row in range(request.count or 12)

@@ -8,7 +8,14 @@ from PIL import Image, ImageDraw
 
 from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse, Fidelity, NearestNeuron, QueryImage, Score
 from phosphene.v1.models_pb2 import CorpusSummary, EncoderSummary, ImageLimits, Model, ReadoutKind, Selection, Site
-from phosphene.v1.neurons_pb2 import GetNeuronResponse, NeuronMatch, NeuronStatistics, Quantile
+from phosphene.v1.neurons_pb2 import (
+    ActivationHistogram,
+    CoActiveNeuron,
+    GetNeuronResponse,
+    NeuronMatch,
+    NeuronStatistics,
+    Quantile,
+)
 from phosphene.v1.values_pb2 import (
     CorpusImage,
     Exemplar,
@@ -64,6 +71,7 @@ def corpus_image(row: int, *, thumbnail: bool, colour: str | None = None) -> Cor
 def neuron_summary(neuron_id: int, *, named: bool = True) -> NeuronSummary:
     summary = NeuronSummary(neuron_id=neuron_id, density=0.004 * (1 + neuron_id % 40), maximum=14.0, mean=5.5)
     summary.label_entropy = 1.25
+    summary.monosemanticity, summary.is_dense = 0.625, neuron_id == 9
     if named:
         name = f"{COLOURS[neuron_id % len(COLOURS)]} things" if neuron_id % 7 else HOSTILE
         summary.name.CopyFrom(NeuronName(name=name, score=0.71, margin=0.32, source=NameSource.NAME_SOURCE_CAPTION))
@@ -178,6 +186,11 @@ def neuron_answer(neuron_id: int = 42, *, thumbnails: bool = True) -> GetNeuronR
     )
     answer.similar_neurons.extend(
         NeuronMatch(neuron=neuron_summary(other), score=0.5 - 0.1 * place) for place, other in enumerate((7, 8, 9))
+    )
+    answer.histogram.CopyFrom(ActivationHistogram(edges=[0.0, 3.5, 7.0, 10.5, 14.0], counts=[20, 10, 0, 7]))
+    answer.co_active_neurons.extend(
+        CoActiveNeuron(neuron=neuron_summary(other), npmi=0.875 - 0.125 * place, image_count=31 - place)
+        for place, other in enumerate((21, 22))
     )
     return answer
 

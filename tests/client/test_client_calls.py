@@ -64,6 +64,10 @@ def test_images_may_be_bytes_paths_or_digests(client: Client, service: FakeServi
         (lambda client: client.search_neurons("red", neuron_id=1), InputError, "exactly one"),
         (lambda client: client.search_images(), InputError, "exactly one"),
         (lambda client: client.search_images(b"x", neuron_id=1), InputError, "exactly one"),
+        (lambda client: client.search_images(b"x", expression="1"), InputError, "exactly one"),
+        (lambda client: client.search_images(neuron_id=1, expression="1"), InputError, "exactly one"),
+        (lambda client: client.neuron(1, bin_count=-1), InputError, "bin_count is -1"),
+        (lambda client: client.neuron(1, co_active_count=-1), InputError, "co_active_count is -1"),
         (lambda client: client.image("abc"), InputError, "64 lowercase hexadecimal"),
     ],
 )
@@ -112,6 +116,9 @@ def test_neuron_zero_is_asked_for_by_name(client: Client, service: FakeService) 
     assert service.requests[-1].HasField("neuron_id")
     assert service.requests[-1].exemplar_count == 4
     assert answer.neuron.neuron_id == 0
+    assert not service.requests[-1].HasField("bin_count")
+    client.neuron(0, parts=["histogram", "co_active_neurons"], bin_count=5, co_active_count=3)
+    assert (service.requests[-1].bin_count, service.requests[-1].co_active_count) == (5, 3)
 
 
 def test_neurons_walks_over_all_pages(client: Client, service: FakeService) -> None:
@@ -144,6 +151,9 @@ def test_searches_send_their_query(client: Client, service: FakeService) -> None
     assert service.requests[-1].WhichOneof("query") == "neuron_id"
     client.search_images(sha256=SHA256)
     assert service.requests[-1].image.sha256 == SHA256
+    assert client.search_images(expression="12>0.5 & 907 & !55").total_count == 340
+    assert service.requests[-1].WhichOneof("query") == "expression"
+    assert service.requests[-1].expression == "12>0.5 & 907 & !55"
 
 
 def test_images_and_models(client: Client) -> None:
@@ -167,6 +177,7 @@ async def test_the_asynchronous_client_sends_and_gives_the_same(service: FakeSer
         lambda client: client.neurons_page(order="mean", page_size=3, alive_only=True),
         lambda client: client.search_neurons("red", include_top_images=True, exemplars_per_neuron=2),
         lambda client: client.search_images(image, count=3),
+        lambda client: client.search_images(expression="1 & !2", count=3),
         lambda client: client.image(SHA256),
         lambda client: client.thumbnail(SHA256),
         lambda client: client.models(),

@@ -10,8 +10,15 @@ from google.protobuf.json_format import Parse
 
 from phosphene.client.command import main
 from phosphene.v1.explain_pb2 import ExplainPart, ExplainResponse
+from phosphene.v1.images_pb2 import SearchImagesResponse
 from phosphene.v1.models_pb2 import ListModelsResponse
-from phosphene.v1.neurons_pb2 import GetNeuronResponse, ListNeuronsResponse, NeuronOrder, SearchNeuronsResponse
+from phosphene.v1.neurons_pb2 import (
+    GetNeuronResponse,
+    ListNeuronsResponse,
+    NeuronOrder,
+    NeuronPart,
+    SearchNeuronsResponse,
+)
 from tests.client.fake_service import Failure, FakeService
 from tests.client.sample_answers import NEURON_COUNT, drawing, model
 
@@ -39,7 +46,14 @@ def test_explain_prints_tables(service: FakeService, photo: Path, capsys) -> Non
 
 
 def test_texts_of_a_corpus_cannot_steer_the_terminal(service: FakeService, photo: Path, capsys) -> None:
-    for words in (["explain", str(photo)], ["neuron", "0"], ["neurons"], ["search", "red"], ["similar", str(photo)]):
+    for words in (
+        ["explain", str(photo)],
+        ["neuron", "0"],
+        ["neurons"],
+        ["search", "red"],
+        ["similar", str(photo)],
+        ["images", "1"],
+    ):
         assert main([*words, "--server", service.address]) == 0
         out = capsys.readouterr().out
         assert "alert('caught')" in out
@@ -89,6 +103,8 @@ def test_json_of_every_verb_is_its_message(service: FakeService, photo: Path, ca
     assert Parse(said("neurons", "--top", "7"), ListNeuronsResponse()).total_count == NEURON_COUNT
     assert len(Parse(said("search", "red stripes", "--top", "3"), SearchNeuronsResponse()).neurons) == 3
     assert len(json.loads(said("similar", "--neuron", "0"))["images"]) == 12
+    found = Parse(said("images", "12>0.5 & !55", "--top", "3"), SearchImagesResponse())
+    assert (found.total_count, len(found.images)) == (340, 3)
     assert Parse(said("models"), ListModelsResponse()).models[0].bundle == "scenes"
 
 
@@ -110,10 +126,38 @@ def test_the_other_verbs_print_tables(service: FakeService, photo: Path, capsys)
         (["similar", str(photo)], "cosine of codes"),
         (["similar", "--sha256", SHA256], "cosine of codes"),
         (["similar", "--neuron", "3"], "activation"),
+        (["images", "12>0.5 & !55"], "Images for 12>0.5 & !55: 12 of 340"),
+        (["images", "12"], "sum of activation / largest"),
         (["models"], "scenes: 4096 images, 2 quarantined"),
     ):
         assert main([*words, "--server", service.address]) == 0
         assert expected in capsys.readouterr().out
+
+
+def test_a_neuron_is_shown_with_its_meaning_its_range_and_its_company(service: FakeService, capsys) -> None:
+    assert main(["neuron", "42", "--co-active", "2", "--server", service.address]) == 0
+    out = capsys.readouterr().out
+    assert "monosemanticity 0.62 (1: its images are all alike)" in out
+    assert "dense" not in out
+    assert re.search(
+        "0 to 3.50 +█{12} 20 *\n3.50 to 7.00 +█{6} +10 *\n7.00 to 10.5 +0 *\n10.5 to 14.0 +█+.? +7 *\n", out
+    )
+    assert re.search("NPMI +images with both", out)
+    assert re.search(r"\n22 .* 0\.750 +30 ", out)
+    request = service.requests[-1]
+    assert {NeuronPart.NEURON_PART_HISTOGRAM, NeuronPart.NEURON_PART_CO_ACTIVE_NEURONS} <= set(request.parts)
+    assert request.co_active_count == 2
+    assert main(["neuron", "9", "--server", service.address]) == 0
+    assert "dense: it fires on too many images to tell them apart" in capsys.readouterr().out
+
+
+def test_similar_images_come_with_what_their_search_misses(service: FakeService, photo: Path, capsys) -> None:
+    assert main(["similar", str(photo), "--server", service.address]) == 0
+    out = capsys.readouterr().out
+    assert "finds 97 % of the nearest images" in out
+    assert "do not count: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more." in out
+    assert main(["similar", "--neuron", "3", "--server", service.address]) == 0
+    assert "do not count" not in capsys.readouterr().out
 
 
 def test_pages_are_written_whole(service: FakeService, photo: Path, tmp_path: Path, capsys) -> None:
@@ -144,6 +188,8 @@ def test_pages_are_written_whole(service: FakeService, photo: Path, tmp_path: Pa
         (["neurons", "--order", "beauty"], "invalid choice"),
         (["neurons", "--max-density", "1.5"], "'1.5' is not in [0, 1]"),
         (["search"], "one of the arguments"),
+        (["images"], "EXPRESSION"),
+        (["images", "1", "--top", "0"], "'0' is not a whole number from 1 to 100"),
         (["models", "--timeout", "0"], "'0' is not a number of seconds above 0"),
         (["dream"], "invalid choice"),
         ([], "usage"),

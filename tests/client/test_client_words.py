@@ -3,8 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phosphene.client.words import density_words, label_summary, number, percent, plain, quantile_words
-from phosphene.v1.values_pb2 import CorpusImage, Exemplar
+from phosphene.client.words import (
+    code_search_words,
+    density_words,
+    label_summary,
+    meaning_words,
+    number,
+    percent,
+    plain,
+    quantile_words,
+)
+from phosphene.v1.values_pb2 import CodeSearch, CorpusImage, Exemplar, NeuronSummary
 
 
 @given(st.floats(0, 1))
@@ -39,6 +48,15 @@ def test_quantiles_and_densities() -> None:
     assert density_words(0.02) == "fires on 2 % of images"
     assert density_words(1.0) == "fires on 100 % of images, so that it says little by itself"
     assert density_words(None) == "no corpus"
+
+
+def test_nothing_is_said_of_an_exact_search_or_an_unmeasured_neuron() -> None:
+    assert code_search_words(CodeSearch(recall=1.0)) == ""
+    assert code_search_words(CodeSearch(recall=1.0, left_out_neuron_ids=[3, 17])).endswith("do not count: 3, 17.")
+    assert code_search_words(CodeSearch(recall=0.999)) == "Such a search finds 99.9 % of the nearest images."
+    assert meaning_words(NeuronSummary()) == ""
+    assert meaning_words(NeuronSummary(monosemanticity=0.0)) == "monosemanticity 0.00 (1: its images are all alike)"
+    assert meaning_words(NeuronSummary(is_dense=True)).startswith("dense")
 
 
 @given(st.text())

@@ -8,9 +8,11 @@ from collections import Counter
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 
 import phosphene
+from index.reader import open_index
 from phosphene.client import Client
 from phosphene.errors import InputError, NotFound
 from tests.end_to_end.house import House, Value, top_exemplars
@@ -106,6 +108,39 @@ def test_text_finds_neurons_whose_images_show_it(
         for match in found.neurons
     ]
     assert max(shares) >= 7 / 9
+
+
+def test_an_expression_answers_as_brute_force_over_the_stored_codes(client: Client, scenes_house: House) -> None:
+    first, second, third, fourth = (
+        neuron.neuron_id for neuron in client.neurons_page(order="density", page_size=4).neurons
+    )
+    with open_index(scenes_house.index) as index:
+        codes = [index.code(row) for row in range(index.row_count)]
+        maximum = {neuron: index.neuron(neuron).maximum for neuron in (first, second, third)}
+    activations = [dict(zip(code.neuron_ids.tolist(), code.values.tolist(), strict=True)) for code in codes]
+    fired = sorted(code[first] for code in activations if first in code)
+    # A value that some image has: a rounded one would move it to the other side.
+    threshold = fired[len(fired) // 2]
+    due = {
+        row: sum(code.get(neuron, 0.0) / maximum[neuron] for neuron in sorted(maximum))
+        for row, code in enumerate(activations)
+        if code.get(first, 0.0) > threshold and (second in code or third in code) and fourth not in code
+    }
+    assert 0 < len(due) < len(fired) / 2
+    answer = client.search_images(expression=f"{first}>{threshold} & ({second} | {third}) & !{fourth}", count=100)
+    assert answer.total_count == len(due)
+    best = sorted(due, key=lambda row: (-due[row], row))[:100]
+    assert [match.image.row for match in answer.images] == best
+    assert [match.score for match in answer.images] == pytest.approx([due[row] for row in best])
+
+    known = client.neuron(first, parts=["histogram", "co_active_neurons"], bin_count=7)
+    assert list(known.histogram.counts) == np.histogram(fired, known.histogram.edges)[0].tolist()
+    assert sum(known.histogram.counts) == known.statistics.firing_count == len(fired)
+    assert known.co_active_neurons
+    for other in known.co_active_neurons:
+        assert other.image_count == sum(first in code and other.neuron.neuron_id in code for code in activations)
+    assert -1 <= known.neuron.monosemanticity <= 1
+    assert known.neuron.HasField("monosemanticity")
 
 
 def test_every_part_of_an_explanation_is_there(client: Client, scenes_folder: Path, held_out_truth: object) -> None:

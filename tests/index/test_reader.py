@@ -116,6 +116,8 @@ def test_similar_images_leave_out_the_query_and_the_quarantined(index: IndexRead
     found = index.similar_images(index.code(6), 100, exclude_row=6)
     assert max(found, key=lambda image: (image.similarity, image.row == 7)).row == 7  # The same bytes.
     assert index.similar_images(index.code(5), 5) == []
+    assert index.similar_recall == 1.0
+    assert index.left_out_neuron_ids == index.summary.left_out_neuron_ids
 
 
 def test_expressions_and_histograms_equal_brute_force(index: IndexReader) -> None:

@@ -16,7 +16,20 @@ EXPECTED = {
     grpc.StatusCode.FAILED_PRECONDITION,
 }
 MODULES = (explain_pb2, images_pb2, models_pb2, neurons_pb2)
-TEXTS = ["", "", "", "", "colours", "swatches", "red", "nope", image_sha256(CORPUS["red-1"]), "0" * 64, "é\x00\n😀" * 9]
+TEXTS = [
+    "",
+    "",
+    "",
+    "",
+    "colours",
+    "swatches",
+    "red",
+    "nope",
+    image_sha256(CORPUS["red-1"]),
+    "0" * 64,
+    "é\x00\n😀" * 9,
+    "0>0.5 & !1",
+]
 BYTES = [
     CORPUS["red-1"],
     CORPUS["white-1"],

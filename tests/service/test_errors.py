@@ -115,6 +115,12 @@ INVALID = [
     ),
     (("SearchImages", images_pb2.SearchImagesRequest()), "query", "neuron_id"),
     (("SearchImages", images_pb2.SearchImagesRequest(image=RED, count=101)), "count", "1 to 100"),
+    (("SearchImages", images_pb2.SearchImagesRequest(expression="")), "expression", "column 1"),
+    (("SearchImages", images_pb2.SearchImagesRequest(expression="0 & & 1")), "expression", "column 5"),
+    (("SearchImages", images_pb2.SearchImagesRequest(expression="0>1e999")), "expression", "column 3"),
+    (("SearchImages", images_pb2.SearchImagesRequest(expression="1|" * 1024 + "1")), "expression", "2048"),
+    (("GetNeuron", neurons_pb2.GetNeuronRequest(neuron_id=1, bin_count=101)), "bin_count", "1 to 100"),
+    (("GetNeuron", neurons_pb2.GetNeuronRequest(neuron_id=1, co_active_count=0)), "co_active_count", "1 to 100"),
     (("SearchImages", images_pb2.SearchImagesRequest(image=values_pb2.ImageQuery())), "image", "image.data"),
     (("GetImage", images_pb2.GetImageRequest(sha256="x" * 64)), "sha256", "64 lowercase"),
 ]
@@ -154,6 +160,7 @@ async def test_what_does_not_exist_is_named_with_what_does(running):
         (("GetNeuron", neurons_pb2.GetNeuronRequest(neuron_id=NEURON_COUNT)), "neuron_id", "6", "0 to 5"),
         (("SearchNeurons", neurons_pb2.SearchNeuronsRequest(neuron_id=2**32 - 1)), "neuron_id", "4294967295", "0 to 5"),
         (("SearchImages", images_pb2.SearchImagesRequest(neuron_id=6)), "neuron_id", "6", "0 to 5"),
+        (("SearchImages", images_pb2.SearchImagesRequest(expression="0 & 6")), "expression", "6", "0 to 5"),
         (explain(image=values_pb2.ImageQuery(sha256=missing)), "image.sha256", missing, "swatches"),
         (("GetImage", images_pb2.GetImageRequest(sha256=missing)), "sha256", missing, "swatches"),
     ]

@@ -7,7 +7,7 @@ import pytest
 from phosphene.engine import Want
 from phosphene.images import image_sha256
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
-from tests.fakes import CORPUS, NEURON_COUNT, FakeEngine, fake_entry, png
+from tests.fakes import CORPUS, NEURON_COUNT, FakeEngine, FakeReader, fake_entry, png
 from tests.service.conftest import serving
 
 RED, WHITE = CORPUS["red-1"], CORPUS["white-1"]
@@ -128,6 +128,7 @@ async def test_a_bundle_without_a_corpus_still_explains():
     assert [active.neuron.neuron_id for active in answer.neurons] == [0, 3]
     assert not answer.neurons[0].HasField("quantile")
     assert not answer.neurons[0].neuron.HasField("density")
+    assert not answer.neurons[0].neuron.HasField("is_dense")
 
 
 async def test_get_neuron(running):
@@ -139,6 +140,34 @@ async def test_get_neuron(running):
     assert [exemplar.image.label for exemplar in answer.top_images] == ["white", "white", "blue"]
     assert answer.spread_images
     assert [match.neuron.neuron_id for match in answer.similar_neurons] == [0, 1, 3, 4, 5]
+    # blue is 1, 1 and 230 / 255
+    assert list(answer.histogram.edges) == pytest.approx([place / 10 for place in range(11)])
+    assert list(answer.histogram.counts) == [0] * 9 + [3]
+    assert [(other.neuron.neuron_id, other.image_count) for other in answer.co_active_neurons] == [
+        (1, 3),
+        (3, 3),
+        (0, 2),
+    ]
+    assert [other.npmi for other in answer.co_active_neurons] == pytest.approx([1, 1, 2 / 3])
+    assert answer.neuron.monosemanticity == 0.2
+    assert answer.neuron.HasField("is_dense")
+    assert not answer.neuron.is_dense
+    assert next(other for other in answer.co_active_neurons if other.neuron.neuron_id == 3).neuron.is_dense
+
+
+async def test_get_neuron_cuts_the_histogram_and_the_co_active_neurons_as_asked(running):
+    parts = [neurons_pb2.NEURON_PART_HISTOGRAM, neurons_pb2.NEURON_PART_CO_ACTIVE_NEURONS]
+    answer = await running.stub.GetNeuron(
+        neurons_pb2.GetNeuronRequest(neuron_id=0, parts=parts, bin_count=2, co_active_count=1)
+    )
+    # red is 1, 1, 250 / 255 and 200 / 255
+    assert (list(answer.histogram.edges), list(answer.histogram.counts)) == ([0, 0.5, 1], [0, 4])
+    assert sum(answer.histogram.counts) == answer.statistics.firing_count
+    assert len(answer.co_active_neurons) == 1
+    dead = await running.stub.GetNeuron(neurons_pb2.GetNeuronRequest(neuron_id=5, parts=parts))
+    assert not dead.HasField("histogram")
+    assert not dead.co_active_neurons
+    assert not dead.neuron.HasField("monosemanticity")
 
 
 async def test_get_neuron_gives_no_more_than_asked_and_says_a_dead_one_is_dead(running):
@@ -146,7 +175,14 @@ async def test_get_neuron_gives_no_more_than_asked_and_says_a_dead_one_is_dead(r
     assert answer.statistics.firing_count == 0
     assert answer.neuron.density == 0
     assert not answer.neuron.HasField("maximum")
-    for part in (answer.top_images, answer.spread_images, answer.similar_neurons, answer.names):
+    assert not answer.HasField("histogram")
+    for part in (
+        answer.top_images,
+        answer.spread_images,
+        answer.similar_neurons,
+        answer.names,
+        answer.co_active_neurons,
+    ):
         assert not part
 
 
@@ -201,6 +237,39 @@ async def test_search_images_by_image_by_digest_and_by_neuron(running):
     assert by_neuron.images[0].image.label == "white"
     assert by_neuron.images[0].score == pytest.approx(1.0)
     assert by_neuron.images[0].image.thumbnail
+
+
+async def test_search_images_by_expression(running):
+    answer = await running.stub.SearchImages(
+        images_pb2.SearchImagesRequest(expression="0>0.8 & !1 | 2", count=2, include_thumbnails=True)
+    )
+    assert answer.metric == images_pb2.IMAGE_METRIC_EXPRESSION
+    assert answer.total_count == 4  # red-1, blue, both whites
+    assert [match.image.uri for match in answer.images] == ["white-1.png", "white-2.png"]
+    assert [match.score for match in answer.images] == pytest.approx([2, 2])
+    assert answer.images[0].image.thumbnail
+    assert not answer.images[0].shared_neuron_ids
+    assert not answer.HasField("code_search")
+    none = await running.stub.SearchImages(images_pb2.SearchImagesRequest(expression="4"))
+    assert none.HasField("total_count")
+    assert (none.total_count, list(none.images)) == (0, [])
+
+
+async def test_answers_by_code_say_how_the_images_were_looked_for():
+    engine, reader = FakeEngine(), FakeReader(CORPUS)
+    reader.similar_recall, reader.left_out_neuron_ids = 0.75, (3, 5)
+    async with serving([fake_entry(engine, reader=reader)], engine=engine) as running:
+        found = await running.stub.SearchImages(images_pb2.SearchImagesRequest(image=stored(RED)))
+        similar = await running.stub.Explain(
+            explain_pb2.ExplainRequest(image=stored(RED), parts=[explain_pb2.EXPLAIN_PART_SIMILAR_IMAGES])
+        )
+        others = await running.stub.Explain(explain_pb2.ExplainRequest(image=stored(RED)))
+        by_neuron = await running.stub.SearchImages(images_pb2.SearchImagesRequest(neuron_id=0))
+    assert (found.code_search.recall, list(found.code_search.left_out_neuron_ids)) == (0.75, [3, 5])
+    assert similar.code_search == found.code_search
+    assert not found.HasField("total_count")
+    for answer in (others, by_neuron):
+        assert not answer.HasField("code_search")
 
 
 async def test_get_image(running):
