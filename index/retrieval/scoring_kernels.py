@@ -10,9 +10,10 @@ from typing import no_type_check
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
 from index.retrieval.posting_kernels import unpacked
 

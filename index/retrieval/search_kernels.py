@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import no_type_check
 
 import numpy as np
-from numba import carray, njit
+from numba import njit
+from numba.np.numpy_support import carray
 
 from index.retrieval.scoring_kernels import (
     ENDLESS,
