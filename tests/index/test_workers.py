@@ -155,7 +155,7 @@ def _finished(partial: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_count", [10])  # 50 hold as well; they take a quarter of an hour.
+@pytest.mark.parametrize("kill_count", [10])
 def test_killed_for_real_with_two_workers_as_often_as_you_like(
     bundle: Path, corpus: Path, tmp_path: Path, root: Path, kill_count: int
 ) -> None:
