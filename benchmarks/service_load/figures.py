@@ -63,9 +63,9 @@ def compared(samples: Samples) -> list[str]:
         for name, (ours, theirs) in pairs.items()
         if {ours, theirs} <= samples.values.keys()
     ]
-    if {"ours.cpu_s", "decode_cpu_s"} <= samples.values.keys():
-        above_ms = 1000 * (samples["ours.cpu_s"] - samples["decode_cpu_s"])
-        told.append(f"serving CPU above a decode that never pauses: {above_ms:.2f} ms per image")
+    if {"ours.cpu_s", "ceiling_decode_cpu_s"} <= samples.values.keys():
+        above_ms = 1000 * (samples["ours.cpu_s"] - samples["ceiling_decode_cpu_s"])
+        told.append(f"serving CPU above decoding at the pace of the load: {above_ms:.2f} ms per image")
     return told
 
 
@@ -98,7 +98,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         name="serving CPU above decode, ms per image",
-        value=lambda samples: 1000 * (samples["ours.cpu_s"] - samples["ceiling_decode_cpu_s"]),
+        value=lambda samples: 1000 * (samples["ours.cpu_s"] - samples["decode_cpu_s"]),
         bar=1.2,
         aim="0.7",
         sense="<=",
