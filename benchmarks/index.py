@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks.environments import PeerMissing
+from benchmarks.figures import musts, not_measured
 from benchmarks.index_load.contestant import DEPTH
-from benchmarks.index_load.figures import LARGE, SMALL, musts, not_measured
-from benchmarks.index_load.peers import PEERS, PeerMissing, python_of
+from benchmarks.index_load.figures import FIGURES, LARGE, NOT_MEASURABLE, SMALL
+from benchmarks.index_load.peers import PEERS, python_of
 from benchmarks.index_load.processes import ContestantFailed, Running
 from benchmarks.index_load.synthetic import Recipe, dense_neurons, load_rows, write_rows
 from benchmarks.record import Record
-from benchmarks.service_load.figures import Samples
+from benchmarks.samples import Samples
 
 FOLDER = Path("build/bench/index")
 _PACKAGE = "benchmarks.index_load"
@@ -186,8 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.similar()
     bench.streamed()
     bench.neurons()
-    record.must |= musts(bench.samples)
-    for name in not_measured(bench.samples):
+    record.must |= musts(FIGURES, bench.samples)
+    for name in (*not_measured(FIGURES, bench.samples), *NOT_MEASURABLE):
         bench.remark(f"not measured: {name}")
     return record.write()
 

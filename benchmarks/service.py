@@ -17,11 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.environments import PeerMissing
+from benchmarks.figures import musts, not_measured
 from benchmarks.record import Must, Record
 from benchmarks.service_load.bundles import DEIT, TINY_CLIP, make_bundle
 from benchmarks.service_load.draft import draft_report
-from benchmarks.service_load.figures import compared, musts, not_measured
-from benchmarks.service_load.peers import PeerMissing, RaySettings, litserve_settings, ray_settings
+from benchmarks.service_load.figures import FIGURES, compared
+from benchmarks.service_load.peers import RaySettings, litserve_settings, ray_settings
 from benchmarks.service_load.photos import Size, make_photos
 from benchmarks.service_load.processes import redis_server
 from benchmarks.service_load.rounds import Opponent, Plan, Rounds
@@ -49,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bare(rounds, photos)
         rounds.run(opponents)
     beside(rounds, photos)
-    record.must |= musts(rounds.samples)
+    record.must |= musts(FIGURES, rounds.samples)
     record.must["wrong or failed answers of Phosphene"] = Must(value=rounds.bad_count, bar=0, sense="<=")
     for line in compared(rounds.samples):
         rounds.remark("comparison without a bar", line)
-    for name in not_measured(rounds.samples):
+    for name in not_measured(FIGURES, rounds.samples):
         rounds.remark("not measured", name)
     record.rows += rounds.rows
     return record.write()

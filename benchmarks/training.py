@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.environments import PeerMissing
 from benchmarks.record import Record
 from benchmarks.training_load.figures import (
     BATCHTOPK_PEERS,
@@ -28,7 +29,7 @@ from benchmarks.training_load.figures import (
     not_measured,
 )
 from benchmarks.training_load.known_directions import Recipe
-from benchmarks.training_load.peers import PEERS, PeerMissing, python_of
+from benchmarks.training_load.peers import PEERS, python_of
 from benchmarks.training_load.races import Entry, Races, Shape, Steps, gemm, ours, peer
 from training.execution import has_bfloat16
 

@@ -1,16 +1,13 @@
-"""From what was measured to the figures of the issue's table; pure.
-
-A figure whose samples are missing is left out and named by `not_measured`: it neither holds nor fails.
-"""
+"""The figures of the index that have a bar; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.record import Must
-from benchmarks.service_load.figures import Figure, Samples
+from benchmarks.figures import Figure
+from benchmarks.samples import Samples
 
-__all__ = ["FIGURES", "LARGE", "NOT_MEASURABLE", "SMALL", "musts", "not_measured"]
+__all__ = ["FIGURES", "LARGE", "NOT_MEASURABLE", "SMALL"]
 
 SMALL, LARGE = 200_000, 1_000_000
 """Images that are searched."""
@@ -114,21 +111,3 @@ FIGURES: tuple[Figure, ...] = (
     ),
 )
 """In the order of the issue."""
-
-
-def musts(samples: Samples) -> dict[str, Must]:
-    """Every figure that can be made of the samples; its name tells the aim."""
-    found: dict[str, Must] = {}
-    for figure in FIGURES:
-        try:
-            value = figure.value(samples)
-        except KeyError:
-            continue
-        found[f"{figure.name} (aim {figure.aim})"] = Must(value=value, bar=figure.bar, sense=figure.sense)
-    return found
-
-
-def not_measured(samples: Samples) -> list[str]:
-    """Names of the figures whose samples are missing, and of what cannot be measured yet."""
-    found = musts(samples)
-    return [figure.name for figure in FIGURES if f"{figure.name} (aim {figure.aim})" not in found] + [*NOT_MEASURABLE]

@@ -1,54 +1,12 @@
-"""From what was measured to the figures that have a bar; pure.
-
-Samples are kept by name, one from each round; a figure is made of their medians. A figure whose samples are missing is
-left out: what could not be measured neither holds nor fails.
-"""
+"""The figures of the service that have a bar, and comparisons that have none; pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
-from benchmarks.record import Must
+from benchmarks.figures import Figure
 from benchmarks.samples import Samples
 from benchmarks.service_load.device import CEILING_PER_S, batch_s
 
-__all__ = ["FIGURES", "Figure", "compared", "musts", "not_measured"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A line of the table of the issue."""
-
-    name: str
-    """What it is."""
-    value: Callable[[Samples], float]
-    """How it follows from the samples; raises `KeyError` where one is missing."""
-    bar: float
-    """Must be reached."""
-    aim: str
-    """Should be reached."""
-    sense: Literal[">=", "<="]
-    """On which side of the bar the value belongs."""
-
-
-def musts(samples: Samples) -> dict[str, Must]:
-    """Every figure that can be made of the samples; its name tells the aim."""
-    found: dict[str, Must] = {}
-    for figure in FIGURES:
-        try:
-            value = figure.value(samples)
-        except KeyError:
-            continue
-        found[f"{figure.name} (aim {figure.aim})"] = Must(value=value, bar=figure.bar, sense=figure.sense)
-    return found
-
-
-def not_measured(samples: Samples) -> list[str]:
-    """Names of the figures whose samples are missing."""
-    found = musts(samples)
-    return [figure.name for figure in FIGURES if not any(name.startswith(f"{figure.name} (") for name in found)]
+__all__ = ["FIGURES", "compared"]
 
 
 def compared(samples: Samples) -> list[str]:

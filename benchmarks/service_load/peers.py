@@ -5,18 +5,16 @@ A peer that cannot be installed is reported as missing, never as beaten.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.environments import make_environment, run
+
 __all__ = [
     "CONSTRAINTS",
     "LitServeSettings",
-    "PeerMissing",
     "RaySettings",
     "environment_of",
     "litserve_settings",
@@ -25,17 +23,12 @@ __all__ = [
 
 CONSTRAINTS = Path("benchmarks/peers.txt")
 _ENVIRONMENTS = Path("build/peers")
-_INSTALL_LIMIT_S = 900
 
 Peer = Literal["litserve", "ray"]
 _ASKED_FOR: dict[Peer, tuple[str, ...]] = {
     "litserve": ("litserve", "aiohttp", "numpy", "pillow"),
     "ray": ("ray[serve]", "aiohttp", "numpy", "pillow"),
 }
-
-
-class PeerMissing(Exception):
-    """A peer cannot be installed here; its text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +114,9 @@ def environment_of(peer: Peer) -> Path:
     Raises:
         PeerMissing: it cannot be installed.
     """
-    folder = _ENVIRONMENTS / peer
-    python, stamp = folder / "bin" / "python", folder / "constraints.sha256"
-    digest = hashlib.sha256(CONSTRAINTS.read_bytes()).hexdigest()
-    if python.exists() and stamp.exists() and stamp.read_text() == digest:
-        return python
-    _run(sys.executable, "-m", "venv", "--clear", str(folder))
-    options = ("--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
-    _run(str(python), "-m", "pip", "install", *options, "--constraint", str(CONSTRAINTS), *_ASKED_FOR[peer])
-    stamp.write_text(digest)
-    return python
 
+    def fill(python: Path) -> None:
+        options = ("--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
+        run(str(python), "-m", "pip", "install", *options, "--constraint", str(CONSTRAINTS), *_ASKED_FOR[peer])
 
-def _run(*command: str) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INSTALL_LIMIT_S)
-    except subprocess.CalledProcessError as failure:
-        lines = [line for line in failure.stderr.splitlines() if line.startswith("ERROR")]
-        raise PeerMissing((lines or failure.stderr.splitlines() or ["pip gave no reason"])[-1]) from failure
-    except subprocess.TimeoutExpired as failure:
-        raise PeerMissing(f"installing took more than {_INSTALL_LIMIT_S} s") from failure
+    return make_environment(_ENVIRONMENTS / peer, CONSTRAINTS.read_text(), fill)

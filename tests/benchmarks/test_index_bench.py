@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from benchmarks import index as bench
+from benchmarks.environments import pins_of
+from benchmarks.figures import musts, not_measured
 from benchmarks.index_load.contestant import Task, unit_rows
 from benchmarks.index_load.directions import make_search
-from benchmarks.index_load.figures import FIGURES, LARGE, NOT_MEASURABLE, SMALL, musts, not_measured
+from benchmarks.index_load.figures import FIGURES, LARGE, SMALL
 from benchmarks.index_load.ours import Ours
-from benchmarks.index_load.peers import PEERS, PINS, pins_of
+from benchmarks.index_load.peers import PEERS, PINS
 from benchmarks.index_load.processes import ContestantFailed, Running
 from benchmarks.index_load.streamed import dense_tops, our_tops
 from benchmarks.index_load.synthetic import Recipe, dense_neurons, load_rows, make_rows, write_rows
-from benchmarks.service_load.figures import Samples
+from benchmarks.samples import Samples
 
 RECIPE = Recipe(image_count=3_000, query_count=20, neuron_count=1_024, class_count=40)
 
@@ -119,11 +121,11 @@ def test_a_contestant_that_ends_is_told_of(tmp_path):
 
 def test_figures_follow_from_samples_and_the_rest_is_named():
     samples = Samples()
-    assert not_measured(samples) == [figure.name for figure in FIGURES] + [*NOT_MEASURABLE]
+    assert not_measured(FIGURES, samples) == [figure.name for figure in FIGURES]
     samples.add(f"{SMALL}.ours.cpu_s", 1e-4)
     samples.add(f"{SMALL}.scipy.cpu_s", 2e-3)
     samples.add(f"{LARGE}.ours.stored_bytes", 280e6)
-    found = musts(samples)
+    found = musts(FIGURES, samples)
     assert found["similar images, 200 k, against scipy, CPU-seconds (aim 25)"].value == pytest.approx(20)
     assert found["codes + postings, bytes per image (aim 200)"].value == 280
     assert len(found) == 2

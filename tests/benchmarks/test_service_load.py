@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.figures import musts, not_measured
 from benchmarks.samples import Samples
 from benchmarks.service_load.device import (
     BATCH_LIMIT,
@@ -24,7 +25,7 @@ from benchmarks.service_load.device import (
     fingerprint,
 )
 from benchmarks.service_load.draft import compare, undraftable
-from benchmarks.service_load.figures import FIGURES, musts, not_measured
+from benchmarks.service_load.figures import FIGURES
 from benchmarks.service_load.load import Tally, closed_loop, open_loop, quantile
 from benchmarks.service_load.peers import CONSTRAINTS, litserve_settings, ray_settings
 from benchmarks.service_load.photo_requests import Requests, with_serial
@@ -245,25 +246,25 @@ def test_a_process_that_ends_without_a_word_is_told(tmp_path):
 
 def test_every_figure_needs_its_samples_and_holds_on_its_side():
     samples = Samples()
-    assert musts(samples) == {}
-    assert not_measured(samples) == [figure.name for figure in FIGURES]
+    assert musts(FIGURES, samples) == {}
+    assert not_measured(FIGURES, samples) == [figure.name for figure in FIGURES]
     for value in (120.0, 150.0, 152.0):
         samples.add("ours.per_s", value)
     samples.add("litserve-single.per_s", 100.0)
-    found = musts(samples)
+    found = musts(FIGURES, samples)
     assert {name: must.value for name, must in found.items()} == {
         "served / ceiling, 32 callers (aim 0.97)": pytest.approx(150 / 160),
         "against LitServe with one copy of the model, 32 callers (aim 1.4)": pytest.approx(1.5),
     }
     assert all(must.holds for must in found.values())
-    assert len(not_measured(samples)) == len(FIGURES) - 2
+    assert len(not_measured(FIGURES, samples)) == len(FIGURES) - 2
 
 
 def test_nothing_is_infinitely_better():
     samples = Samples()
     samples.add("ours.overload.per_s", 150.0)
     samples.add("litserve.overload.per_s", 0.0)
-    assert musts(samples)["goodput against LitServe's at 2x overload (aim 10)"].value == 150
+    assert musts(FIGURES, samples)["goodput against LitServe's at 2x overload (aim 10)"].value == 150
 
 
 def test_codes_are_compared_over_all_neurons_and_over_those_that_both_hold():

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.environments import pins_of
 from benchmarks.samples import Samples
 from benchmarks.training_load import figures
 from benchmarks.training_load.contestant import Task, decay_steps, learning_rate_share, measure, warm_up_steps
 from benchmarks.training_load.figures import MAIN, RATES, SMALL, compared, musts, not_measured
 from benchmarks.training_load.known_directions import Recipe, draw_rows, frequencies, make_data, make_directions
 from benchmarks.training_load.ours import Ours
-from benchmarks.training_load.peers import PEERS, PINS, pins_of
+from benchmarks.training_load.peers import PEERS, PINS
 from benchmarks.training_load.quality import fraction_unexplained, judge, mean_max_cosine
 from benchmarks.training_load.races import K, Races, Shape, Steps, gemm, ours
 from training.learner import learning_rate_at
