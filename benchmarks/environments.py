@@ -6,14 +6,19 @@ A peer that cannot be had is reported as missing, never as beaten.
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["PeerMissing", "make_environment", "pins_of", "run"]
+__all__ = ["PeerMissing", "installed", "make_environment", "pins_of", "run"]
 
 _INSTALL_LIMIT_S = 900
+_LIST = """
+import importlib.metadata, json
+print(json.dumps({found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}))
+"""
 
 
 class PeerMissing(Exception):
@@ -38,6 +43,13 @@ def make_environment(folder: Path, made_of: str, fill: Callable[[Path], None]) -
         fill(python)
         stamp.write_text(digest)
     return python
+
+
+def installed(python: Path) -> dict[str, str]:
+    """The packages that an environment's Python sees, with their versions, for a benchmark's record."""
+    answer = subprocess.run([str(python), "-I", "-c", _LIST], check=True, capture_output=True, text=True)
+    found: dict[str, str] = json.loads(answer.stdout)
+    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
 
 
 def pins_of(environment: str, text: str) -> list[str]:

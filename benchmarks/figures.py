@@ -1,7 +1,7 @@
 """From what was measured to the figures that have a bar; pure.
 
-Samples are kept by name, one from each round; a figure is made of their medians. A figure whose samples are missing is
-left out: what could not be measured neither holds nor fails.
+Samples are kept by name, one from each round; a figure is made of their medians, unless it says otherwise. A figure
+whose samples are missing is left out: what could not be measured neither holds nor fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Figure", "musts", "not_measured"]
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A line of the table of an issue."""
+    """A line of the table of bars."""
 
     name: str
     """What it is."""

@@ -1,7 +1,8 @@
-"""How fast and how small is exact retrieval, beside its peers? Run it as `make bench-index`.
+"""How fast and how small is retrieval, beside its peers, and what does a job cost? Run it as `make bench-index`.
 
-Phosphene, scipy, Seismic and Qdrant's engine index the same synthetic codes and answer the same queries on one thread,
-pass after pass in turn; then the strongest images per neuron beside torch.topk, and nearest neurons beside FAISS.
+Phosphene, exact and by FAISS, scipy, Seismic and Qdrant's engine index the same codes, synthetic ones and those of real
+photos, and answer the same queries on one thread, pass after pass in turn; then the strongest images per neuron beside
+torch.topk, nearest neurons beside FAISS, the finishing of whole shards, and whole jobs.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.environments import PeerMissing
+from benchmarks.environments import PeerMissing, installed
 from benchmarks.figures import musts, not_measured
+from benchmarks.index_load import jobs
 from benchmarks.index_load.contestant import DEPTH
-from benchmarks.index_load.figures import FIGURES, LARGE, NOT_MEASURABLE, SMALL
+from benchmarks.index_load.figures import FIGURES, LARGE, SMALL
+from benchmarks.index_load.jobs import JOB_FIGURES, JobPlan, measure_jobs
 from benchmarks.index_load.peers import PEERS, python_of
+from benchmarks.index_load.photos import PhotosMissing, photo_recipe
 from benchmarks.index_load.processes import ContestantFailed, Running
+from benchmarks.index_load.reads import READ_FIGURES, measure_reads
 from benchmarks.index_load.synthetic import Recipe, dense_neurons, load_rows, write_rows
 from benchmarks.record import Record
 from benchmarks.samples import Samples
@@ -50,14 +55,26 @@ class Plan:
     """Images, and the peers that search them."""
     streamed: tuple[int, int]
     """Images that are streamed through ours, and through torch.topk."""
+    jobs: JobPlan
+    """Whole shards and jobs."""
+    makes_photos: bool
+    """Whether the codes of real photos are made where they are not there."""
 
 
 QUICK = Plan(
     round_count=3,
     sizes=((SMALL, ("scipy", "seismic")), (LARGE, ("scipy",))),
     streamed=(196_608, 2_048),
+    jobs=jobs.QUICK,
+    makes_photos=False,
 )
-FULL = Plan(round_count=5, sizes=((SMALL, PEERS), (LARGE, ("scipy",))), streamed=(1_000_000, 8_192))
+FULL = Plan(
+    round_count=5,
+    sizes=((SMALL, PEERS), (LARGE, ("scipy",))),
+    streamed=(1_000_000, 8_192),
+    jobs=jobs.FULL,
+    makes_photos=True,
+)
 
 
 class Bench:
@@ -74,18 +91,35 @@ class Bench:
             recipe = Recipe(image_count=image_count)
             console.print(f"{image_count} images, {recipe.query_count} queries")
             write_rows(recipe, FOLDER)
-            with ExitStack() as stack:
-                ours = stack.enter_context(Running("ours", f"{_PACKAGE}.ours", Path(sys.executable), recipe, FOLDER))
-                others = self._peers(peers, recipe, stack) if self._with_peers else []
-                self._race(recipe, ours, others)
+            self._meet(recipe, peers, with_sketch=image_count == LARGE)
+
+    def photos(self) -> None:
+        """Similar images among real photos; skipped, with the reason, where there are none."""
+        try:
+            recipe = photo_recipe(FOLDER, may_make=self._plan.makes_photos)
+        except PhotosMissing as missing:
+            self.remark(f"real codes: skipped: {missing}")
+            return
+        self.remark(f"real codes: {recipe.image_count} photos, {recipe.query_count} others as queries")
+        self._meet(recipe, PEERS, with_sketch=True)
+
+    def _meet(self, recipe: Recipe, peers: Sequence[str], *, with_sketch: bool) -> None:
+        with ExitStack() as stack:
+            ours = stack.enter_context(Running("ours", f"{_PACKAGE}.ours", Path(sys.executable), recipe, FOLDER))
+            others = self._peers(peers, recipe, stack) if self._with_peers else []
+            if with_sketch:
+                module = f"{_PACKAGE}.ours_sketch"
+                others.append(stack.enter_context(Running("sketch", module, Path(sys.executable), recipe, FOLDER)))
+            self._race(recipe, ours, others)
 
     def _peers(self, names: Sequence[str], recipe: Recipe, stack: ExitStack) -> list[Running]:
         found = []
         for name in PEERS:
             if name in names:
                 try:
-                    module = f"{_PACKAGE}.peer_{name}"
-                    found.append(stack.enter_context(Running(name, module, python_of(name), recipe, FOLDER)))
+                    module, python = f"{_PACKAGE}.peer_{name}", python_of(name)
+                    found.append(stack.enter_context(Running(name, module, python, recipe, FOLDER)))
+                    self._record.peers[name] = installed(python)
                 except (PeerMissing, ContestantFailed) as failure:
                     self.remark(f"missing: {name}: {failure}")
         return found
@@ -107,7 +141,9 @@ class Bench:
         for running in (ours, *others):
             for sample, value in running.built.items():
                 self.samples.add(f"{recipe.image_count}.{running.name}.{sample}", value)
-            self._row(recipe, running, settings[running.name], recall(passes[running.name][-1]["rows"], exact))
+            found = recall(passes[running.name][-1]["rows"], exact)
+            self.samples.add(f"{recipe.image_count}.{running.name}.recall", found)
+            self._row(recipe, running, settings[running.name] or notes(running), found)
 
     def _settings(self, running: Running, exact: list[list[int]]) -> dict[str, Any]:
         """Those with which a peer is fastest at the recall that is asked of it."""
@@ -154,6 +190,16 @@ class Bench:
                 f"{same:.4f} of the answers the same"
             )
 
+    def jobs(self) -> None:
+        """Whole shards and whole jobs."""
+        codes = write_rows(Recipe(image_count=SMALL), FOLDER)
+        measure_jobs(self._plan.jobs, codes, run_once, self.samples, self.remark)
+
+    def reads(self) -> None:
+        """Codes and thumbnails of random rows."""
+        codes = write_rows(Recipe(image_count=SMALL), FOLDER)
+        measure_reads(codes, run_once, self.samples, self.remark, min(3, self._plan.round_count))
+
     def remark(self, text: str) -> None:
         """Say something, and keep it among the rows."""
         console.print(text)
@@ -186,12 +232,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = Record(name="index")
     bench = Bench(record, QUICK if options.quick else FULL, not options.without_peers)
     bench.similar()
+    bench.photos()
     bench.streamed()
     bench.neurons()
-    record.must |= musts(FIGURES, bench.samples)
-    for name in (*not_measured(FIGURES, bench.samples), *NOT_MEASURABLE):
+    bench.reads()
+    bench.jobs()
+    figures = (*FIGURES, *READ_FIGURES, *JOB_FIGURES)
+    record.must |= musts(figures, bench.samples)
+    for name in not_measured(figures, bench.samples):
         bench.remark(f"not measured: {name}")
     return record.write()
+
+
+def notes(running: Running) -> dict[str, Any]:
+    """What an approximate contestant says of itself."""
+    names = ("probe_count", "candidate_count", "stated_recall")
+    return {name: running.built[name] for name in names if name in running.built}
 
 
 def recall(found: list[list[int]], exact: list[list[int]]) -> float:

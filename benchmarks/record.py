@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 OUTPUT = Path("build/bench")
-PACKAGES = ("torch", "transformers", "numpy", "faiss-cpu", "pillow", "grpcio")
+PACKAGES = ("torch", "transformers", "numpy", "numba", "faiss-cpu", "pillow", "grpcio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,8 @@ class Record:
     name: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     must: dict[str, Must] = field(default_factory=dict)
+    peers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What is installed in the environment of each peer that ran, with versions."""
     started_s: float = field(default_factory=time.monotonic)
 
     def write(self) -> int:
@@ -61,7 +63,7 @@ class Record:
         console.print(_table("must", ["figure", "value", "", "bar", ""], bars))
         OUTPUT.mkdir(parents=True, exist_ok=True)
         body = {
-            "environment": environment(time.monotonic() - self.started_s),
+            "environment": environment(time.monotonic() - self.started_s) | {"peers": self.peers},
             "rows": self.rows,
             "must": {
                 name: {"value": must.value, "bar": must.bar, "sense": must.sense, "holds": must.holds}

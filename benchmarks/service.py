@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.environments import PeerMissing
+from benchmarks.environments import PeerMissing, installed
 from benchmarks.figures import musts, not_measured
 from benchmarks.record import Must, Record
 from benchmarks.service_load.bundles import DEIT, TINY_CLIP, make_bundle
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in not_measured(FIGURES, rounds.samples):
         rounds.remark("not measured", name)
     record.rows += rounds.rows
+    record.peers |= {opponent.server.name: installed(opponent.server.python) for opponent in opponents}
     return record.write()
 
 

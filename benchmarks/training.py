@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.environments import PeerMissing
+from benchmarks.environments import PeerMissing, installed
 from benchmarks.record import Record
 from benchmarks.training_load.figures import (
     BATCHTOPK_PEERS,
@@ -110,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = "this CPU has no bfloat16" if is_lacking else "a contestant is missing, or the plan is the quick one"
         races.remark(f"not measured ({why}): {name}")
     record.rows += races.rows
+    record.peers |= {entry.module.rpartition("peer_")[2]: installed(entry.python) for entry in peers}
     return record.write()
 
 

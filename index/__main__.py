@@ -1,15 +1,23 @@
-"""The command line of the index: `python -m index build | show | verify | diff | activate`.
+"""The command line of the index: `python -m index build | append | compact | take-down | activate | show | ...`.
 
 python -m index build photos/ --bundle build/bundle --out build/index --workers 2
+python -m index run-shards photos/ --bundle build/bundle --out build/index --part 3/8
+python -m index append more/ --index build/index --bundle build/bundle --out build/index-2
 python -m index show build/index
 python -m index verify build/index
 python -m index diff build/index build/other-index
-python -m index activate build/CURRENT --bundle scenes=build/bundle --index scenes=build/index
+python -m index take-down build/index --uri 0007.png --out build/down
+python -m index flag build/index --label-pattern '*weapon*' --neuron 12 --out build/flags
+python -m index activate build/CURRENT --bundle scenes=build/bundle --index scenes=build/index \
+    --tombstones scenes=build/down
+python -m index compact build/index --tombstones build/down --out build/index-2
+python -m index push build/index --qdrant http://127.0.0.1:6333 --collection scenes
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import sys
@@ -18,7 +26,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from index.job_command import add_job_commands, run_job
 from phosphene.errors import PhospheneError, SettingError
+from phosphene.freed_memory import keep_freed_memory
+from phosphene.open_files import allow_open_files
 
 __all__ = ["main"]
 
@@ -29,16 +40,23 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 refused, 130 stopped by the user."""
     options = _parser().parse_args(arguments)
+    allow_open_files()
     try:
         match options.command:
-            case "build":
-                _build(options)
+            case "build" | "append" | "compact" | "plan" | "run-shards" | "finish":
+                _answer(run_job(options))
             case "show":
                 _show(options)
             case "verify":
                 _verify(options)
             case "diff":
                 _diff(options)
+            case "take-down":
+                _take_down(options)
+            case "push":
+                _push(options)
+            case "flag":
+                _flag(options)
             case _:
                 _activate(options)
     except PhospheneError as error:
@@ -46,8 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         place = "" if error.filename is None else f" ({error.filename})"
+        is_shortage = error.errno in (errno.EMFILE, errno.ENFILE)
+        remedy = "raise the limit (ulimit -n)" if is_shortage else "make room or mend access, or choose another place"
+        sys.stderr.write(f"error: {error.strerror or error}{place}; {remedy}\n")
+        return 2
+    except MemoryError as error:
         sys.stderr.write(
-            f"error: {error.strerror or error}{place}; make room or mend access, or choose another place\n"
+            f"error: memory is short ({error or 'no more could be had'}); free some, or try fewer --workers: the same "
+            "command goes on from here. A smaller --batch or --shard-images takes less too, and is another plan\n"
         )
         return 2
     except KeyboardInterrupt:
@@ -59,113 +83,89 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m index", description="Precompute what a bundle says of a corpus.")
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="build an index, or what is missing of it")
-    build.add_argument("corpus", help="folder, CSV or Parquet list, or WebDataset tars")
-    build.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
-    build.add_argument("--out", type=Path, required=True, help="folder of the index to be")
-    build.add_argument("--shard-images", type=int, default=65_536, help="rows per shard (%(default)s, the most)")
-    build.add_argument("--engine", choices=["local"], default="local", help="what runs the shards (%(default)s)")
-    build.add_argument(
-        "--workers", type=int, default=1, help="processes that encode; no part of the plan (%(default)s)"
-    )
-    build.add_argument("--batch", type=int, default=32, help="images per batch (%(default)s)")
-    build.add_argument("--threads", type=int, default=2, help="CPU threads; part of the plan (%(default)s)")
-    build.add_argument("--top", type=int, default=128, help="top exemplars per neuron (%(default)s)")
-    build.add_argument("--spread", type=int, default=32, help="spread exemplars per neuron (%(default)s)")
-    build.add_argument("--device", default="cpu", help="torch device (%(default)s)")
-    build.add_argument(
-        "--max-bad-ratio", type=float, default=0.1, help="share of unusable images to put up with (%(default)s)"
-    )
-    build.add_argument(
-        "--sketch-from",
-        type=int,
-        default=4_000_000,
-        help="rows from which similar images are approximate (%(default)s)",
-    )
-    build.add_argument("--metrics-file", type=Path, help="Prometheus textfile to keep")
+    add_job_commands(commands)
     show = commands.add_parser("show", help="print what is in an index")
     show.add_argument("index", type=Path)
+    show.add_argument("--tombstones", type=Path, help="what was taken down from it")
     show.add_argument("--names", type=int, default=20, help="named neurons to list (%(default)s)")
     verify = commands.add_parser("verify", help="check every file of an index, and that they say the same")
     verify.add_argument("index", type=Path)
     diff = commands.add_parser("diff", help="list the neurons that fire more in another index of the same bundle")
     diff.add_argument("first", type=Path)
     diff.add_argument("second", type=Path)
+    diff.add_argument("--tombstones", type=Path, help="what was taken down from the second: no exemplar of the list")
     diff.add_argument("--count", type=int, default=20, help="neurons to list (%(default)s)")
+    down = commands.add_parser("take-down", help="name images that no answer may show any more")
+    down.add_argument("index", type=Path)
+    down.add_argument("--out", type=Path, required=True, help="folder of the tombstones to be")
+    down.add_argument("--from", dest="base", type=Path, help="tombstones to add to")
+    down.add_argument("--sha256", nargs="+", default=[], metavar="HEX", help="images by the digest of their bytes")
+    down.add_argument("--uri", nargs="+", default=[], metavar="NAME", help="images by their name in the index")
+    down.add_argument("--list", type=Path, help="file with a sha256 or uri on each line, then a tab and the reason")
+    down.add_argument("--reason", help="why, of images named by --sha256 and --uri")
+    down.add_argument("--allow-unknown", action="store_true", help="take digests that are in no row, for later appends")
+    push = commands.add_parser("push", help="write the codes of an index to Qdrant, or what is missing of them")
+    push.add_argument("index", type=Path)
+    push.add_argument("--qdrant", metavar="URL", required=True, help="such as http://127.0.0.1:6333")
+    push.add_argument("--collection", metavar="NAME", required=True, help="the index's id is put behind it")
+    push.add_argument("--shard-number", type=int, help="parts of the collection; Qdrant's choice unless said")
+    push.add_argument("--replication", type=int, help="copies of each part; Qdrant's choice unless said")
+    push.add_argument("--api-key-file", type=Path, help="file with the key that Qdrant asks for, in one line")
+    push.add_argument("--timeout-s", type=int, default=60, help="seconds that one call may take (%(default)s)")
+    flag = commands.add_parser("flag", help="say which neurons and images are sensitive: hidden unless asked for")
+    flag.add_argument("index", type=Path)
+    flag.add_argument("--out", type=Path, required=True, help="folder of the flags to be")
+    flag.add_argument("--from", dest="base", type=Path, help="flags to add to")
+    flag.add_argument("--neuron", nargs="+", type=int, default=[], metavar="ID", help="neurons by id")
+    flag.add_argument("--name-pattern", nargs="+", default=[], metavar="PATTERN", help="neurons by name, as *nude*")
+    flag.add_argument("--sha256", nargs="+", default=[], metavar="HEX", help="images by the digest of their bytes")
+    flag.add_argument("--label-pattern", nargs="+", default=[], metavar="PATTERN", help="images by label")
+    flag.add_argument("--uri-pattern", nargs="+", default=[], metavar="PATTERN", help="images by their name")
+    flag.add_argument("--list", type=Path, help="file with KIND:WHAT on each line (neuron, name, sha256, label, uri)")
     activate = commands.add_parser("activate", help="name the generation that a service serves after its next reload")
     activate.add_argument("current", type=Path, help="the file that PHOSPHENE_CURRENT names")
     activate.add_argument(
         "--bundle", metavar="NAME=FOLDER", action="append", required=True, help="the first is the default"
     )
     activate.add_argument("--index", metavar="NAME=FOLDER", action="append", default=[])
+    activate.add_argument(
+        "--tombstones", metavar="NAME=FOLDER", action="append", default=[], help="by the name of their index"
+    )
+    activate.add_argument(
+        "--flags", metavar="NAME=FOLDER", action="append", default=[], help="by the name of their index"
+    )
+    activate.add_argument("--put-back", action="store_true", help="show again what is down or hidden now")
     return parser
-
-
-def _build(options: argparse.Namespace) -> None:
-    # Torch takes seconds to load; `--help` and a wrong option do without.
-    from index.build import BuildJob, build_index
-    from index.metrics import MetricsFile
-    from index.outcome import describe_outcome, outcome_figures
-    from index.plan import IndexConfig
-    from index.progress import open_progress
-    from index.stages import MeasuredProgress
-
-    job = BuildJob(
-        corpus=options.corpus,
-        bundle=options.bundle,
-        out=options.out,
-        config=IndexConfig(
-            shard_image_count=options.shard_images,
-            batch_images=options.batch,
-            thread_count=options.threads,
-            top_count=options.top,
-            spread_count=options.spread,
-            sketch_from_images=options.sketch_from,
-        ),
-        device=options.device,
-        max_bad_ratio=options.max_bad_ratio,
-        worker_count=options.workers,
-    )
-    metrics = None if options.metrics_file is None else MetricsFile(options.metrics_file, options.out.name)
-    console = Console(stderr=True)
-    with open_progress(console) as inner:
-        progress = MeasuredProgress(inner, metrics)
-        result = build_index(job, progress)
-    figures = outcome_figures(result)
-    progress.finish(figures)
-    if console.is_terminal:
-        console.print(describe_outcome(result, progress.stages))
-    _answer(
-        {
-            "event": "index",
-            "out": str(options.out),
-            "id": result.manifest.id,
-            "plan_id": result.plan_id,
-            "was_finished": result.was_finished,
-            **figures,
-            "stage_s": {name: round(stage.duration_s, 3) for name, stage in progress.stages.items()},
-        }
-    )
 
 
 def _show(options: argparse.Namespace) -> None:
     from index.reader import open_index
     from index.show import describe_index
 
-    with open_index(options.index) as index:
+    with open_index(options.index, tombstones=options.tombstones) as index:
         # Off a terminal rich assumes 80 columns, too few for a digest and its name.
         console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
         console.print(describe_index(options.index, index, name_count=options.names))
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from index.plan import plan_shards
+    from index.flags import open_flags
+    from index.plan import stored_shards
     from index.progress import open_progress
+    from index.tombstones import open_tombstones
     from index.verify import verify_index
     from phosphene.manifest import read_manifest
 
-    plan = read_manifest(options.index).config.get("plan", {})
-    shards = plan_shards(int(plan.get("row_count", 0)), int(plan.get("shard_image_count", 1)))
+    found = read_manifest(options.index)
+    if found.kind == "tombstones":
+        tombstones = open_tombstones(options.index)
+        _answer({"event": "verified", "id": tombstones.id, "images": len(tombstones.reasons)})
+        return
+    if found.kind == "flags":
+        flags = open_flags(options.index)
+        _answer({"event": "verified", "id": flags.id, "images": len(flags.image_digests)})
+        return
+    shards = stored_shards(found.config["plan"]) if found.kind == "index" else ()
     with open_progress(Console(stderr=True)) as progress:
         progress.begin("verify", len(shards), 0, "shards")
         manifest = verify_index(options.index, advance=progress.advance)
@@ -176,17 +176,119 @@ def _diff(options: argparse.Namespace) -> None:
     from index.diff import describe_shifts, neurons_firing_more
     from index.reader import open_index
 
-    with open_index(options.first) as first, open_index(options.second) as second:
+    with open_index(options.first) as first, open_index(options.second, tombstones=options.tombstones) as second:
         shifts = neurons_firing_more(first, second)
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     console.print(describe_shifts(shifts, count=options.count))
 
 
+def _take_down(options: argparse.Namespace) -> None:
+    from index.take_down import Request, TakeDownJob, read_requests, take_down
+
+    wrong = [text for text in options.sha256 if not Request(what=text).is_digest]
+    if wrong:
+        raise SettingError(f"--sha256 takes digests of 64 hexadecimal digits; {wrong} are none")
+    requests = [Request(what=what, reason=options.reason) for what in (*options.sha256, *options.uri)]
+    requests += read_requests(options.list) if options.list is not None else []
+    result = take_down(
+        TakeDownJob(
+            index=options.index,
+            out=options.out,
+            requests=requests,
+            base=options.base,
+            allows_unknown=options.allow_unknown,
+        )
+    )
+    _answer(
+        {
+            "event": "taken down",
+            "out": str(options.out),
+            "id": result.tombstones.id,
+            "images": len(result.tombstones.reasons),
+            "rows": result.row_count,
+            "was_finished": result.was_finished,
+        }
+    )
+
+
+def _push(options: argparse.Namespace) -> None:
+    from index.progress import open_progress
+    from index.reader import open_index
+
+    try:
+        from index.qdrant.collection import open_qdrant
+        from index.qdrant.push import push_index
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"{error.name} is not installed, which talks to Qdrant; install requirements/qdrant.txt beside the rest"
+        ) from error
+    api_key = None if options.api_key_file is None else options.api_key_file.read_text(encoding="utf-8").strip()
+    with (
+        open_index(options.index) as index,
+        open_qdrant(options.qdrant, api_key=api_key, timeout_s=options.timeout_s) as client,
+        open_progress(Console(stderr=True)) as progress,
+    ):
+        progress.begin("push", index.image_count, 0, "images")
+        pushed = push_index(
+            index,
+            client,
+            options.collection,
+            shard_count=options.shard_number,
+            replica_count=options.replication,
+            advance=progress.advance,
+        )
+    _answer(
+        {
+            "event": "pushed",
+            "id": index.id,
+            "collection": pushed.collection,
+            "points": pushed.point_count,
+            "written": pushed.written_count,
+        }
+    )
+
+
+def _flag(options: argparse.Namespace) -> None:
+    from index.flags import flag_index, read_flag_list
+    from index.sensitive import SensitiveConfig
+
+    listed = SensitiveConfig() if options.list is None else read_flag_list(options.list)
+    config = SensitiveConfig(
+        neuron_ids=(*options.neuron, *listed.neuron_ids),
+        name_patterns=(*options.name_pattern, *listed.name_patterns),
+        image_digests=(*options.sha256, *listed.image_digests),
+        label_patterns=(*options.label_pattern, *listed.label_patterns),
+        uri_patterns=(*options.uri_pattern, *listed.uri_patterns),
+    )
+    flags, was_finished = flag_index(options.index, options.out, config, base=options.base)
+    _answer(
+        {
+            "event": "flagged",
+            "out": str(options.out),
+            "id": flags.id,
+            "neurons": len(flags.neuron_ids),
+            "images": len(flags.image_digests),
+            "was_finished": was_finished,
+        }
+    )
+
+
 def _activate(options: argparse.Namespace) -> None:
+    from index.flags import check_flags_stay
+    from index.take_down import check_nothing_comes_back
     from phosphene.current import save_current
 
+    indexes, tombstones = _named_folders(options.index), _named_folders(options.tombstones)
+    flags = _named_folders(options.flags)
+    if not options.put_back:
+        check_flags_stay(options.current, indexes, flags)
+        check_nothing_comes_back(options.current, indexes, tombstones)
     current = save_current(
-        options.current, bundles=_named_folders(options.bundle), indexes=_named_folders(options.index)
+        options.current,
+        bundles=_named_folders(options.bundle),
+        indexes=indexes,
+        tombstones=tombstones,
+        flags=flags,
     )
     _answer(
         {
@@ -194,6 +296,8 @@ def _activate(options: argparse.Namespace) -> None:
             "current": str(options.current),
             "bundles": {member.name: member.id for member in current.bundles},
             "indexes": {member.name: member.id for member in current.indexes},
+            "tombstones": {member.name: member.id for member in current.tombstones},
+            "flags": {member.name: member.id for member in current.flags},
         }
     )
 
@@ -218,4 +322,5 @@ def _answer(record: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

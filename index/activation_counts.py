@@ -22,10 +22,19 @@ from jaxtyping import Float16, Float64, Int64, Integer
 from index.keyed_sums import KeyedSums, merge_sums, sum_by_key
 from index.statistics import QUANTILE_PROBABILITIES, ActivationStatistics
 
-__all__ = ["ActivationCounts", "count_activations", "merge_counts", "neuron_blocks", "select_neurons"]
+__all__ = [
+    "VALUE_BITS",
+    "VALUE_MASK",
+    "ActivationCounts",
+    "count_activations",
+    "merge_counts",
+    "neuron_blocks",
+    "select_neurons",
+]
 
-_VALUE_BITS = 15
-_VALUE_MASK = (1 << _VALUE_BITS) - 1
+VALUE_BITS = 15
+"""Bits of a stored activation: a positive float16."""
+VALUE_MASK = (1 << VALUE_BITS) - 1
 
 
 def neuron_blocks(neuron_count: int, block_neurons: int) -> Iterator[range]:
@@ -77,13 +86,13 @@ class ActivationCounts:
         return int(counts[:below].sum()) / int(counts.sum()) if len(counts) else 0.0
 
     def _pairs_of(self, neuron_id: int) -> tuple[Float64[np.ndarray, " distinct"], Int64[np.ndarray, " distinct"]]:
-        first = (neuron_id - self.neurons.start) << _VALUE_BITS
-        begin, end = (int(place) for place in np.searchsorted(self.pairs.keys, [first, first + _VALUE_MASK + 1]))
-        bits = (self.pairs.keys[begin:end] & _VALUE_MASK).astype(np.uint16)
+        first = (neuron_id - self.neurons.start) << VALUE_BITS
+        begin, end = (int(place) for place in np.searchsorted(self.pairs.keys, [first, first + VALUE_MASK + 1]))
+        bits = (self.pairs.keys[begin:end] & VALUE_MASK).astype(np.uint16)
         return bits.view(np.float16).astype(np.float64), self.pairs.sums[begin:end]
 
     def _starts(self) -> Int64[np.ndarray, " block_and_one"]:
-        firsts = np.arange(len(self.neurons) + 1, dtype=np.int64) << _VALUE_BITS
+        firsts = np.arange(len(self.neurons) + 1, dtype=np.int64) << VALUE_BITS
         return np.searchsorted(self.pairs.keys, firsts).astype(np.int64)
 
 
@@ -101,8 +110,8 @@ def count_activations(
     local = (neuron_ids[chosen] - neurons.start).astype(np.int64)
     bits = np.ascontiguousarray(values[chosen]).view(np.uint16)
     # Half as wide a key sorts twice as fast.
-    width = np.uint32 if len(neurons) <= 1 << (32 - _VALUE_BITS) else np.int64
-    keys = (local << _VALUE_BITS | bits).astype(width)
+    width = np.uint32 if len(neurons) <= 1 << (32 - VALUE_BITS) else np.int64
+    keys = (local << VALUE_BITS | bits).astype(width)
     return ActivationCounts(neurons=neurons, pairs=sum_by_key(keys))
 
 

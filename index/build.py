@@ -6,29 +6,46 @@ finished index of the same plan it returns at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from index.assemble import assemble
+from index.bundle_parts import BundleParts, LoadedBundle
 from index.contents import digest_images
-from index.plan import IndexConfig, Plan, ShardRows
+from index.earlier import EarlierIndex, open_earlier, take_over
+from index.engines import Engine, LocalEngine, RayEngine
+from index.missing_shards import MissingShards, Workforce
+from index.patch_maps import patch_tokens
+from index.plan import IndexConfig, Plan
 from index.progress import Progress
-from index.quarantine import Quarantine
-from index.shard import ShardWork, run_shard, shard_work
+from index.ray_engine import require_ray
+from index.row_digests import RowDigests
 from index.summary import Summary, read_summary
-from index.workers import WorkerSetup, open_decoders, run_in_processes
+from index.vocabulary import vocabulary_digest
+from index.workers import WorkerSetup, open_decoders
 from index.workspace import Workspace, discard_workspace, open_workspace
 from phosphene.bundle import Bundle, load_bundle
 from phosphene.corpus import Corpus, open_corpus
 from phosphene.engine import open_device
 from phosphene.errors import ArtefactMismatch, SettingError
 from phosphene.manifest import MANIFEST_NAME, Manifest, differences, find_artefact, seal
-from phosphene.pipeline import Pipeline
+from phosphene.open_files import shortage_explained
 from phosphene.readout import SimilarityReadout
 
-__all__ = ["BuildJob", "BuildResult", "build_index"]
+__all__ = [
+    "BuildJob",
+    "BuildResult",
+    "Sources",
+    "build_index",
+    "complete_index",
+    "find_finished",
+    "missing_shards",
+    "open_sources",
+    "plan_index",
+    "publish_index",
+]
 
 _WORKER_LIMIT = 256
 
@@ -50,7 +67,14 @@ class BuildJob:
     max_bad_ratio: float = 0.1
     """Share of the corpus that may be unusable, in [0, 1]; no part of the plan."""
     worker_count: int = 1
-    """Processes that encode; 1 works in this one. No part of the plan."""
+    """Processes that encode; 1 of the local engine works in this one. No part of the plan."""
+    engine: Engine = field(default_factory=LocalEngine)
+    """What runs them; no part of the plan."""
+    earlier: Path | None = None
+    """Index to append to: its rows come first, and its own `config` stands. None: an index of the corpus alone."""
+    vocabulary: tuple[str, ...] = ()
+    """Words that may name neurons by the text tower, part of the plan; none: those that `earlier` was given, or those
+    of the bundle, if any."""
 
     def __post_init__(self) -> None:
         """Check the bounds.
@@ -76,6 +100,28 @@ class BuildResult:
     """Its figures."""
     was_finished: bool
     """Whether it lay there already."""
+    skipped_counts: Mapping[str, int]
+    """Files that were found beside the images, by why they are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What an index is made from, opened."""
+
+    bundle: Bundle
+    """What to index with."""
+    corpus: Corpus
+    """What to index."""
+    earlier: EarlierIndex | None = None
+    """The index whose rows come first; None: none do."""
+    vocabulary: tuple[str, ...] = ()
+    """Words that were given to name neurons by the text tower; none: those of the bundle, if any."""
+
+    def digest(self, progress: Progress) -> RowDigests:
+        """Read every image once."""
+        progress.begin("digest", len(self.corpus), 0, "images")
+        with open_decoders() as readers:
+            return digest_images(self.corpus, readers, progress.advance)
 
 
 def build_index(job: BuildJob, progress: Progress) -> BuildResult:
@@ -88,57 +134,146 @@ def build_index(job: BuildJob, progress: Progress) -> BuildResult:
         EncoderError: the bundle's encoder cannot be loaded.
         NumericError: the encoder or the sparse autoencoder gave NaN or infinity.
     """
+    sources = open_sources(job, progress)
+    digests = sources.digest(progress)
+    plan = plan_index(sources, digests, job.config)
+    return complete_index(job, sources, digests, plan, progress)
+
+
+def open_sources(job: BuildJob, progress: Progress) -> Sources:
+    """Load the bundle and list the corpus; says what was found beside the images.
+
+    Raises:
+        As `build_index`.
+    """
+    if isinstance(job.engine, RayEngine):
+        require_ray()
     bundle = load_bundle(job.bundle)
-    corpus = open_corpus(job.corpus)
-    progress.begin("digest", len(corpus), 0, "images")
-    with open_decoders() as readers:
-        digests = digest_images(corpus, readers, progress.advance)
-    plan = plan_index(corpus, digests, bundle, job.config)
-    finished = _find_finished(job.out, plan)
+    earlier = None if job.earlier is None else open_earlier(job.earlier, bundle)
+    words = job.vocabulary or (() if earlier is None else earlier.vocabulary)
+    sources = Sources(bundle=bundle, corpus=open_corpus(job.corpus), earlier=earlier, vocabulary=words)
+    skipped = sources.corpus.skipped_counts
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        progress.say(
+            f"skipped {sum(skipped.values())} of {sum(skipped.values()) + len(sources.corpus)} files: {reasons}"
+        )
+    return sources
+
+
+def complete_index(job: BuildJob, sources: Sources, digests: RowDigests, plan: Plan, progress: Progress) -> BuildResult:
+    """Do what is missing of a planned job, and publish the index. Arguments and errors as `build_index`."""
+    finished = find_finished(job.out, plan, sources.corpus.skipped_counts)
     if finished is not None:
         return finished
-    setup = partial(WorkerSetup, bundle=job.bundle, bundle_id=bundle.id, device=job.device, config=plan.config)
     device = open_device(job.device).type
     with open_workspace(job.out, plan, device=device, report=progress.say) as workspace:
-        finished = _find_finished(job.out, plan)
+        finished = find_finished(job.out, plan, sources.corpus.skipped_counts)
         if finished is not None:  # By another process, while this one read the corpus.
             return finished
-        shards = _Shards(setup(workspace=workspace), job, plan, corpus, digests)
-        shards.run_missing(progress)
+        shards = missing_shards(job, workspace, sources, digests, plan)
+        _check_vocabulary(sources.vocabulary, plan, shards)
+        if sources.earlier is not None:
+            take_over(sources.earlier, workspace, progress)
+        shards.run(plan.new_shards, progress)
         pipeline = shards.pipeline()
         with_text = isinstance(pipeline.engine.readout, SimilarityReadout)
-        draft = workspace.fresh_draft()
-        summary = assemble(draft, plan=plan, pipeline=pipeline, with_text=with_text, progress=progress)
-        if job.out.exists():
-            job.out.rmdir()
-        config = {"plan": plan.to_config(), "plan_id": plan.id, "has_text": with_text}
-        manifest = seal(draft, job.out, kind="index", inputs=plan.inputs, config=config)
-        discard_workspace(job.out, plan)
-    return BuildResult(manifest=manifest, plan_id=plan.id, summary=summary, was_finished=False)
+        if sources.earlier is not None:
+            sources.earlier.check_text(with_text)
+        patches = patch_tokens(sources.bundle) if plan.config.patch_maps else None
+        parts = LoadedBundle(pipeline, sources.vocabulary)
+        facts = {"has_text": with_text, "patch_grid": None if patches is None else list(patches.grid)}
+        result = publish_index(job.out, workspace, plan, parts, facts, progress)
+    return replace(result, skipped_counts=sources.corpus.skipped_counts)
 
 
-def plan_index(corpus: Corpus, digests: Sequence[str], bundle: Bundle, config: IndexConfig) -> Plan:
+def publish_index(
+    out: Path, workspace: Workspace, plan: Plan, bundle: BundleParts, facts: Mapping[str, Any], progress: Progress
+) -> BuildResult:
+    """Put an index together whose shards are all there, and publish it.
+
+    Args:
+        out: where.
+        workspace: the shards; the caller holds it.
+        plan: whose they are.
+        bundle: what they were made with.
+        facts: what the manifest says of the shards beside the plan.
+        progress: told of every step.
+    """
+    draft = workspace.fresh_draft()
+    with shortage_explained(f"index {out.name!r}"):
+        summary = assemble(draft, plan=plan, bundle=bundle, with_text=bool(facts["has_text"]), progress=progress)
+    if out.exists():
+        out.rmdir()
+    config = {**facts, "plan": plan.to_config(), "plan_id": plan.id}
+    manifest = seal(draft, out, kind="index", inputs=plan.inputs, config=config)
+    discard_workspace(out, plan)
+    return BuildResult(manifest=manifest, plan_id=plan.id, summary=summary, was_finished=False, skipped_counts={})
+
+
+def missing_shards(
+    job: BuildJob, workspace: Workspace, sources: Sources, digests: RowDigests, plan: Plan
+) -> MissingShards:
+    """Return the shards that a held workspace lacks, and who makes them."""
+    setup = WorkerSetup(
+        bundle=job.bundle.absolute(),
+        bundle_id=sources.bundle.id,
+        device=job.device,
+        config=plan.config,
+        workspace=workspace,
+    )
+    force = Workforce(engine=job.engine, worker_count=job.worker_count, max_bad_ratio=job.max_bad_ratio)
+    return MissingShards(setup, plan, sources.corpus, digests, force)
+
+
+def _check_vocabulary(words: Sequence[str], plan: Plan, shards: MissingShards) -> None:
+    """Refuse now what naming would refuse once all images are encoded."""
+    if vocabulary_digest(words) != plan.vocabulary_digest:
+        raise ArtefactMismatch(
+            "the words that name neurons are not those that were planned; name that file with --vocabulary, or none "
+            "where none was named"
+        )
+    if not words:
+        return
+    pipeline = shards.pipeline()
+    match pipeline.engine.readout:
+        case SimilarityReadout() as readout:
+            readout.check_texts(words)
+        case _:
+            pipeline.text_vectors(words)
+
+
+def plan_index(sources: Sources, digests: RowDigests, config: IndexConfig) -> Plan:
     """Decide what to do; has no effects.
 
     Args:
-        corpus: what to index.
+        sources: what to index, and with what.
         digests: sha256 of every row's bytes.
-        bundle: what to index it with.
-        config: what the caller chose.
+        config: what the caller chose; an earlier index's own stands.
 
     Raises:
         CorpusError: the corpus is empty.
     """
+    earlier = sources.earlier
     return Plan(
-        corpus_digest=corpus.content_digest(digests),
-        row_count=len(corpus),
-        bundle_id=bundle.id,
-        code_id=bundle.code_id,
-        config=config,
+        corpus_digest=sources.corpus.content_digest(digests),
+        row_count=len(sources.corpus) + (0 if earlier is None else earlier.row_count),
+        bundle_id=sources.bundle.id,
+        code_id=sources.bundle.code_id,
+        config=config if earlier is None else earlier.config,
+        earlier=() if earlier is None else earlier.segments,
+        made_from={} if earlier is None else {"index": earlier.manifest.id},
+        vocabulary_digest=vocabulary_digest(sources.vocabulary),
     )
 
 
-def _find_finished(out: Path, plan: Plan) -> BuildResult | None:
+def find_finished(out: Path, plan: Plan, skipped_counts: Mapping[str, int]) -> BuildResult | None:
+    """Return what lies at `out` where that is the index of this plan, None where nothing lies there.
+
+    Raises:
+        ArtefactError: another index lies there, or a damaged one.
+        SettingError: something else lies there.
+    """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).exists()):
         raise SettingError(f"{out} exists and is no index; choose another --out, or remove it first")
     manifest = find_artefact(out, kind="index")
@@ -151,64 +286,10 @@ def _find_finished(out: Path, plan: Plan) -> BuildResult | None:
             "remove it first"
         )
     discard_workspace(out, plan)
-    return BuildResult(manifest=manifest, plan_id=plan.id, summary=read_summary(out), was_finished=True)
-
-
-class _Shards:
-    """The shards of a job that are missing, and who makes them."""
-
-    def __init__(self, setup: WorkerSetup, job: BuildJob, plan: Plan, corpus: Corpus, digests: Sequence[str]) -> None:
-        self._setup, self._job, self._plan = setup, job, plan
-        self._corpus, self._digests = corpus, digests
-        self._pipeline: Pipeline | None = None
-
-    def pipeline(self) -> Pipeline:
-        """Return the bundle in this process; loads it the first time."""
-        if self._pipeline is None:
-            self._pipeline = self._setup.open_pipeline()
-        return self._pipeline
-
-    def run_missing(self, progress: Progress) -> None:
-        """Make every shard that is not there yet.
-
-        Raises:
-            CorpusError: too many images cannot be used.
-        """
-        workspace, row_count = self._setup.workspace, self._plan.row_count
-        finished = [shard for shard in self._plan.shards if workspace.is_finished(shard)]
-        progress.begin("encode", row_count, sum(shard.stop - shard.start for shard in finished), "images")
-        quarantine = Quarantine(row_count, max_bad_ratio=self._job.max_bad_ratio, report=workspace.quarantine_report)
-        for shard in finished:
-            quarantine.add(workspace.shard_folder(shard))
-        missing = [shard for shard in self._plan.shards if shard not in finished]
-        if self._job.worker_count == 1 or len(missing) <= 1:
-            self._run_here(missing, quarantine, progress)
-        else:
-            run_in_processes(
-                self._setup,
-                missing,
-                self._cut,
-                worker_count=self._job.worker_count,
-                advance=progress.advance,
-                finish=lambda shard: quarantine.add(workspace.shard_folder(shard)),
-            )
-        if quarantine.count:
-            progress.say(f"quarantined {quarantine.count} of {row_count} images: {quarantine.examples()}")
-
-    def _run_here(self, missing: Sequence[ShardRows], quarantine: Quarantine, progress: Progress) -> None:
-        workspace: Workspace = self._setup.workspace
-        with open_decoders() as decoders:
-            for shard in missing:
-                write = partial(
-                    run_shard,
-                    work=self._cut(shard),
-                    config=self._plan.config,
-                    pipeline=self.pipeline(),
-                    decoders=decoders,
-                    advance=progress.advance,
-                )
-                workspace.write_shard(shard, write)
-                quarantine.add(workspace.shard_folder(shard))
-
-    def _cut(self, shard: ShardRows) -> ShardWork:
-        return shard_work(shard, self._corpus, self._digests)
+    return BuildResult(
+        manifest=manifest,
+        plan_id=plan.id,
+        summary=read_summary(out),
+        was_finished=True,
+        skipped_counts=skipped_counts,
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
 from index.ahead import blocks_ahead
+from index.row_digests import RowDigests
 from phosphene.corpus import Corpus
 from phosphene.errors import CorpusError, ImageError
 from phosphene.images import image_sha256
@@ -15,8 +16,8 @@ __all__ = ["digest_images"]
 _BLOCK_ROWS = 256
 
 
-def digest_images(corpus: Corpus, readers: Executor, advance: Callable[[int], None]) -> list[str]:
-    """Return the sha256 of every image's bytes, in hexadecimal; empty where a row cannot be read.
+def digest_images(corpus: Corpus, readers: Executor, advance: Callable[[int], None]) -> RowDigests:
+    """Return the sha256 of every image's bytes; none for a row that cannot be read.
 
     Args:
         corpus: what to read, once.
@@ -30,9 +31,11 @@ def digest_images(corpus: Corpus, readers: Executor, advance: Callable[[int], No
         except (CorpusError, ImageError):
             return ""
 
-    digests: list[str] = []
     blocks = [range(start, min(start + _BLOCK_ROWS, len(corpus))) for start in range(0, len(corpus), _BLOCK_ROWS)]
-    for block in blocks_ahead(blocks, digest, readers):
-        digests += block
-        advance(len(block))
-    return digests
+
+    def digests() -> Iterator[str]:
+        for block in blocks_ahead(blocks, digest, readers):
+            yield from block
+            advance(len(block))
+
+    return RowDigests.of(digests())

@@ -1,4 +1,4 @@
-"""Finds neurons by their directions: a flat FAISS index of unit decoder rows; knows nothing of images."""
+"""Finds neurons by their directions, exactly: unit decoder rows, stored as a flat FAISS index; knows no images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import faiss
 import numpy as np
 from jaxtyping import Float32
 
+from index.faiss_files import save_faiss
+from index.retrieval.nearest_directions import NearestDirections
 from phosphene.errors import ArtefactDamaged
 
-__all__ = ["DirectionSearch", "write_directions"]
+__all__ = ["DIRECTIONS_FILE", "DirectionSearch", "write_directions"]
 
-_FILE = "directions.faiss"
+DIRECTIONS_FILE = "directions.faiss"
+"""Where in an index they lie."""
 
 
 def write_directions(folder: Path, directions: Float32[np.ndarray, "neurons width"]) -> None:
@@ -21,7 +24,7 @@ def write_directions(folder: Path, directions: Float32[np.ndarray, "neurons widt
     lengths = np.linalg.norm(directions.astype(np.float64), axis=1, keepdims=True)
     index = faiss.IndexFlatIP(directions.shape[1])
     index.add(np.ascontiguousarray(directions / np.where(lengths > 0, lengths, 1.0), dtype=np.float32))
-    faiss.write_index(index, str(folder / _FILE))
+    save_faiss(folder / DIRECTIONS_FILE, index)
 
 
 class DirectionSearch:
@@ -33,26 +36,27 @@ class DirectionSearch:
         Raises:
             ArtefactDamaged: it holds another number of neurons.
         """
-        self._index: Any = faiss.read_index(str(folder / _FILE))
-        if self._index.ntotal != neuron_count:
+        index: Any = faiss.read_index(str(folder / DIRECTIONS_FILE))
+        if index.ntotal != neuron_count:
             raise ArtefactDamaged(
-                f"{folder / _FILE} holds {self._index.ntotal} directions of {neuron_count}: build the index again"
+                f"{folder / DIRECTIONS_FILE} holds {index.ntotal} directions of {neuron_count}: build the index again"
             )
+        self._directions: Float32[np.ndarray, "neurons width"] = index.reconstruct_n(0, index.ntotal)
+        # FAISS would answer ties in any order, and rounded to float32.
+        self._search = NearestDirections(self._directions)
 
     @property
     def width(self) -> int:
         """Length of a direction."""
-        return int(self._index.d)
+        return int(self._directions.shape[1])
 
     def nearest(self, vector: Float32[np.ndarray, " width"], count: int) -> list[tuple[int, float]]:
         """Return up to `count` (neuron id, cosine), best first, ties by id; cosines of the zero vector are 0."""
         length = float(np.linalg.norm(vector))
-        query = np.ascontiguousarray(vector / length if length > 0 else vector, dtype=np.float32)[None]
-        cosines, neuron_ids = self._index.search(query, min(count, self._index.ntotal))
-        found = sorted(zip(-cosines[0], neuron_ids[0], strict=True))
-        return [(int(neuron_id), float(np.clip(-negated, -1.0, 1.0))) for negated, neuron_id in found]
+        neuron_ids, cosines = self._search.nearest(vector / np.float32(length) if length > 0 else vector, count)
+        return list(zip(neuron_ids.tolist(), np.clip(cosines, -1.0, 1.0).tolist(), strict=True))
 
     def like(self, neuron_id: int, count: int) -> list[tuple[int, float]]:
         """Return up to `count` other neurons by the cosine of their directions with this neuron's, best first."""
-        direction = self._index.reconstruct(neuron_id)
-        return [found for found in self.nearest(direction, count + 1) if found[0] != neuron_id][:count]
+        found = self.nearest(self._directions[neuron_id], count + 1)
+        return [other for other in found if other[0] != neuron_id][:count]

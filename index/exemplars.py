@@ -1,25 +1,28 @@
 """Chooses the images that show what each neuron does; an image is shown once, however often its bytes recur.
 
-Top exemplars are the strongest images; spread exemplars sample the whole range of activations at evenly spaced
-quantiles, because top images alone make a neuron look more selective than it is (Bolukbasi et al. 2021, "An
+Top exemplars are the strongest images; spread exemplars sample the whole range of activations in even steps (see
+`index.spread`), because top images alone make a neuron look more selective than it is (Bolukbasi et al. 2021, "An
 interpretability illusion for BERT").
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from index.activation_counts import ActivationCounts, neuron_blocks
+from index.activation_counts import VALUE_BITS, ActivationCounts, neuron_blocks
 from index.arrays import map_array
+from index.row_sets import among
 from index.shard_counts import BLOCK_NEURONS, count_shards
 from index.shards import Shards
-from index.spread import VALUE_BITS, spread_images, spread_places
+from index.spread import spread_images, spread_places
 from index.tops import Tops, merge_tops
 from index.values import Exemplar, ExemplarKind
 from phosphene.errors import ArtefactDamaged
+from phosphene.manifest import save_array
 
 __all__ = ["ExemplarStore", "merged_tops", "write_exemplars"]
 
@@ -38,22 +41,36 @@ def write_exemplars(
         top_count: strongest images kept per neuron; at most those of a shard's tops.
         spread_count: images kept per neuron that sample its activations.
     """
-    chosen: dict[ExemplarKind, Tops] = {
+    target = folder / _FOLDER
+    target.mkdir()
+    for kind, chosen in _choose(shards, first, top_count=top_count, spread_count=spread_count).items():
+        save_array(target / f"{kind.value}_offsets.npy", chosen.images.starts)
+        save_array(target / f"{kind.value}_rows.npy", chosen.images.rows)
+        save_array(target / f"{kind.value}_values.npy", chosen.images.values)
+        save_array(target / f"{kind.value}_quantiles.npy", chosen.quantiles)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chosen:
+    """Every neuron's exemplars of one kind."""
+
+    images: Tops
+    quantiles: Float64[np.ndarray, " exemplars"]
+
+
+def _choose(
+    shards: Shards, first: Bool[np.ndarray, " rows"], *, top_count: int, spread_count: int
+) -> dict[ExemplarKind, _Chosen]:
+    images: dict[ExemplarKind, Tops] = {
         ExemplarKind.TOP: merged_tops(shards, first, limit=top_count),
         ExemplarKind.SPREAD: spread_images(shards, first, spread_count),
     }
     quantiles: dict[ExemplarKind, list[Float64[np.ndarray, " exemplars"]]] = {kind: [] for kind in ExemplarKind}
     for neurons in neuron_blocks(shards.neuron_count, BLOCK_NEURONS):
         counts = count_shards(shards, neurons)
-        for kind, images in chosen.items():
-            quantiles[kind].append(_shares_below(counts, images))
-    target = folder / _FOLDER
-    target.mkdir()
-    for kind, images in chosen.items():
-        np.save(target / f"{kind.value}_offsets.npy", images.starts)
-        np.save(target / f"{kind.value}_rows.npy", images.rows)
-        np.save(target / f"{kind.value}_values.npy", images.values)
-        np.save(target / f"{kind.value}_quantiles.npy", np.concatenate(quantiles[kind]))
+        for kind in ExemplarKind:
+            quantiles[kind].append(_shares_below(counts, images[kind]))
+    return {kind: _Chosen(images=images[kind], quantiles=np.concatenate(quantiles[kind])) for kind in ExemplarKind}
 
 
 def merged_tops(shards: Shards, first: Bool[np.ndarray, " rows"], *, limit: int) -> Tops:
@@ -110,13 +127,44 @@ class ExemplarStore:
             self._images[kind] = Tops(starts=starts, rows=rows, values=values)
             self._quantiles[kind] = quantiles
 
-    def exemplars(self, neuron_id: int, kind: ExemplarKind, count: int) -> list[Exemplar]:
-        """Return up to `count` exemplars of a neuron, strongest first; of SPREAD, evenly spaced ones of the stored."""
+    def follows_from(
+        self, shards: Shards, first: Bool[np.ndarray, " rows"], *, top_count: int, spread_count: int
+    ) -> bool:
+        """Tell whether this is what `write_exemplars` writes. Arguments as there."""
+        chosen = _choose(shards, first, top_count=top_count, spread_count=spread_count)
+        return all(
+            np.array_equal(self._quantiles[kind], each.quantiles)
+            and all(
+                np.array_equal(getattr(self._images[kind], name), getattr(each.images, name))
+                for name in ("starts", "rows", "values")
+            )
+            for kind, each in chosen.items()
+        )
+
+    def exemplars(
+        self,
+        neuron_id: int,
+        kind: ExemplarKind,
+        count: int,
+        *,
+        hidden_rows: Int64[np.ndarray, " hidden"] | None = None,
+    ) -> list[Exemplar]:
+        """Return up to `count` of a neuron's stored exemplars, strongest first; of SPREAD, evenly spaced ones.
+
+        Args:
+            neuron_id: the neuron.
+            kind: which exemplars.
+            count: how many.
+            hidden_rows: rows that are none, rising.
+        """
         images = self._images[kind]
         rows, values = images.of(neuron_id)
         quantiles = self._quantiles[kind][int(images.starts[neuron_id]) : int(images.starts[neuron_id + 1])]
-        wanted = range(min(count, len(rows))) if kind is ExemplarKind.TOP else spread_places(len(rows), count)
+        left = np.arange(len(rows))
+        if hidden_rows is not None and len(hidden_rows):
+            left = np.flatnonzero(~among(rows, hidden_rows))
+        wanted = left[:count] if kind is ExemplarKind.TOP else left[spread_places(len(left), count)]
         return [
             Exemplar(row=int(rows[place]), value=float(values[place]), quantile=float(quantiles[place]))
-            for place in wanted
+            for place in wanted.tolist()
         ]

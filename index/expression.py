@@ -16,7 +16,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from phosphene.errors import InputError, NotFound
 
@@ -30,6 +30,7 @@ __all__ = [
     "Not",
     "Or",
     "Term",
+    "named_neurons",
     "parse_expression",
 ]
 
@@ -136,6 +137,19 @@ def parse_expression(text: str, *, neuron_count: int = _NEURON_LIMIT) -> Express
     expression = parser.disjunction(0)
     parser.expect_end()
     return expression
+
+
+def named_neurons(expression: Expression) -> frozenset[int]:
+    """Return the neurons that an expression names."""
+    match expression:
+        case Term(neuron_id=neuron_id):
+            return frozenset({neuron_id})
+        case Not(part=part):
+            return named_neurons(part)
+        case And(parts=parts) | Or(parts=parts):
+            return frozenset().union(*map(named_neurons, parts))
+        case _:
+            assert_never(expression)
 
 
 class _Token(NamedTuple):

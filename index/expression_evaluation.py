@@ -32,6 +32,11 @@ __all__ = ["ExpressionEvaluation", "asked_to_fire"]
 class ExpressionEvaluation:
     """Answers neuron expressions over the shards of an index."""
 
+    maxima: Float64[np.ndarray, " neurons"]
+    """What a neuron's activations are divided by in a score: its largest."""
+    excluded_rows: Int64[np.ndarray, " excluded"]
+    """Rows of the index that no answer holds, rising."""
+
     def __init__(
         self,
         shards: Sequence[SearchShard],
@@ -47,11 +52,20 @@ class ExpressionEvaluation:
             excluded_rows: rows of the index that no answer holds, rising: quarantined and taken down.
         """
         self._shards = list(shards)
-        self._maxima = maxima
-        self._excluded = np.zeros(0, dtype=np.int64) if excluded_rows is None else excluded_rows
+        self.maxima = maxima
+        self.excluded_rows = np.zeros(0, dtype=np.int64) if excluded_rows is None else excluded_rows
+        # Who asks for the best asks how many there are, too.
+        self._counted: tuple[Expression, int] | None = None
+
+    def without(self, excluded_rows: Int64[np.ndarray, " excluded"]) -> ExpressionEvaluation:
+        """Return one that answers with the same scores and leaves out other rows."""
+        return ExpressionEvaluation(self._shards, maxima=self.maxima, excluded_rows=excluded_rows)
 
     def count(self, expression: Expression) -> int:
-        """Return how many images match."""
+        """Return how many images match; nothing is read where `best` was asked for just before."""
+        counted = self._counted
+        if counted is not None and counted[0] == expression:
+            return counted[1]
         return sum(self._matches(shard, expression).count(shard.postings.row_count) for shard in self._shards)
 
     def best(
@@ -59,19 +73,21 @@ class ExpressionEvaluation:
     ) -> tuple[Int64[np.ndarray, " found"], Float64[np.ndarray, " found"]]:
         """Return up to `count` matching rows of the index with their scores, best first, ties by lower row."""
         neuron_ids = asked_to_fire(expression)
-        rows, scores = np.zeros(0, dtype=np.int64), np.zeros(0)
+        rows, scores, total = np.zeros(0, dtype=np.int64), np.zeros(0), 0
         for shard in self._shards:
             matching = self._matches(shard, expression).rows(shard.postings.row_count)
+            total += len(matching)
             matching = matching[self._may_be_among_best(shard, matching, neuron_ids, count)]
             rows = np.concatenate([rows, matching + shard.start])
             scores = np.concatenate([scores, self._scores(shard, matching, neuron_ids)])
             order = np.lexsort((rows, -scores))[:count]
             rows, scores = rows[order], scores[order]
+        self._counted = (expression, total)
         return rows, scores
 
     def _matches(self, shard: SearchShard, expression: Expression) -> RowSet:
-        bounds = np.searchsorted(self._excluded, [shard.start, shard.start + shard.postings.row_count])
-        excluded = RowSet(listed=self._excluded[bounds[0] : bounds[1]] - shard.start)
+        bounds = np.searchsorted(self.excluded_rows, [shard.start, shard.start + shard.postings.row_count])
+        excluded = RowSet(listed=self.excluded_rows[bounds[0] : bounds[1]] - shard.start)
         return _rows(shard, expression) & ~excluded
 
     def _scores(
@@ -79,8 +95,8 @@ class ExpressionEvaluation:
     ) -> Float64[np.ndarray, " rows"]:
         scores = np.zeros(len(rows))
         for neuron_id in neuron_ids:
-            if self._maxima[neuron_id] > 0:
-                scores += activations_on(shard, neuron_id, rows) / self._maxima[neuron_id]
+            if self.maxima[neuron_id] > 0:
+                scores += activations_on(shard, neuron_id, rows) / self.maxima[neuron_id]
         return scores
 
     def _may_be_among_best(
@@ -91,10 +107,10 @@ class ExpressionEvaluation:
             return np.arange(len(rows))
         rounded, error = np.zeros(shard.postings.row_count), 0.0
         for neuron_id in neuron_ids:
-            if self._maxima[neuron_id] > 0:
+            if self.maxima[neuron_id] > 0:
                 firing = shard.postings.rows(neuron_id)
-                rounded[firing] += shard.postings.values(neuron_id) / self._maxima[neuron_id]
-                error += shard.postings.scale / self._maxima[neuron_id]
+                rounded[firing] += shard.postings.values(neuron_id) / self.maxima[neuron_id]
+                error += shard.postings.scale / self.maxima[neuron_id]
         scores = rounded[rows]
         if not error:
             return np.arange(count)

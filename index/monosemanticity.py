@@ -20,15 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int64, Integer
+from jaxtyping import Float16, Float32, Float64, Int32, Int64, Integer
 
-from index.activation_counts import neuron_blocks, select_neurons
+from index.activation_counts import neuron_blocks
+from index.retrieval.weighted_sum_kernels import add_weighted_rows, order_by_neuron
 
 __all__ = ["CodedEmbeddings", "MonosemanticitySums", "monosemanticity"]
 
 _BLOCK_NUMBERS = 1 << 24
 _CHUNK_ROWS = 8192
-_GATHERED_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,15 +85,8 @@ class MonosemanticitySums:
         """Add the images of a shard."""
         row_count = len(shard.offsets) - 1
         for start in range(0, row_count, _CHUNK_ROWS):
-            stop = min(start + _CHUNK_ROWS, row_count)
-            begin, end = int(shard.offsets[start]), int(shard.offsets[stop])
-            neuron_ids = shard.neuron_ids[begin:end]
-            rows = np.repeat(np.arange(stop - start), np.diff(shard.offsets[start : stop + 1]))
-            chosen = select_neurons(neuron_ids, self._neurons)
-            chosen = chosen[np.argsort(neuron_ids[chosen], kind="stable")]
-            owners = neuron_ids[chosen].astype(np.int64) - self._neurons.start
-            values = shard.values[begin:end][chosen].astype(np.float64)
-            self._add_chunk(owners, rows[chosen], values, _unit_rows(shard.embeddings[start:stop]))
+            offsets = shard.offsets[start : min(start + _CHUNK_ROWS, row_count) + 1]
+            self._add_chunk(shard, offsets, _unit_rows(shard.embeddings[start : start + _CHUNK_ROWS]))
 
     def scores(self) -> Float64[np.ndarray, " block"]:
         """Return each neuron's score; NaN for one that fires on fewer than two images."""
@@ -107,24 +100,25 @@ class MonosemanticitySums:
 
     def _add_chunk(
         self,
-        owners: Int64[np.ndarray, " entries"],
-        rows: Int64[np.ndarray, " entries"],
-        values: Float64[np.ndarray, " entries"],
+        shard: CodedEmbeddings,
+        offsets: Int64[np.ndarray, " rows_and_one"],
         embeddings: Float32[np.ndarray, "rows embedding"],
     ) -> None:
-        lengths = (np.einsum("rw,rw->r", embeddings, embeddings) > 0.5).astype(np.float64)[rows]
-        block = len(self._neurons)
-        self._values += np.bincount(owners, weights=values, minlength=block)
-        self._squares += np.bincount(owners, weights=values**2, minlength=block)
-        self._lengths += np.bincount(owners, weights=values**2 * lengths, minlength=block)
-        self._counts += np.bincount(owners, minlength=block)
-        step = max(1, _GATHERED_NUMBERS // max(1, embeddings.shape[1]))
-        for begin in range(0, len(owners), step):
-            part = slice(begin, begin + step)
-            firsts = np.flatnonzero(np.diff(owners[part], prepend=-1))
-            weighted = embeddings[rows[part]]
-            weighted *= values[part].astype(np.float32)[:, None]
-            self._vectors[owners[part][firsts]] += np.add.reduceat(weighted, firsts, axis=0)
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        block, entry_count = len(self._neurons), entries.stop - entries.start
+        starts: Int64[np.ndarray, " block_and_one"] = np.zeros(block + 1, dtype=np.int64)
+        rows: Int32[np.ndarray, " entries"] = np.empty(entry_count, dtype=np.int32)
+        weights: Float32[np.ndarray, " entries"] = np.empty(entry_count, dtype=np.float32)
+        values = shard.values[entries].astype(np.float32)
+        order_by_neuron(offsets, shard.neuron_ids[entries], values, self._neurons.start, starts, rows, weights)
+        add_weighted_rows(starts, rows, weights, embeddings, self._vectors)
+        chosen, counts = slice(0, int(starts[-1])), np.diff(starts)
+        owners, wide = np.repeat(np.arange(block), counts), weights[chosen].astype(np.float64)
+        has_length = np.einsum("rw,rw->r", embeddings, embeddings) > 0.5
+        self._values += np.bincount(owners, weights=wide, minlength=block)
+        self._squares += np.bincount(owners, weights=wide**2, minlength=block)
+        self._lengths += np.bincount(owners, weights=wide**2 * has_length[rows[chosen]], minlength=block)
+        self._counts += counts
 
 
 def _unit_rows(embeddings: Float16[np.ndarray, "rows embedding"]) -> Float32[np.ndarray, "rows embedding"]:

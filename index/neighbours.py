@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int32, Int64
 from index.arrays import map_array
 from index.co_activation import CoActivation
 from phosphene.errors import ArtefactDamaged
+from phosphene.manifest import save_array
 
 __all__ = ["Neighbours", "write_neighbours"]
 
@@ -26,9 +27,9 @@ def write_neighbours(folder: Path, neighbours: CoActivation) -> None:
     """Write `folder`/neighbours."""
     target = folder / _FOLDER
     target.mkdir()
-    np.save(target / "ids.npy", neighbours.ids)
-    np.save(target / "npmi.npy", neighbours.npmi)
-    np.save(target / "counts.npy", neighbours.counts)
+    save_array(target / "ids.npy", neighbours.ids)
+    save_array(target / "npmi.npy", neighbours.npmi)
+    save_array(target / "counts.npy", neighbours.counts)
 
 
 class Neighbours:

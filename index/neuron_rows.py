@@ -1,7 +1,7 @@
 """Sums up every neuron over all shards: figures over the corpus, and first names from its words.
 
 rows = neuron_rows(shards, exemplars, images)
-scores = monosemanticity(coded_embeddings, neuron_count=..., width=...)          # None without embeddings
+scores = monosemanticity(coded_embeddings, neuron_count=..., width=...)
 neighbours = co_activation_neighbours(search_shards, neuron_count=..., image_count=...)
 write_neighbours(folder, neighbours)
 rows = completed_rows(rows, monosemanticity=scores, mean_l0=..., neighbours=neighbours)
@@ -70,21 +70,20 @@ def neuron_rows(shards: Shards, exemplars: ExemplarStore, images: ImageTable) ->
 def completed_rows(
     rows: Sequence[NeuronRow],
     *,
-    monosemanticity: Float64[np.ndarray, " neurons"] | None,
+    monosemanticity: Float64[np.ndarray, " neurons"],
     mean_l0: float,
     neighbours: CoActivation,
 ) -> list[NeuronRow]:
-    """Return the rows of all neurons with the figures that need other neurons, or embeddings.
+    """Return the rows of all neurons with the figures that need other neurons, or the images' vectors.
 
     Args:
         rows: one per neuron, ascending.
-        monosemanticity: see `index.monosemanticity`; None for an index without embeddings.
+        monosemanticity: see `index.monosemanticity`; NaN where a neuron has none.
         mean_l0: neurons that fire on a readable image, on average.
         neighbours: co-activation neighbours of every neuron.
     """
     dense = dense_neurons(np.array([row.density for row in rows]), mean_l0=mean_l0)
     cluster = dense_cluster(dense, neighbours.ids, neighbours.npmi)
-    scores = np.full(len(rows), np.nan) if monosemanticity is None else monosemanticity
     return [
         replace(
             row,
@@ -92,7 +91,7 @@ def completed_rows(
             is_dense=bool(is_dense),
             in_dense_cluster=bool(in_cluster),
         )
-        for row, score, is_dense, in_cluster in zip(rows, scores, dense, cluster, strict=True)
+        for row, score, is_dense, in_cluster in zip(rows, monosemanticity, dense, cluster, strict=True)
     ]
 
 

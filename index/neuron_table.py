@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float64, Int64
 
 from index.tables import read_table, write_table
-from index.values import NameSource, NeuronName, NeuronOrder, NeuronRow
+from index.values import NameSource, NeuronFilter, NeuronName, NeuronOrder, NeuronRow
 
 __all__ = ["NeuronTable", "write_neurons"]
 
@@ -93,9 +93,11 @@ class NeuronTable:
         self.maximum = self._table["maximum"].to_numpy()
         # Arrow gives NaN where there is none; it sorts last.
         self._label_entropy: Float64[np.ndarray, " neurons"] = self._table["label_entropy"].to_numpy()
+        self._monosemanticity: Float64[np.ndarray, " neurons"] = self._table["monosemanticity"].to_numpy()
         names = self._table["names"].to_pylist()
         self._best_score: Float64[np.ndarray, " neurons"] = np.array([row[0]["score"] if row else 0.0 for row in names])
-        self._names_folded: list[str] = ["\n".join(name["name"].casefold() for name in row) for row in names]
+        self._names_folded: list[list[str]] = [[name["name"].casefold() for name in row] for row in names]
+        self._in_dense_cluster: Bool[np.ndarray, " neurons"] = self._table["in_dense_cluster"].to_numpy()
 
     @property
     def neuron_count(self) -> int:
@@ -112,33 +114,31 @@ class NeuronTable:
         return NeuronRow(**record | {"names": names, "quantiles": tuple(record["quantiles"])})
 
     def in_order(
-        self,
-        order: NeuronOrder,
-        *,
-        min_density: float | None,
-        max_density: float | None,
-        name_contains: str,
-        alive_only: bool,
+        self, order: NeuronOrder, filter: NeuronFilter, *, sensitive_neuron_ids: Collection[int] = ()
     ) -> list[int]:
-        """Return the ids of the neurons that pass every filter, sorted; ties by ascending id.
+        """Return the ids of the neurons that pass a filter, sorted; ties by ascending id.
 
         Args:
             order: by what.
-            min_density: least density, in [0, 1]; None sets no bound.
-            max_density: largest density, in [0, 1]; None sets no bound.
-            name_contains: text that one of the names contains, letter case aside; empty lets all pass.
-            alive_only: leaves out neurons that fire on no image.
+            filter: which.
+            sensitive_neuron_ids: those that are.
         """
         passing: Bool[np.ndarray, " neurons"] = np.ones(self.neuron_count, dtype=bool)
-        if min_density is not None:
-            passing &= self.density >= min_density
-        if max_density is not None:
-            passing &= self.density <= max_density
-        if alive_only:
+        density = self.density.astype(np.float32)
+        if filter.min_density is not None:
+            passing &= density >= np.float32(filter.min_density)
+        if filter.max_density is not None:
+            passing &= density <= np.float32(filter.max_density)
+        if filter.alive_only:
             passing &= self.firing_count > 0
-        if name_contains:
-            wanted = name_contains.casefold()
-            passing &= np.array([wanted in names for names in self._names_folded], dtype=bool)
+        if filter.name_contains:
+            wanted = filter.name_contains.casefold()
+            passing &= np.array([any(wanted in name for name in names) for names in self._names_folded], dtype=bool)
+        if filter.in_dense_cluster is not None:
+            passing &= self._in_dense_cluster == filter.in_dense_cluster
+        if filter.is_sensitive is not None:
+            is_sensitive = np.isin(np.arange(self.neuron_count), list(sensitive_neuron_ids))
+            passing &= is_sensitive == filter.is_sensitive
         sorted_ids = np.argsort(self._sort_key(order), kind="stable")
         return [int(neuron_id) for neuron_id in sorted_ids[passing[sorted_ids]]]
 
@@ -156,5 +156,7 @@ class NeuronTable:
                 return self._label_entropy
             case NeuronOrder.NAME_SCORE:
                 return -self._best_score
+            case NeuronOrder.MONOSEMANTICITY:
+                return -self._monosemanticity
             case _:
                 assert_never(order)

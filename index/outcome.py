@@ -14,11 +14,14 @@ __all__ = ["describe_outcome", "outcome_figures"]
 
 
 def outcome_figures(result: BuildResult) -> dict[str, int | float]:
-    """Return the figures of a finished index by name."""
+    """Return the figures of a finished index by name; what was seen is indexed, quarantined or skipped."""
     summary = result.summary
+    skipped_count = sum(result.skipped_counts.values())
     return {
         "images": summary.image_count,
         "quarantined_images": summary.quarantined_count,
+        "skipped_files": skipped_count,
+        "seen_files": summary.row_count + skipped_count,
         "neurons": summary.neuron_count,
         "dead_neurons": summary.neuron_count - summary.alive_count,
         "l0_neurons": round(summary.mean_l0, 4),
@@ -35,6 +38,11 @@ def describe_outcome(result: BuildResult, stages: Mapping[str, StageFigures]) ->
     table.add_column(style="bold")
     table.add_column()
     table.add_row("images", f"{images:,} indexed, {int(figures['quarantined_images']):,} quarantined")
+    if result.skipped_counts:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.skipped_counts.items()))
+        table.add_row(
+            "skipped", f"{int(figures['skipped_files']):,} of {int(figures['seen_files']):,} files: {reasons}"
+        )
     table.add_row("neurons", f"{int(figures['neurons']):,}, of which {int(figures['dead_neurons']):,} never fire")
     table.add_row("mean L0", f"{figures['l0_neurons']:.2f} neurons per image")
     table.add_row("bytes", f"{int(figures['size_bytes']):,}, {figures['size_bytes'] / max(1, images):,.0f} per image")

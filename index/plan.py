@@ -7,17 +7,28 @@ versions the contents are reproducible too.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
-from phosphene.errors import CorpusError, SettingError
+from phosphene.errors import CorpusError, SchemaUnknown, SettingError
 from phosphene.manifest import digest_of
 
-__all__ = ["SHARDS_FOLDER", "IndexConfig", "Plan", "ShardRows", "plan_shards"]
+__all__ = [
+    "SHARDS_FOLDER",
+    "IndexConfig",
+    "Plan",
+    "Quantiser",
+    "ShardRows",
+    "config_of",
+    "plan_shards",
+    "stored_shards",
+]
 
 SHARDS_FOLDER = "shards"
 """Where in an index its shards lie."""
-LAYOUT = 2
+LAYOUT = 3
 """Raised when the same inputs and configuration give another index."""
 
 _BOUNDS = {
@@ -31,6 +42,15 @@ _BOUNDS = {
     "sketch_from_images": (0, 2**40),
     "ivf_from_images": (1, 2**40),
 }
+
+
+class Quantiser(StrEnum):
+    """What inverted lists hold of a vector."""
+
+    FAST_SCAN = "fast-scan"
+    """4 bits for every 4 numbers, in blocks that a CPU scans in its registers."""
+    EIGHT_BIT = "eight-bit"
+    """8 bits for every 8 numbers: slower on a CPU, and what a GPU can search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +69,16 @@ class IndexConfig:
     """Spread exemplars kept per neuron."""
     thumbnail_px: int = 128
     """Longer side of a thumbnail, in pixels."""
+    patch_maps: bool = True
+    """Whether maps of where neurons fire are kept, for sites with patches."""
     sketch_seed: int = 0
     """Seed of the sign vectors of the sketch."""
     sketch_from_images: int = 4_000_000
     """From this many rows on, similar images are proposed by the sketch; below, the search is exact."""
     ivf_from_images: int = 200_000
-    """From this many rows on, the sketch index is cut into inverted lists."""
+    """From this many rows on, FAISS indexes over images are cut into inverted lists."""
+    quantiser: Quantiser = Quantiser.FAST_SCAN
+    """What those lists hold."""
 
     def __post_init__(self) -> None:
         """Check the bounds.
@@ -94,13 +118,42 @@ class ShardRows:
         ]
 
 
-def plan_shards(row_count: int, shard_image_count: int) -> tuple[ShardRows, ...]:
-    """Cut so many rows into shards, all but the last of equal size."""
-    starts = range(0, row_count, shard_image_count)
-    return tuple(
-        ShardRows(number=number, start=start, stop=min(start + shard_image_count, row_count))
-        for number, start in enumerate(starts)
-    )
+def plan_shards(row_count: int, shard_image_count: int, *, earlier: Sequence[int] = ()) -> tuple[ShardRows, ...]:
+    """Cut rows into shards, all but the last of a segment of equal size.
+
+    Args:
+        row_count: rows in all.
+        shard_image_count: rows of a shard, at most.
+        earlier: rows of each segment but the last; a shard never crosses segments.
+    """
+    bounds: list[tuple[int, int]] = []
+    first = 0
+    for count in (*earlier, row_count - sum(earlier)):
+        starts = range(first, first + count, shard_image_count)
+        bounds += [(start, min(start + shard_image_count, first + count)) for start in starts]
+        first += count
+    return tuple(ShardRows(number=number, start=start, stop=stop) for number, (start, stop) in enumerate(bounds))
+
+
+def stored_shards(plan: Mapping[str, Any]) -> tuple[ShardRows, ...]:
+    """Return the shards of an index by the plan in its manifest.
+
+    Raises:
+        SchemaUnknown: it has the plan of an earlier version.
+    """
+    if plan.get("layout") != LAYOUT:
+        raise SchemaUnknown(
+            f"the index has layout {plan.get('layout')}; this version reads {LAYOUT}: build it again "
+            "into another folder"
+        )
+    segments = [int(count) for count in plan["segments"]]
+    return plan_shards(int(plan["row_count"]), int(plan["shard_image_count"]), earlier=segments[:-1])
+
+
+def config_of(plan: Mapping[str, Any]) -> IndexConfig:
+    """Return what the caller of a finished job had chosen, by the plan in its manifest."""
+    chosen = {each.name: plan[each.name] for each in fields(IndexConfig)}
+    return IndexConfig(**chosen | {"quantiser": Quantiser(chosen["quantiser"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +161,21 @@ class Plan:
     """An index job: its inputs and its configuration."""
 
     corpus_digest: str
-    """Digest of the corpus: its rows and the bytes of its images."""
+    """Digest of the corpus: its rows and the bytes of its images; of an append, of what is appended."""
     row_count: int
-    """Rows of the corpus."""
+    """Rows of the index."""
     bundle_id: str
     """Id of the bundle."""
     code_id: str
     """What decides codes; the service refuses an index of another `code_id`."""
     config: IndexConfig
     """What the caller chose."""
+    earlier: tuple[int, ...] = ()
+    """Rows of each segment that is taken from another index; the others are the last segment."""
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    """Ids of the artefacts, other than bundle and corpus, that rows come from, by role."""
+    vocabulary_digest: str = ""
+    """Digest of the words given to name neurons by the text tower; empty: those of the bundle, if any."""
 
     def __post_init__(self) -> None:
         """Check that there is something to do.
@@ -124,7 +183,7 @@ class Plan:
         Raises:
             CorpusError: the corpus is empty.
         """
-        if self.row_count < 1:
+        if self.row_count <= self.first_row:
             raise CorpusError("the corpus has 0 images; an index needs at least 1: check the folder or list you named")
 
     @property
@@ -135,12 +194,22 @@ class Plan:
     @property
     def inputs(self) -> dict[str, str]:
         """Ids of what the index is made from, by role."""
-        return {"bundle": self.bundle_id, "corpus": self.corpus_digest}
+        return {"bundle": self.bundle_id, "corpus": self.corpus_digest} | dict(self.made_from)
+
+    @property
+    def first_row(self) -> int:
+        """The first row that is not taken from another index."""
+        return sum(self.earlier)
+
+    @property
+    def new_shards(self) -> tuple[ShardRows, ...]:
+        """The shards that are not taken from another index."""
+        return tuple(shard for shard in self.shards if shard.start >= self.first_row)
 
     @property
     def shards(self) -> tuple[ShardRows, ...]:
         """The work, in order."""
-        return plan_shards(self.row_count, self.config.shard_image_count)
+        return plan_shards(self.row_count, self.config.shard_image_count, earlier=self.earlier)
 
     def to_config(self) -> dict[str, Any]:
         """Return the plan as JSON."""
@@ -148,6 +217,30 @@ class Plan:
             "layout": LAYOUT,
             "corpus_digest": self.corpus_digest,
             "row_count": self.row_count,
+            "segments": [*self.earlier, self.row_count - self.first_row],
+            "made_from": dict(self.made_from),
             "bundle_id": self.bundle_id,
             "code_id": self.code_id,
+            "vocabulary_digest": self.vocabulary_digest,
         } | asdict(self.config)
+
+    @classmethod
+    def from_config(cls, record: Mapping[str, Any]) -> Plan | None:
+        """Read a plan back from JSON; None where another version wrote it."""
+        try:
+            config = config_of(record)
+            inputs = {
+                name: record[name]
+                for name in (
+                    "corpus_digest",
+                    "row_count",
+                    "bundle_id",
+                    "code_id",
+                    "made_from",
+                    "vocabulary_digest",
+                )
+            }
+            plan = cls(config=config, earlier=tuple(record["segments"][:-1]), **inputs)
+        except (KeyError, TypeError, ValueError, SettingError):
+            return None
+        return plan if plan.to_config() == record else None

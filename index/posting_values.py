@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from index.retrieval.exact import SearchShard
+from index.row_sets import among
 
 __all__ = ["activations_on", "histogram", "rows_above"]
 
@@ -47,7 +48,7 @@ def histogram(
         rows = shard.postings.rows(neuron_id).astype(np.int64)
         values = _near_exact(shard, neuron_id, rows, edges)
         if excluded_rows is not None:
-            values = values[~np.isin(rows + shard.start, excluded_rows)]
+            values = values[~among(rows + shard.start, excluded_rows)]
         counts += np.histogram(values, bins=edges)[0]
     return counts
 

@@ -16,8 +16,9 @@ from index.arrays import map_array
 from index.codes_store import CodesStore
 from index.retrieval.postings import ShardPostings, build_postings, row_norms
 from phosphene.errors import ArtefactDamaged
+from phosphene.manifest import save_array
 
-__all__ = ["count_below", "exact_values", "read_norms", "read_postings", "write_postings"]
+__all__ = ["count_below", "exact_values", "read_norms", "read_postings", "stored_bound", "write_postings"]
 
 _FOLDER = "postings"
 _NORMS = "row_norms.npy"
@@ -35,10 +36,10 @@ def write_postings(folder: Path, codes: CodesStore, neuron_count: int) -> None:
     postings = build_postings(codes.offsets, codes.neuron_ids, codes.values, neuron_count=neuron_count)
     target = folder / _FOLDER
     target.mkdir()
-    np.save(target / "neuron_starts.npy", postings.neuron_starts)
-    np.save(target / "words.npy", postings.words)
-    np.save(target / "scale.npy", np.array(postings.scale, dtype=np.float32))
-    np.save(folder / _NORMS, row_norms(codes.offsets, codes.values))
+    save_array(target / "neuron_starts.npy", postings.neuron_starts)
+    save_array(target / "words.npy", postings.words)
+    save_array(target / "scale.npy", np.array(postings.scale, dtype=np.float32))
+    save_array(folder / _NORMS, row_norms(codes.offsets, codes.values))
 
 
 def read_postings(folder: Path, row_count: int) -> ShardPostings:
@@ -76,12 +77,17 @@ def exact_values(
     return rows, codes.values_of(neuron_id, rows)
 
 
+def stored_bound(value: float) -> float:
+    """Return the activation that a value is compared as with stored ones: in float16, as they are."""
+    return float(np.float16(min(value, _LARGEST)))
+
+
 def count_below(shards: Sequence[tuple[ShardPostings, CodesStore]], neuron_id: int, value: float) -> tuple[int, int]:
     """Count the images on which a neuron's stored activation is smaller than a value, and all on which it fires.
 
     The value is rounded to float16 first, so that an image of the corpus meets its own stored activation.
     """
-    bound = float(np.float16(min(value, _LARGEST)))
+    bound = stored_bound(value)
     below, firing = 0, 0
     for postings, codes in shards:
         values = postings.values(neuron_id)

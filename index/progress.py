@@ -99,8 +99,8 @@ class TerminalProgress:
             self._bars.advance(self._task, count)
 
     def say(self, sentence: str) -> None:
-        """Print the sentence above the bars."""
-        self._bars.console.print(sentence)
+        """Print the sentence above the bars, as it is: it may hold names of files, and those hold anything."""
+        self._bars.console.print(Text(sentence))
 
 
 @contextmanager

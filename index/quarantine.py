@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from index.image_table import read_quarantined
-from phosphene.errors import CorpusError
+from phosphene.errors import ArtefactDamaged, CorpusError
 
-__all__ = ["QUARANTINE_FILE", "Quarantine", "write_quarantine"]
+__all__ = ["QUARANTINE_FILE", "Quarantine", "quarantined_rows", "read_quarantine", "write_quarantine"]
 
 QUARANTINE_FILE = "quarantine.csv"
 _EXAMPLES_IN_ERROR = 5
@@ -20,8 +20,26 @@ def write_quarantine(path: Path, shards: Sequence[Path]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("row", "uri", "reason"))
-        for shard in shards:
-            writer.writerows(read_quarantined(shard))
+        writer.writerows(quarantined_rows(shards))
+
+
+def quarantined_rows(shards: Sequence[Path]) -> Iterator[tuple[int, str, str]]:
+    """Yield row, uri and reason of the quarantined rows of shards, in order."""
+    for shard in shards:
+        yield from read_quarantined(shard)
+
+
+def read_quarantine(path: Path) -> list[tuple[int, str, str]]:
+    """Return what `write_quarantine` wrote.
+
+    Raises:
+        ArtefactDamaged: it is not that.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return [(int(row), uri, reason) for row, uri, reason in [*csv.reader(file)][1:]]
+        except (ValueError, csv.Error) as error:
+            raise ArtefactDamaged(f"{path} is no list of rows ({error}): build the index again") from error
 
 
 class Quarantine:

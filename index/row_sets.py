@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Integer
 
-__all__ = ["RowSet"]
+__all__ = ["RowSet", "among"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,12 +31,12 @@ class RowSet:
         if self.is_complement and other.is_complement:
             return RowSet(listed=_union(self.listed, other.listed), is_complement=True)
         if self.is_complement:
-            return RowSet(listed=other.listed[~_among(other.listed, self.listed)])
+            return RowSet(listed=other.listed[~among(other.listed, self.listed)])
         if other.is_complement:
-            return RowSet(listed=self.listed[~_among(self.listed, other.listed)])
+            return RowSet(listed=self.listed[~among(self.listed, other.listed)])
         # The shorter one is looked up in the longer one.
         shorter, longer = sorted((self.listed, other.listed), key=len)
-        return RowSet(listed=shorter[_among(shorter, longer)])
+        return RowSet(listed=shorter[among(shorter, longer)])
 
     def __or__(self, other: RowSet) -> RowSet:
         """Rows in either."""
@@ -61,8 +61,8 @@ def _union(first: Int64[np.ndarray, " first"], second: Int64[np.ndarray, " secon
     return np.union1d(first, second)
 
 
-def _among(rows: Int64[np.ndarray, " rows"], others: Int64[np.ndarray, " others"]) -> Bool[np.ndarray, " rows"]:
-    """Tell which rows are among the others; both rise."""
+def among(rows: Integer[np.ndarray, " rows"], others: Int64[np.ndarray, " others"]) -> Bool[np.ndarray, " rows"]:
+    """Tell which rows are among the others, which rise."""
     if not len(others):
         return np.zeros(len(rows), dtype=bool)
     places = np.minimum(np.searchsorted(others, rows), len(others) - 1)

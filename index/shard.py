@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,21 +19,23 @@ from jaxtyping import Float16
 from index.ahead import blocks_ahead
 from index.codes_store import CodesStore, write_codes
 from index.image_table import ImageRecord, write_images
+from index.image_vectors import EMBEDDINGS_FILE, RESIDUALS_FILE, stored_vectors
+from index.patch_maps import PatchMapsWriter, PatchTokens, patch_tokens
 from index.plan import IndexConfig, ShardRows
 from index.postings import write_postings
-from index.text_search import EMBEDDINGS_FILE
+from index.row_digests import RowDigests
 from index.thumbnails import write_thumbnails
 from index.tops import Tops, top_images, write_tops
 from phosphene.codes import ImageCode
 from phosphene.corpus import Corpus
 from phosphene.engine import EngineBatch, Want
 from phosphene.errors import CorpusError, ImageError
-from phosphene.images import PreparedImage, image_sha256, thumbnail
-from phosphene.manifest import canonical_json
+from phosphene.images import PreparedImage, image_sha256
+from phosphene.manifest import canonical_json, save_array
 from phosphene.pipeline import Pipeline
 from phosphene.readout import SimilarityReadout
 
-__all__ = ["ShardWork", "run_shard", "shard_tops", "shard_work", "write_turned"]
+__all__ = ["EncodedRows", "ShardWork", "run_shard", "shard_tops", "shard_work", "write_rows", "write_turned"]
 
 # Some of Pillow's messages name an object by its address, which differs from run to run.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -46,19 +49,15 @@ class ShardWork:
     """Its rows of the corpus."""
     corpus: Corpus
     """Those rows alone, counted from 0."""
-    digests: Sequence[str]
+    digests: RowDigests
     """sha256 of each row's bytes as the plan knows them; empty for a row that could not be read."""
 
 
-def shard_work(shard: ShardRows, corpus: Corpus, digests: Sequence[str]) -> ShardWork:
-    """Cut one shard out of a corpus and its digests."""
-    rows = range(shard.start, shard.stop)
-    part = replace(
-        corpus,
-        rows=corpus.rows[shard.start : shard.stop],
-        spans={row - shard.start: corpus.spans[row] for row in rows if row in corpus.spans},
-    )
-    return ShardWork(shard=shard, corpus=part, digests=digests[shard.start : shard.stop])
+def shard_work(shard: ShardRows, corpus: Corpus, digests: RowDigests, *, first_row: int = 0) -> ShardWork:
+    """Cut one shard out of a corpus, whose first row is row `first_row` of the index, and its digests."""
+    rows = slice(shard.start - first_row, shard.stop - first_row)
+    part = replace(corpus, rows=corpus.rows[rows])
+    return ShardWork(shard=shard, corpus=part, digests=digests[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,27 +100,65 @@ def run_shard(
         return _load(row, work, pipeline=pipeline, thumbnail_px=config.thumbnail_px)
 
     with_embeddings = isinstance(pipeline.engine.readout, SimilarityReadout)
-    want = Want(fidelity=True, embeddings=with_embeddings)
+    patches = patch_tokens(pipeline.bundle) if config.patch_maps else None
+    want = Want(fidelity=True, residuals=True, embeddings=with_embeddings, token_codes=patches is not None)
     records: list[ImageRecord] = []
     codes: list[ImageCode] = []
     thumbnails: list[bytes] = []
+    residuals: list[Float16[np.ndarray, "images width"]] = []
     embeddings: list[Float16[np.ndarray, "images embedding"]] = []
-    for loaded in blocks_ahead(work.shard.batches(config.batch_images), load, decoders):
-        _refuse_changes(loaded, work)
-        answer = pipeline.engine.run(_stack(loaded, pipeline), want)
-        codes += [_code(image, answer.codes[place]) for place, image in enumerate(loaded)]
-        records += [_record(image, work, answer, place) for place, image in enumerate(loaded)]
-        thumbnails += [image.thumbnail for image in loaded]
-        if answer.embeddings is not None:
-            embeddings.append(_embeddings(loaded, answer.embeddings))
-        advance(len(loaded))
-    write_images(folder, records)
-    write_thumbnails(folder, thumbnails)
-    if with_embeddings:
-        np.save(folder / EMBEDDINGS_FILE, np.concatenate(embeddings))
-    neuron_count = pipeline.bundle.sae.neuron_count
-    write_codes(folder, codes, neuron_count=neuron_count)
-    write_turned(folder, [record.sha256 for record in records], neuron_count=neuron_count)
+    with ExitStack() as files:
+        maps = patches and files.enter_context(PatchMapsWriter(folder, patch_count=patches.count))
+        for loaded in blocks_ahead(work.shard.batches(config.batch_images), load, decoders):
+            _refuse_changes(loaded, work)
+            answer = pipeline.engine.run(_stack(loaded, pipeline), want)
+            batch = [_code(image, answer.codes[place]) for place, image in enumerate(loaded)]
+            codes += batch
+            if maps and patches:
+                _add_maps(maps, patches, batch, answer)
+            records += [_record(image, work, answer, place) for place, image in enumerate(loaded)]
+            thumbnails += [image.thumbnail for image in loaded]
+            readable = np.array([image.prepared is not None for image in loaded])
+            assert answer.residuals is not None, "the engine was asked for residuals"
+            residuals.append(stored_vectors(answer.residuals, readable))
+            if answer.embeddings is not None:
+                embeddings.append(stored_vectors(answer.embeddings, readable))
+            advance(len(loaded))
+    found = EncodedRows(records=records, codes=codes, thumbnails=thumbnails, residuals=residuals, embeddings=embeddings)
+    write_rows(folder, found, neuron_count=pipeline.bundle.sae.neuron_count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRows:
+    """All that is kept of the images of a shard, in the order of the rows."""
+
+    records: Sequence[ImageRecord]
+    """Rows of the image table."""
+    codes: Sequence[ImageCode]
+    """Empty for a quarantined row."""
+    thumbnails: Sequence[bytes]
+    """JPEG; empty for a quarantined row."""
+    residuals: Sequence[Float16[np.ndarray, "_ width"]]
+    """Batch by batch, as `index.image_vectors` stores them."""
+    embeddings: Sequence[Float16[np.ndarray, "_ embedding"]]
+    """Batch by batch; no batch at all where the encoder has no text tower."""
+
+
+def write_rows(folder: Path, rows: EncodedRows, *, neuron_count: int) -> None:
+    """Write every file of a shard but its record.
+
+    Args:
+        folder: an empty folder.
+        rows: what was found.
+        neuron_count: neurons of the sparse autoencoder.
+    """
+    write_images(folder, rows.records)
+    write_thumbnails(folder, rows.thumbnails)
+    save_array(folder / RESIDUALS_FILE, np.concatenate(rows.residuals))
+    if rows.embeddings:
+        save_array(folder / EMBEDDINGS_FILE, np.concatenate(rows.embeddings))
+    write_codes(folder, rows.codes, neuron_count=neuron_count)
+    write_turned(folder, [record.sha256 for record in rows.records], neuron_count=neuron_count)
 
 
 def write_turned(folder: Path, digests: Sequence[str], *, neuron_count: int) -> None:
@@ -153,8 +190,7 @@ def _load(row: int, work: ShardWork, *, pipeline: Pipeline, thumbnail_px: int) -
     try:
         data = work.corpus.read(row - work.shard.start)
         sha256, byte_count = image_sha256(data), len(data)
-        prepared = pipeline.prepare(data)
-        picture = thumbnail(data, size_px=thumbnail_px)
+        prepared, picture = pipeline.prepare_with_thumbnail(data, thumbnail_px=thumbnail_px)
     except (ImageError, CorpusError) as error:
         return _LoadedImage(
             row=row,
@@ -197,6 +233,14 @@ def _code(image: _LoadedImage, code: ImageCode) -> ImageCode:
     return ImageCode(neuron_ids=np.zeros(0, dtype=np.int32), values=np.zeros(0, dtype=np.float32))
 
 
+def _add_maps(maps: PatchMapsWriter, patches: PatchTokens, codes: Sequence[ImageCode], answer: EngineBatch) -> None:
+    assert answer.token_codes is not None, "the engine was asked for token codes"
+    values = answer.token_codes.values[:, patches.first :].float().numpy()
+    neuron_ids = answer.token_codes.neuron_ids[:, patches.first :].numpy()
+    for place, code in enumerate(codes):
+        maps.add(code, values[place], neuron_ids[place])
+
+
 def _record(image: _LoadedImage, work: ShardWork, answer: EngineBatch, place: int) -> ImageRecord:
     row = work.corpus.rows[image.row - work.shard.start]
     assert answer.fidelity is not None
@@ -213,8 +257,3 @@ def _record(image: _LoadedImage, work: ShardWork, answer: EngineBatch, place: in
         fvu=answer.fidelity[place].fvu if image.prepared else None,
         quarantine_reason=image.quarantine_reason,
     )
-
-
-def _embeddings(loaded: list[_LoadedImage], embeddings: np.ndarray) -> Float16[np.ndarray, "images embedding"]:
-    readable = np.array([image.prepared is not None for image in loaded])
-    return np.where(readable[:, None], embeddings, 0.0).astype(np.float16)

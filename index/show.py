@@ -12,7 +12,7 @@ from rich.text import Text
 
 from index.plan import SHARDS_FOLDER
 from index.reader import IndexReader
-from index.values import NeuronOrder
+from index.values import NeuronFilter, NeuronOrder
 from phosphene.manifest import read_manifest
 
 __all__ = ["describe_index"]
@@ -30,7 +30,7 @@ def describe_index(folder: Path, index: IndexReader, *, name_count: int = 20) ->
         name_count: how many named neurons to list.
     """
     parts: list[RenderableType] = [_figures(folder, index), Text(), _densities(index)]
-    if index.list_neurons(alive_only=True):
+    if index.list_neurons(filter=NeuronFilter(alive_only=True)):
         parts += [Text(), _names(index, name_count)]
     return Group(*parts, Text(), _sizes(folder))
 
@@ -46,6 +46,11 @@ def _figures(folder: Path, index: IndexReader) -> Table:
     table.add_row("plan id", index.plan_id)
     table.add_row("code id", index.code_id)
     table.add_row("images", f"{summary.image_count} indexed, {summary.quarantined_count} quarantined")
+    segments = index.config["segments"]
+    if len(segments) > 1:
+        table.add_row("rows", f"{' + '.join(str(count) for count in segments)}, appended")
+    if index.taken_down_count:
+        table.add_row("taken down", f"{index.taken_down_count} rows; figures of neurons count them as built")
     table.add_row("neurons", f"{summary.alive_count} alive, {dead} dead, {named} named")
     table.add_row("mean L0", f"{summary.mean_l0:.2f} neurons per image; {summary.cut_image_count} codes cut")
     table.add_row("mean FVU", f"{summary.mean_fvu:.3f} of the residual variance unexplained")
@@ -58,7 +63,9 @@ def _figures(folder: Path, index: IndexReader) -> Table:
 
 
 def _densities(index: IndexReader) -> Table:
-    densities = np.array([index.neuron(neuron_id).density for neuron_id in index.list_neurons(alive_only=True)])
+    densities = np.array(
+        [index.neuron(neuron_id).density for neuron_id in index.list_neurons(filter=NeuronFilter(alive_only=True))]
+    )
     table = Table(title="density of the living neurons", title_justify="left", box=None)
     table.add_column("share of images")
     table.add_column("neurons", justify="right")
@@ -78,7 +85,7 @@ def _names(index: IndexReader, count: int) -> Table:
     for heading in ("neuron", "density", "maximum", "entropy", "score", "margin"):
         table.add_column(heading, justify="right")
     table.add_column("name")
-    for neuron_id in index.list_neurons(NeuronOrder.NAME_SCORE, alive_only=True)[:count]:
+    for neuron_id in index.list_neurons(NeuronOrder.NAME_SCORE, NeuronFilter(alive_only=True))[:count]:
         neuron = index.neuron(neuron_id)
         if not neuron.names:
             break

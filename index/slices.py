@@ -10,19 +10,22 @@ from jaxtyping import Int64
 
 from index.arrays import map_array
 from phosphene.errors import ArtefactDamaged
+from phosphene.manifest import save_array
 
 __all__ = ["SliceStore", "write_slices"]
 
 _OFFSETS = "offsets.npy"
+_BUFFER_BYTES = 1 << 20
+"""Pieces have a few kilobytes; a call to the system for each would take as long as the bytes."""
 
 
 def write_slices(path: Path, pieces: Sequence[bytes]) -> None:
     """Write the pieces one after the other, and beside them, in `offsets.npy`, where each begins."""
     offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
     np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
-    with path.open("wb") as file:
+    with path.open("wb", buffering=_BUFFER_BYTES) as file:
         file.writelines(pieces)
-    np.save(path.with_name(_OFFSETS), offsets)
+    save_array(path.with_name(_OFFSETS), offsets)
 
 
 class SliceStore:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from index.effort import Approximation
 from index.image_table import ImageTable
 from index.neuron_table import NeuronTable
 from index.shards import Shards
@@ -48,6 +49,8 @@ class Summary:
     """Whether a row has a label."""
     has_captions: bool
     """Whether a row has a caption."""
+    approximations: Mapping[str, Approximation] = field(default_factory=dict)
+    """How far the searches that are approximate look, and what they find: of `code`, `residual` and `text`."""
 
 
 def write_summary(
@@ -57,7 +60,7 @@ def write_summary(
     neurons: NeuronTable,
     *,
     left_out_neuron_ids: Sequence[int],
-    similar_recall: float,
+    approximations: Mapping[str, Approximation],
 ) -> Summary:
     """Measure the index and write `summary.json`."""
     image_count = int(images.readable.sum())
@@ -76,10 +79,11 @@ def write_summary(
         mean_l0=shards.entry_count / image_count,
         mean_fvu=float(np.mean(fvus)),
         cut_image_count=sum(int((shard.codes.cut_counts > 0).sum()) for shard in shards),
-        similar_recall=similar_recall,
+        similar_recall=approximations["code"].recall if "code" in approximations else 1.0,
         left_out_neuron_ids=tuple(left_out_neuron_ids),
         has_labels=any(any(part) for part in images.columns("label")),
         has_captions=any(any(part) for part in images.columns("caption")),
+        approximations=dict(approximations),
     )
     (folder / _FILE).write_bytes(canonical_json(asdict(summary)))
     return summary
@@ -93,6 +97,8 @@ def read_summary(folder: Path) -> Summary:
     """
     try:
         record = json.loads((folder / _FILE).read_bytes())
-        return Summary(**record | {"left_out_neuron_ids": tuple(record["left_out_neuron_ids"])})
-    except (KeyError, OSError, TypeError, ValueError) as error:
+        approximations = {name: Approximation(**found) for name, found in record["approximations"].items()}
+        left_out = tuple(record["left_out_neuron_ids"])
+        return Summary(**record | {"left_out_neuron_ids": left_out, "approximations": approximations})
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ArtefactDamaged(f"{folder / _FILE} is no summary ({error}): build the index again") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +10,11 @@ import pyarrow.parquet as pq
 
 from phosphene.errors import ArtefactDamaged
 
-__all__ = ["read_column", "read_table", "write_table"]
+__all__ = ["read_column", "read_table", "write_columns", "write_table"]
+
+
+# The version of the format is fixed, and Arrow's own schema stays out: both would change with the library.
+_OPTIONS = {"version": "2.6", "compression": "zstd", "compression_level": 3, "store_schema": False}
 
 
 def write_table(path: Path, schema: pa.Schema, groups: Iterable[list[dict[str, object]]]) -> None:
@@ -21,11 +25,16 @@ def write_table(path: Path, schema: pa.Schema, groups: Iterable[list[dict[str, o
         schema: names and types of the columns.
         groups: rows as dictionaries by column name.
     """
-    # The version of the format is fixed, and Arrow's own schema stays out: both would change with the library.
-    options = {"version": "2.6", "compression": "zstd", "compression_level": 3, "store_schema": False}
-    with pq.ParquetWriter(path, schema, **options) as writer:
+    with pq.ParquetWriter(path, schema, **_OPTIONS) as writer:
         for rows in groups:
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def write_columns(path: Path, schema: pa.Schema, columns: Iterable[Sequence[object]]) -> None:
+    """Write one row group, column by column in the order of the schema: the bytes that `write_table` writes."""
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    with pq.ParquetWriter(path, schema, **_OPTIONS) as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

@@ -18,6 +18,7 @@ from jaxtyping import Float16, Int64, Integer, UInt16
 from index.arrays import map_array
 from index.retrieval.top_kernels import merge_sorted, strongest
 from phosphene.errors import ArtefactDamaged
+from phosphene.manifest import save_array
 
 __all__ = ["TOP_LIMIT", "Tops", "merge_tops", "read_tops", "top_images", "write_tops"]
 
@@ -113,9 +114,9 @@ def write_tops(folder: Path, tops: Tops) -> None:
     """Write the tops of a shard, whose rows are below 65,536, under `folder`/tops."""
     target = folder / _FOLDER
     target.mkdir()
-    np.save(target / "starts.npy", tops.starts)
-    np.save(target / "rows.npy", tops.rows.astype(np.uint16))
-    np.save(target / "values.npy", tops.values)
+    save_array(target / "starts.npy", tops.starts)
+    save_array(target / "rows.npy", tops.rows.astype(np.uint16))
+    save_array(target / "values.npy", tops.values)
 
 
 def read_tops(folder: Path) -> Tops:

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = [
+    "ALL_NEURONS",
+    "CodeMetric",
     "Exemplar",
     "ExemplarKind",
     "ImageRow",
     "NameSource",
+    "NeuronFilter",
     "NeuronName",
     "NeuronOrder",
     "NeuronRow",
+    "QdrantPlace",
+    "SearchEngine",
     "SimilarImage",
 ]
+
+
+class CodeMetric(StrEnum):
+    """What the similarity of two codes is."""
+
+    COSINE = "cosine"
+    """Inner product over the norms of both codes; in (0, 1] but for rounding."""
+    INNER_PRODUCT = "inner_product"
+    """Sum over the shared neurons of the products of activations; above 0."""
+
+
+class SearchEngine(StrEnum):
+    """What finds images by their codes."""
+
+    INDEX = "index"
+    """The index itself."""
+    QDRANT = "qdrant"
+    """A Qdrant that holds its codes."""
 
 
 class ExemplarKind(StrEnum):
@@ -23,7 +46,7 @@ class ExemplarKind(StrEnum):
     TOP = "top"
     """The images that excite the neuron most, strongest first."""
     SPREAD = "spread"
-    """Images at evenly spaced quantiles of the neuron's activations, strongest first."""
+    """Images that sample the range of the neuron's activations in even steps, strongest first."""
 
 
 class NeuronOrder(StrEnum):
@@ -41,6 +64,44 @@ class NeuronOrder(StrEnum):
     """Most selective first; neurons without the figure last."""
     NAME_SCORE = "name_score"
     """Best named first; unnamed neurons last."""
+    MONOSEMANTICITY = "monosemanticity"
+    """Those that show one thing first; neurons without the figure last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QdrantPlace:
+    """Where `python -m index push` has written an index."""
+
+    url: str
+    """Of the Qdrant."""
+    collection: str
+    """The name that was given to `push`, without the index's id."""
+    api_key: str | None = field(default=None, repr=False)
+    """What it asks for; None: nothing."""
+    timeout_s: int = 10
+    """Seconds that one call may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronFilter:
+    """Which neurons a list holds: those that meet every condition; as it stands, all."""
+
+    min_density: float | None = None
+    """Least density, in [0, 1]; None: no bound. Densities and bounds are compared in float32, as they travel."""
+    max_density: float | None = None
+    """Largest density, likewise."""
+    name_contains: str = ""
+    """Text that one of the names contains, letter case aside; empty: any name, or none."""
+    alive_only: bool = False
+    """Whether neurons that fire on no image are left out."""
+    in_dense_cluster: bool | None = None
+    """Whether they are in the dense cluster; None: either."""
+    is_sensitive: bool | None = None
+    """Whether they are sensitive; None: either."""
+
+
+ALL_NEURONS = NeuronFilter()
+"""No condition."""
 
 
 class NameSource(StrEnum):
@@ -148,8 +209,8 @@ class SimilarImage:
     row: int
     """Corpus row."""
     similarity: float
-    """Cosine of the two sparse codes over the neurons that similarity does not leave out; in (0, 1]."""
+    """Of the two sparse codes, over the neurons that count, in the metric that was asked for."""
     shared_neuron_ids: tuple[int, ...]
-    """Neurons that fire on both and are not left out, the largest part of the similarity first."""
+    """Neurons that fire on both and count, the largest part of the similarity first."""
     recall: float = 1.0
     """Share of the exact nearest that such a search finds, measured when the index was built; 1 where it is exact."""

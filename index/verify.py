@@ -1,14 +1,14 @@
 """Whether the parts of an index say the same: what digests alone do not show; knows nothing of how it was built.
 
 Digests tell that every file is as it was written. Here the numbers are checked against each other, shard by shard:
-postings, norms and tops are what follows from the codes, the neuron table counts the postings, exemplars have the
-activations that the codes say.
+postings, norms, tops and exemplars are what follows from the codes, the neuron table counts the postings, both tables
+of images say the same, digests lead to their rows, and whoever is quarantined has neither code nor thumbnail.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ import numpy as np
 from index.exemplars import ExemplarStore
 from index.image_table import ImageTable
 from index.neuron_table import NeuronTable
-from index.plan import plan_shards
+from index.patch_maps import shard_maps
+from index.plan import IndexConfig, config_of, stored_shards
+from index.quarantine import QUARANTINE_FILE, quarantined_rows, read_quarantine
 from index.retrieval.postings import build_postings, row_norms
 from index.shard import shard_tops
 from index.shards import Shard, Shards, open_shards
-from index.values import ExemplarKind
+from index.thumbnails import ThumbnailStore
 from phosphene.errors import ArtefactDamaged
 from phosphene.manifest import Manifest, file_sha256, open_artefact
 
@@ -28,7 +30,7 @@ __all__ = ["verify_index"]
 
 
 def verify_index(folder: Path, *, advance: Callable[[int], None]) -> Manifest:
-    """Check an index, all of it; memory is that of one shard.
+    """Check an index, all of it; memory is that of one shard, or of a block of neurons.
 
     Args:
         folder: the index.
@@ -36,23 +38,30 @@ def verify_index(folder: Path, *, advance: Callable[[int], None]) -> Manifest:
 
     Raises:
         ArtefactError: a file is missing or differs from its digest.
-        ArtefactDamaged: files do not say the same; all findings in one error.
+        ArtefactDamaged: files do not say the same; all findings of shards in one error, or, where there are none, all
+            findings over them.
     """
     manifest = open_artefact(folder, kind="index")
-    plan = manifest.config["plan"]
-    shards = open_shards(folder, plan_shards(int(plan["row_count"]), int(plan["shard_image_count"])))
-    images = ImageTable(folder, shards)
+    shards = open_shards(folder, stored_shards(manifest.config["plan"]))
+    images, thumbnails = ImageTable(folder, shards), ThumbnailStore(shards)
+    grid = manifest.config["patch_grid"]
     found: list[str] = []
-    for shard in shards:
-        found += [f"shard {shard.rows.name}: {finding}" for finding in _shard_findings(shard, images)]
+    for shard, digests in zip(shards, images.columns("sha256"), strict=True):
+        findings = [
+            *_shard_findings(shard, images, digests),
+            *_row_findings(shard, images, thumbnails),
+            *([] if grid is None else _map_findings(shard, tuple(grid))),
+        ]
+        found += [f"shard {shard.rows.name}: {finding}" for finding in findings]
         advance(1)
-    found += _index_findings(folder, shards)
+    if not found:  # What is over all shards follows from them.
+        found += _index_findings(folder, shards, images, config_of(manifest.config["plan"]))
     if found:
         raise ArtefactDamaged(f"index {folder.name!r} contradicts itself: {'; '.join(found)}: build it again")
     return manifest
 
 
-def _shard_findings(shard: Shard, images: ImageTable) -> Iterator[str]:
+def _shard_findings(shard: Shard, images: ImageTable, digests: Sequence[str]) -> Iterator[str]:
     yield from _record_findings(shard)
     codes, neuron_count = shard.codes, shard.postings.neuron_count
     if int(codes.offsets[0]) != 0 or bool((np.diff(codes.offsets) < 0).any()):
@@ -74,10 +83,19 @@ def _shard_findings(shard: Shard, images: ImageTable) -> Iterator[str]:
         yield "postings/ is not codes/ turned round"
     if not np.array_equal(row_norms(codes.offsets, codes.values), shard.norms):
         yield "row_norms.npy does not hold the norms of codes/"
-    digests = [images.image(row).sha256 for row in range(shard.rows.start, shard.rows.stop)]
     tops, stored = shard_tops(codes, digests, neuron_count=neuron_count), shard.tops
     if not all(np.array_equal(getattr(tops, name), getattr(stored, name)) for name in ("starts", "rows", "values")):
         yield "tops/ does not hold the strongest images of codes/"
+
+
+def _row_findings(shard: Shard, images: ImageTable, thumbnails: ThumbnailStore) -> Iterator[str]:
+    differing = images.rows_that_differ(shard)
+    if differing:
+        yield f"images.parquet says something else than image_rows/ of {len(differing)} rows, such as {differing[0]}"
+    rows = range(shard.rows.start, shard.rows.stop)
+    wrong = [row for row in rows if bool(thumbnails.thumbnail(row)) != bool(images.readable[row])]
+    if wrong:
+        yield f"thumbnails/ has one of a quarantined row, or none of a readable one: {wrong[:5]}"
 
 
 def _record_findings(shard: Shard) -> Iterator[str]:
@@ -102,23 +120,32 @@ def _order_findings(shard: Shard) -> Iterator[str]:
         yield "a code names a neuron twice"
 
 
-def _index_findings(folder: Path, shards: Shards) -> Iterator[str]:
+def _map_findings(shard: Shard, grid: tuple[int, int]) -> Iterator[str]:
+    patch_count = grid[0] * grid[1]
+    maps = shard_maps(shard, patch_count=patch_count)
+    per_row = np.add.reduceat(np.append(maps.counts, 0).astype(np.int64), shard.codes.offsets[:-1])
+    per_row[np.diff(shard.codes.offsets) == 0] = 0
+    if int(maps.offsets[0]) != 0 or not np.array_equal(np.diff(maps.offsets), per_row):
+        yield "maps/offsets.npy does not count what maps/counts.npy holds"
+        return
+    owners = np.repeat(np.arange(len(maps.counts)), maps.counts)
+    if len(maps.patches) and int(maps.patches.max()) >= patch_count:
+        yield f"maps/patches.npy names patch {int(maps.patches.max())} of {patch_count}"
+    if bool((np.diff(owners * patch_count + maps.patches) <= 0).any()):
+        yield "maps/patches.npy does not ascend within a map"
+    if bool((maps.values == 0).any()):
+        yield "maps/values.npy holds 0"
+
+
+def _index_findings(folder: Path, shards: Shards, images: ImageTable, config: IndexConfig) -> Iterator[str]:
     firing = sum(np.diff(shard.postings.neuron_starts) for shard in shards)
     if not np.array_equal(firing, NeuronTable(folder).firing_count):
         yield "neurons.parquet counts other images than postings/"
-    exemplars = ExemplarStore(folder)
-    wrong = [
-        neuron_id
-        for neuron_id in range(shards.neuron_count)
-        for kind in ExemplarKind
-        for exemplar in exemplars.exemplars(neuron_id, kind, 1)
-        if _activation(shards, exemplar.row, neuron_id) != exemplar.value
-    ]
-    if wrong:
-        yield f"exemplars/ has other activations than codes/ for {len(wrong)} neurons, such as {wrong[0]}"
-
-
-def _activation(shards: Shards, row: int, neuron_id: int) -> float:
-    code = shards.code(row)
-    values = code.values[code.neuron_ids == neuron_id]
-    return float(values[0]) if len(values) else 0.0
+    if not images.names_every_image():
+        yield "digests/ does not lead to the rows that have them"
+        return
+    counts = {"top_count": config.top_count, "spread_count": config.spread_count}
+    if not ExemplarStore(folder).follows_from(shards, images.first_rows(), **counts):
+        yield "exemplars/ does not hold what follows from codes/"
+    if list(quarantined_rows([shard.folder for shard in shards])) != list(read_quarantine(folder / QUARANTINE_FILE)):
+        yield f"{QUARANTINE_FILE} lists other rows than images.parquet"

@@ -24,13 +24,15 @@ from index.workspace import Workspace
 from phosphene.bundle import load_bundle
 from phosphene.engine_torch import TorchEngine
 from phosphene.errors import ArtefactMismatch, SettingError
+from phosphene.freed_memory import keep_freed_memory
 from phosphene.pipeline import Pipeline
 
-__all__ = ["DECODER_LIMIT", "WorkerSetup", "open_decoders", "run_in_processes"]
+__all__ = ["ATTEMPT_LIMIT", "DECODER_LIMIT", "WorkerSetup", "open_decoders", "run_in_processes"]
 
 DECODER_LIMIT = 8
 """Threads that read and decode for one process, at most."""
-_ATTEMPT_LIMIT = 3
+ATTEMPT_LIMIT = 3
+"""Processes that may die over one shard, until the job gives up."""
 _LOADING = -1
 """In place of the number of a shard."""
 
@@ -47,7 +49,7 @@ class WorkerSetup:
     """Torch device."""
     config: IndexConfig
     """What the plan fixes."""
-    workspace: Workspace
+    workspace: Workspace = field(compare=False)
     """Where finished shards go."""
 
     def open_pipeline(self) -> Pipeline:
@@ -200,10 +202,10 @@ class _Pool:
         if worker.shard is not None:
             self._advance(-worker.image_count)
             waiting.appendleft(worker.shard)
-        if self._deaths[number] == _ATTEMPT_LIMIT:
+        if self._deaths[number] == ATTEMPT_LIMIT:
             what = "loaded the bundle" if worker.shard is None else f"worked on shard {worker.shard.name}"
             raise SettingError(
-                f"{_ATTEMPT_LIMIT} processes that {what} died, the last with status {worker.process.exitcode}; memory "
+                f"{ATTEMPT_LIMIT} processes that {what} died, the last with status {worker.process.exitcode}; memory "
                 "may be short: try fewer --workers, or a smaller --batch"
             )
 
@@ -228,6 +230,7 @@ def _start(setup: WorkerSetup, worker_count: int) -> _Worker:
 def _work(connection: Connection, setup: WorkerSetup, worker_count: int) -> None:
     """Be a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent hears it and ends its workers.
+    keep_freed_memory()
     with setup.workspace.held_by_worker():
         _end_with_parent()
         try:

@@ -23,7 +23,7 @@ from phosphene.codes import CodeLimits
 from phosphene.encoder import Encoder, EncoderSpec, Site, encoder_files
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch
 from phosphene.images import Preprocessing
-from phosphene.manifest import Manifest, digest_of, file_sha256, open_artefact, publish
+from phosphene.manifest import Manifest, digest_of, file_sha256, open_artefact, publish, save_array
 from phosphene.readout import Vocabulary
 from phosphene.sae import WEIGHTS_NAME, SparseAutoencoder, load_sae, sae_config, save_sae
 
@@ -177,7 +177,7 @@ def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     folder.mkdir()
     text = json.dumps(list(vocabulary.names), indent=2, ensure_ascii=False) + "\n"
     (folder / "vocabulary.json").write_text(text, encoding="utf-8")
-    np.save(folder / "vectors.npy", vocabulary.vectors.astype(np.float32), allow_pickle=False)
+    save_array(folder / "vectors.npy", vocabulary.vectors.astype(np.float32))
 
 
 def _read_vocabulary(folder: Path) -> Vocabulary | None:

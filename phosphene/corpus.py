@@ -11,11 +11,12 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from phosphene.corpus_lists import ListedImage, read_list
+from phosphene.corpus_rows import PackedRows, Row
 from phosphene.corpus_storage import Span, Storage, open_storage
 from phosphene.corpus_tars import scan_tar
 from phosphene.errors import CorpusError, ImageTooLarge
@@ -29,33 +30,20 @@ _SHARD_LIMIT = 1_000_000
 _DEFAULT_LIMIT_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image of a corpus, by what is known without opening it."""
-
-    row: int
-    """Place in the corpus, from 0."""
-    uri: str
-    """Name within the corpus: a path with forward slashes, relative to the folder or list; `shard.tar/key.jpg`."""
-    label: str | None
-    caption: str | None
-    extra: Mapping[str, str]
-    """Further columns of a list, or further keys of a WebDataset .json."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
     """Images in order. Safe to share between threads and to send to other processes."""
 
-    rows: Sequence[Row]
+    rows: PackedRows
     source: str
     """What it was read from, for people: kind and last name, no path."""
     digest: str
     """SHA-256 over (uri, label, caption) of every row in order; see `content_digest` for what the images hold."""
     limit_bytes: int
     storage: Storage = field(repr=False)
-    spans: Mapping[int, Span] = field(repr=False)
-    """Where in a tar each row lies; empty for plain files."""
+    skipped_counts: Mapping[str, int]
+    """Files of a folder or of tars that are no images of the corpus, by why they are none; empty for a list, whose rows
+    all are."""
 
     def __len__(self) -> int:
         """Count the images."""
@@ -80,9 +68,11 @@ class Corpus:
         Raises:
             ImageTooLarge: the file has more than `limit_bytes`.
             CorpusError: the file has gone or cannot be read.
+            OSError: this process may open no more files, memory is short, or a remote storage does not answer: nothing
+                is said of the file.
         """
         uri = self.rows[row].uri
-        span = self.spans.get(row) or Span(file=uri, offset=0, byte_count=None)
+        span = self.rows.span(row) or Span(file=uri, offset=0, byte_count=None)
         if span.byte_count is not None and span.byte_count > self.limit_bytes:
             raise self._too_large(uri)
         data = self.storage.read(span, self.limit_bytes + 1, shown=uri)
@@ -119,7 +109,8 @@ def open_corpus(source: str, *, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> Corp
     Args:
         source: one of
             a folder, searched recursively for .jpg, .jpeg, .png and .webp, in the order of the relative paths; the
-            label is the first sub-folder; hidden files and `.partial` are left out, links are followed once;
+            label is the first sub-folder; hidden files and `.partial` are left out, links are followed once; a folder
+            in it that cannot be listed is a row, which cannot be read, so that what it holds is not missed in silence;
             a folder that has .tar files and no images, one .tar, or `name-{000000..000012}.tar` (WebDataset);
             a .csv or .parquet list with a column file, path, uri or image (relative to the list) and, where there
             are any, label and caption;
@@ -130,55 +121,65 @@ def open_corpus(source: str, *, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> Corp
         CorpusError: nothing there, no image in it, or something in it that cannot be understood.
     """
     storage, name = open_storage(source)
+    skipped: Mapping[str, int] = {}
     suffix = PurePosixPath(name).suffix.lower()
     if _SHARD_RANGE.search(name) and storage.size(name) is None:
-        listed, kind = _read_tars(storage, _expand_shards(storage, name)), "WebDataset"
+        (rows, skipped), kind = _read_tars(storage, _expand_shards(storage, name)), "WebDataset"
     elif not name:
-        listed, kind = _read_folder(storage)
+        rows, kind, skipped = _read_folder(storage)
     elif suffix == ".tar":
-        listed, kind = _read_tars(storage, [name]), "WebDataset"
+        (rows, skipped), kind = _read_tars(storage, [name]), "WebDataset"
     elif suffix in _LIST_SUFFIXES:
-        listed, kind = [(image, None) for image in read_list(storage, name)], "list"
+        rows, kind = PackedRows.pack((image, None) for image in read_list(storage, name)), "list"
     else:
         raise CorpusError(
             f"{name!r} is neither a folder nor a .csv, .parquet or .tar file; name the folder that holds the images, "
             "a list of them, or WebDataset tars"
         )
     shown = name or storage.name
-    if not listed:
+    if not rows:
         raise CorpusError(
             f"{kind} {shown!r} holds no image; images end in {', '.join(sorted(IMAGE_SUFFIXES))}: put some there, or "
             "name another source"
         )
-    _refuse_repeats([image.uri for image, _ in listed])
-    rows = [Row(place, image.uri, image.label, image.caption, image.extra) for place, (image, _) in enumerate(listed)]
+    if kind != "folder":
+        _refuse_repeats(rows)
     return Corpus(
         rows=rows,
         source=f"{kind} {shown}",
         digest=_digest(rows),
         limit_bytes=limit_bytes,
         storage=storage,
-        spans={place: span for place, (_, span) in enumerate(listed) if span is not None},
+        skipped_counts=skipped,
     )
 
 
-def _read_folder(storage: Storage) -> tuple[list[tuple[ListedImage, Span | None]], str]:
-    files = storage.files()
-    images = [file for file in files if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES]
-    tars = [file for file in files if "/" not in file and file.endswith(".tar")]
+def _read_folder(storage: Storage) -> tuple[PackedRows, str, Mapping[str, int]]:
+    listing = storage.files()
+    images = [file for file in listing.files if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES]
+    tars = [file for file in listing.files if "/" not in file and file.endswith(".tar")]
     if images and tars:
         raise CorpusError(
             f"folder {storage.name!r} holds {len(images)} images and {len(tars)} tars; it is unclear which are meant: "
             "name the tars (a brace pattern), or a folder with the images alone"
         )
-    if tars:
-        return _read_tars(storage, tars), "WebDataset"
-    return [(ListedImage(uri=file, label=_folder_label(file)), None) for file in images], "folder"
+    other_count = len(listing.files) - len(images or tars)
+    skipped = Counter(listing.skipped_counts) + Counter({"of other kinds": other_count})
+    if tars:  # They lie at the top: what lies deeper is none of the corpus.
+        rows, inside = _read_tars(storage, tars)
+        return (
+            rows,
+            "WebDataset",
+            skipped + inside + Counter({"folders that cannot be listed": len(listing.unlistable)}),
+        )
+    names = sorted([*images, *listing.unlistable])
+    rows = PackedRows.pack((ListedImage(uri=name, label=_folder_label(name)), None) for name in names)
+    return rows, "folder", skipped
 
 
-def _folder_label(file: str) -> str | None:
-    first, slash, _ = file.partition("/")
-    return first if slash else None
+def _folder_label(name: str) -> str | None:
+    first, slash, _ = name.partition("/")
+    return first if slash and not name.endswith("/") else None
 
 
 def _expand_shards(storage: Storage, pattern: str) -> list[str]:
@@ -203,12 +204,20 @@ def _expand_shards(storage: Storage, pattern: str) -> list[str]:
     return names
 
 
-def _read_tars(storage: Storage, names: Sequence[str]) -> list[tuple[ListedImage, Span | None]]:
-    return [entry for name in names for entry in scan_tar(storage, name, IMAGE_SUFFIXES)]
+def _read_tars(storage: Storage, names: Sequence[str]) -> tuple[PackedRows, Counter[str]]:
+    skipped: Counter[str] = Counter()
+
+    def images() -> Iterator[tuple[ListedImage, Span]]:
+        for name in names:
+            listing = scan_tar(storage, name, IMAGE_SUFFIXES)
+            skipped.update(listing.skipped_counts)
+            yield from listing.images
+
+    return PackedRows.pack(images()), skipped
 
 
-def _refuse_repeats(uris: Sequence[str]) -> None:
-    repeated = [uri for uri, count in Counter(uris).items() if count > 1]
+def _refuse_repeats(rows: PackedRows) -> None:
+    repeated = rows.repeated_uris()
     if repeated:
         raise CorpusError(
             f"{len(repeated)} images stand there more than once: {_some(repeated)}; keep one row for each image"

@@ -29,8 +29,8 @@ class ListedImage:
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_list(storage: Storage, name: str) -> list[ListedImage]:
-    """Read a list of images.
+def read_list(storage: Storage, name: str) -> Iterator[ListedImage]:
+    """Yield the images of a list; errors come once it has been read to its end.
 
     Args:
         storage: the folder that the list lies in and that its paths are relative to.
@@ -41,7 +41,7 @@ def read_list(storage: Storage, name: str) -> list[ListedImage]:
     """
     is_parquet = PurePosixPath(name).suffix.lower() == ".parquet"
     records = _parquet_records(storage, name) if is_parquet else _csv_records(storage, name)
-    images, faults = [], []
+    faults: list[str] = []
     for place, record in records:
         path = record.pop(_path_column(record, name)) or ""
         uri = _relative(path, storage)
@@ -52,11 +52,10 @@ def read_list(storage: Storage, name: str) -> list[ListedImage]:
         else:
             label, caption = record.pop("label", None), record.pop("caption", None)
             extra = {column: text for column, text in record.items() if text is not None}
-            images.append(ListedImage(uri=uri, label=label or None, caption=caption or None, extra=extra))
+            yield ListedImage(uri=uri, label=label or None, caption=caption or None, extra=extra)
     if faults:
         shown = "; ".join(faults[:_SHOWN]) + (f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else "")
         raise CorpusError(f"{len(faults)} rows of list {name!r} name no image: {shown}. Mend or remove these rows")
-    return images
 
 
 def _csv_records(storage: Storage, name: str) -> Iterator[tuple[str, dict[str, str | None]]]:

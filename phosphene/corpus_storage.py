@@ -5,8 +5,11 @@ Every name is relative to the root and has forward slashes; what the files mean 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -14,7 +17,11 @@ from urllib.parse import urlsplit
 
 from phosphene.errors import CorpusError
 
-__all__ = ["LocalFolder", "RemoteFolder", "Span", "Storage", "open_storage"]
+_BROKEN_LINK = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Faults of this process or machine: they say nothing of a file, which must not be taken for a bad one."""
+
+__all__ = ["Listing", "LocalFolder", "RemoteFolder", "Span", "Storage", "open_storage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +32,18 @@ class Span:
     offset: int
     byte_count: int | None
     """None: to the end of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What lies in a folder."""
+
+    files: list[str]
+    """Names of the regular files, sorted."""
+    skipped_counts: Mapping[str, int]
+    """What else lies there, folders aside, by why it is left out."""
+    unlistable: list[str]
+    """Folders, below the root, that cannot be listed, each with a slash at its end; sorted."""
 
 
 @dataclass(frozen=True)
@@ -38,48 +57,67 @@ class LocalFolder:
         """The folder's own name."""
         return self.root.name
 
-    def files(self) -> list[str]:
-        """List the regular files below the root, sorted by name; each folder is entered once, whatever links say.
+    def files(self) -> Listing:
+        """List the regular files below the root; each folder is entered once, whatever links say.
 
         Raises:
-            CorpusError: a folder that cannot be read, or names that are not UTF-8.
+            CorpusError: the root cannot be listed, or names are not UTF-8.
+            OSError: this process may open no more files, or memory is short.
         """
         found: list[str] = []
+        unlistable: list[str] = []
+        skipped: Counter[str] = Counter()
         folders, links = [""], list[str]()
         entered: set[tuple[int, int]] = set()
         while folders or links:
             # Links wait until every real folder has been seen, so that a file goes by its real name.
             prefix = folders.pop() if folders else links.pop()
-            for entry in self._enter(prefix, entered):
+            try:
+                entries = self._enter(prefix, entered)
+            except OSError as error:
+                if error.errno in _SHORTAGE:
+                    raise
+                if not prefix:
+                    raise CorpusError(
+                        f"folder {self.name!r} cannot be listed: {error.strerror}; make it readable, or name another"
+                    ) from error
+                unlistable.append(prefix)
+                continue
+            for entry in entries:
+                if _is_hidden(entry.name):
+                    skipped["hidden"] += 1
+                    continue
                 try:
                     mode = entry.stat().st_mode
-                except OSError:  # A link to nowhere, or in a circle.
+                except OSError as error:
+                    if entry.is_symlink() and error.errno in _BROKEN_LINK:
+                        skipped["links to nowhere or in a circle"] += 1
+                    else:  # Whoever reads it learns why it cannot be.
+                        is_folder = entry.is_dir(follow_symlinks=False)
+                        (folders if is_folder else found).append(prefix + entry.name + "/" * is_folder)
                     continue
                 if stat.S_ISDIR(mode):
                     (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
                 elif stat.S_ISREG(mode):
                     found.append(prefix + entry.name)
-        unreadable = [name for name in found if not _is_utf8(name)]
+                else:
+                    skipped["pipes, sockets or devices"] += 1
+        unreadable = [name for name in (*found, *unlistable) if not _is_utf8(name)]
         if unreadable:
             raise CorpusError(
-                f"{len(unreadable)} file names of folder {self.name!r} are not UTF-8, such as {unreadable[0]!a}; "
-                "rename them"
+                f"{len(unreadable)} names in folder {self.name!r} are not UTF-8, such as {unreadable[0]!a}; rename them"
             )
-        return sorted(found)
+        return Listing(files=sorted(found), skipped_counts=skipped, unlistable=sorted(unlistable))
 
     def _enter(self, prefix: str, entered: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-        """List what is not hidden in a folder, in reverse order of names; nothing the second time."""
+        """List a folder, in reverse order of names; nothing the second time."""
         folder = self.root / prefix
-        try:
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in entered:
-                return []
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                visible = [entry for entry in entries if not _is_hidden(entry.name)]
-        except OSError as error:
-            raise CorpusError(f"folder {prefix or self.name!r} cannot be listed: {error.strerror}; mend it") from error
-        return sorted(visible, key=lambda entry: entry.name, reverse=True)
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in entered:
+            return []
+        entered.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name, reverse=True)
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a regular file, None where there is none."""
@@ -97,14 +135,36 @@ class LocalFolder:
         """Read at most `limit_bytes` of a span.
 
         Raises:
-            CorpusError: the file has gone or cannot be read.
+            CorpusError: the file has gone or cannot be read, or it is a folder that could not be listed.
+            OSError: this process may open no more files, or memory is short.
         """
+        if span.file.endswith("/"):
+            raise self._unlistable(span.file, shown)
         try:
-            with (self.root / span.file).open("rb") as stream:
+            # What was a file when it was listed may be a pipe now: to open it must not wait for a writer.
+            descriptor = os.open(self.root / span.file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            with open(descriptor, "rb") as stream:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise CorpusError(f"{shown!r} is no regular file any more; put it back, or list it anew")
                 stream.seek(span.offset)
                 return stream.read(limit_bytes if span.byte_count is None else min(limit_bytes, span.byte_count))
         except OSError as error:
+            if error.errno in _SHORTAGE:
+                raise
             raise CorpusError(f"{shown!r} cannot be read: {error.strerror}; put it back, or list it anew") from error
+
+    def _unlistable(self, prefix: str, shown: str) -> CorpusError:
+        """Say what is wrong with a folder that could not be listed."""
+        try:
+            with os.scandir(self.root / prefix):
+                return CorpusError(f"folder {shown!r} could not be listed, and can be now; list the corpus anew")
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                raise
+            return CorpusError(
+                f"folder {shown!r} cannot be listed: {error.strerror}; whatever images it holds are missing: make it "
+                "readable, and list the corpus anew"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,8 +175,8 @@ class RemoteFolder:
     root: str
     name: str
 
-    def files(self) -> list[str]:
-        """List the files below the root, sorted by name.
+    def files(self) -> Listing:
+        """List the files below the root.
 
         Raises:
             CorpusError: the file system does not answer.
@@ -126,8 +186,12 @@ class RemoteFolder:
         except Exception as error:  # Each file system has errors of its own.
             raise _unreachable(self.name, error) from error
         start = len(self.root.rstrip("/")) + 1
-        names = (str(path)[start:] for path in found)
-        return sorted(name for name in names if name and not any(_is_hidden(part) for part in name.split("/")))
+        names = [name for path in found if (name := str(path)[start:])]
+        visible = [name for name in names if not any(_is_hidden(part) for part in name.split("/"))]
+        hidden_count = len(names) - len(visible)
+        return Listing(
+            files=sorted(visible), skipped_counts={"hidden": hidden_count} if hidden_count else {}, unlistable=[]
+        )
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file, None where there is none."""
@@ -148,12 +212,19 @@ class RemoteFolder:
 
         Raises:
             CorpusError: the file has gone or cannot be read.
+            OSError: the storage does not answer, this process may open no more files, or memory is short.
         """
         byte_count = limit_bytes if span.byte_count is None else min(limit_bytes, span.byte_count)
         try:
             data = self.filesystem.cat_file(self._path(span.file), start=span.offset, end=span.offset + byte_count)
         except Exception as error:
             kind = type(error).__name__
+            if isinstance(error, ConnectionError | TimeoutError):
+                raise OSError(
+                    errno.EIO, f"the storage does not answer ({kind}); run it again once it does", shown
+                ) from error
+            if isinstance(error, OSError) and error.errno in _SHORTAGE:
+                raise
             raise CorpusError(f"{shown!r} cannot be read ({kind}); put it back, or list it anew") from error
         return bytes(data)
 

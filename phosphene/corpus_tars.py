@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -16,9 +18,19 @@ from phosphene.corpus_lists import ListedImage
 from phosphene.corpus_storage import Span, Storage
 from phosphene.errors import CorpusError
 
-__all__ = ["scan_tar"]
+__all__ = ["TarListing", "scan_tar"]
 
 _TEXT_LIMIT_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarListing:
+    """What a tar holds."""
+
+    images: list[tuple[ListedImage, Span]]
+    """Its images, in the order of their samples."""
+    skipped_counts: Mapping[str, int]
+    """What else it holds, folders and the texts of images aside, by why it is left out."""
 
 
 @dataclass
@@ -28,10 +40,11 @@ class _Sample:
     label: str | None = None
     caption: str | None = None
     described: dict[str, Any] = field(default_factory=dict)
+    text_count: int = 0
 
 
-def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> list[tuple[ListedImage, Span | None]]:
-    """List the images of one tar, in the order of their samples.
+def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> TarListing:
+    """List the images of one tar, and count what else is there.
 
     Args:
         storage: the folder that the tar lies in.
@@ -42,17 +55,25 @@ def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> l
         CorpusError: no plain tar, cut off, a sample with two images, or a description that cannot be read.
     """
     samples: dict[str, _Sample] = {}
+    skipped: Counter[str] = Counter()
     byte_count = storage.size(name)
     if byte_count is None:
         raise CorpusError(f"tar {name!r} does not exist; name one that does")
     try:
         with storage.open(name) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
-                if not member.isreg() or PurePosixPath(member.name).name.startswith("."):
+                if member.isdir():
+                    continue
+                if PurePosixPath(member.name).name.startswith("."):
+                    skipped["hidden"] += 1
+                    continue
+                if not member.isreg():
+                    skipped["links, pipes or devices"] += 1
                     continue
                 if member.issparse() or member.offset_data + member.size > byte_count:
                     raise CorpusError(f"tar {name!r} is cut off or sparse at {member.name!r}; write it anew")
-                _add(samples, tar, member, name, image_suffixes)
+                if not _add(samples, tar, member, name, image_suffixes):
+                    skipped["of other kinds"] += 1
             # tarfile takes a damaged header, or none at all, for the end; the end is a block of zeros.
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -61,18 +82,22 @@ def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> l
         raise CorpusError(f"{name!r} is no uncompressed tar ({error}); unpack .gz or .zst, or write it anew") from error
     except OSError as error:
         raise CorpusError(f"tar {name!r} cannot be read: {error.strerror or error}") from error
-    return [(_listed(sample), sample.image) for sample in samples.values() if sample.image is not None]
+    if text_count := sum(sample.text_count for sample in samples.values() if sample.image is None):
+        skipped["texts without an image"] = text_count
+    images = [(_listed(sample), sample.image) for sample in samples.values() if sample.image is not None]
+    return TarListing(images=images, skipped_counts=skipped)
 
 
 def _add(
     samples: dict[str, _Sample], tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, suffixes: AbstractSet[str]
-) -> None:
+) -> bool:
+    """Add a file to its sample; False where it is neither an image nor a text that describes one."""
     folder, slash, base = member.name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     suffix = "." + extension.lower().rpartition(".")[2]
     is_image = suffix in suffixes
     if not is_image and extension not in ("txt", "cls", "json"):
-        return
+        return False
     sample = samples.setdefault(folder + slash + stem, _Sample())
     if is_image:
         if sample.image is not None:
@@ -81,7 +106,8 @@ def _add(
             )
         sample.image = Span(file=name, offset=member.offset_data, byte_count=member.size)
         sample.uri = f"{name}/{folder}{slash}{base}"
-        return
+        return True
+    sample.text_count += 1
     text = _text(tar, member, name)
     if suffix == ".txt":
         sample.caption = text
@@ -89,6 +115,7 @@ def _add(
         sample.label = text
     else:
         sample.described = _described(text, member, name)
+    return True
 
 
 def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> str:

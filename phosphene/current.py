@@ -1,31 +1,41 @@
 """CURRENT: the file that names one generation, every bundle and index that is served together, by folder and id.
 
-    {"bundles": {"scenes": {"folder": "bundle-7", "id": "..."}}, "indexes": {...}, "schema": 1}
+    {"bundles": {"scenes": {"folder": "bundle-7", "id": "..."}}, "indexes": {"photos": {"folder": "index-3", "id":
+    "...", "tombstones": {"folder": "down-2", "id": "..."}}}, "schema": 2}
 
-It is replaced as a whole by a rename, so a reader sees the old generation or the new one. Folders are relative to the
-file. The ids are what the writer saw: a folder that holds something else by now is refused.
+An index may have tombstones, which name the images that were taken down from it, and flags, which say what of it is
+sensitive. The file is replaced as a whole by a
+rename, so a reader sees the old generation or the new one. Folders are relative to the file. The ids are what the
+writer saw: a folder that holds something else by now is refused.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SchemaUnknown
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SchemaUnknown, SettingError
 from phosphene.manifest import open_artefact, read_manifest, write_durably
 
-__all__ = ["Current", "Member", "load_current", "save_current"]
+__all__ = ["Current", "Member", "load_current", "read_current", "save_current"]
 
-_SCHEMA = 1
+_SCHEMA = 2
+_MemberKind = Literal["bundle", "index", "tombstones", "flags"]
+_ENTRY_KEYS: dict[_MemberKind, set[str]] = {
+    "bundle": {"folder", "id"},
+    "index": {"folder", "id", "tombstones", "flags"},
+    "tombstones": {"folder", "id"},
+    "flags": {"folder", "id"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A bundle or index of the generation."""
+    """A bundle, an index, or what belongs to one, of the generation."""
 
     name: str
     """What requests call it."""
@@ -43,28 +53,68 @@ class Current:
     """At least one."""
     indexes: tuple[Member, ...]
     """Each belongs to the bundle that it was built for."""
+    tombstones: tuple[Member, ...] = ()
+    """Each by the name of the index whose images it takes down."""
+    flags: tuple[Member, ...] = ()
+    """Each by the name of the index of which it says what is sensitive."""
+
+    def successors(self, name: str, indexes: Collection[str]) -> list[str]:
+        """Return the names under which another generation may show the images of an index of this one.
+
+        Args:
+            name: of the index.
+            indexes: names of the other generation's; where `name` is none of them, it may be any that is new there.
+        """
+        if name in indexes:
+            return [name]
+        known = {member.name for member in self.indexes}
+        return [other for other in indexes if other not in known]
 
 
-def save_current(path: Path, *, bundles: Mapping[str, Path], indexes: Mapping[str, Path]) -> Current:
+def save_current(
+    path: Path,
+    *,
+    bundles: Mapping[str, Path],
+    indexes: Mapping[str, Path],
+    tombstones: Mapping[str, Path] | None = None,
+    flags: Mapping[str, Path] | None = None,
+) -> Current:
     """Name a generation, in place of the one that the file named before.
 
     Args:
         path: the file.
         bundles: name to folder, the default first.
         indexes: name to folder.
+        tombstones: name of the index to folder.
+        flags: name of the index to folder.
 
     Raises:
-        ArtefactError: a folder is no published bundle or index.
+        ArtefactError: a folder is no such published artefact.
+        SettingError: tombstones or flags of an index that is not named.
     """
+    for kind, named in (("tombstones", tombstones or {}), ("flags", flags or {})):
+        if stray := sorted(named.keys() - indexes.keys()):
+            raise SettingError(f"{kind} are named for {stray}; the indexes are {sorted(indexes)}: name one of them")
     current = Current(
         bundles=tuple(_checked(name, folder, kind="bundle") for name, folder in bundles.items()),
         indexes=tuple(_checked(name, folder, kind="index") for name, folder in indexes.items()),
+        tombstones=tuple(_checked(name, folder, kind="tombstones") for name, folder in (tombstones or {}).items()),
+        flags=tuple(_checked(name, folder, kind="flags") for name, folder in (flags or {}).items()),
     )
     base = path.parent.resolve()
     document = {
         "schema": _SCHEMA,
         "bundles": {entry.name: _described(entry, base) for entry in current.bundles},
-        "indexes": {entry.name: _described(entry, base) for entry in current.indexes},
+        "indexes": {
+            entry.name: _described(entry, base)
+            | {
+                kind: _described(member, base)
+                for kind, members in (("tombstones", current.tombstones), ("flags", current.flags))
+                for member in members
+                if member.name == entry.name
+            }
+            for entry in current.indexes
+        },
     }
     # Not sorted: the order tells the default.
     write_durably(path, (json.dumps(document, indent=2) + "\n").encode())
@@ -72,12 +122,32 @@ def save_current(path: Path, *, bundles: Mapping[str, Path], indexes: Mapping[st
 
 
 def load_current(path: Path) -> Current:
-    """Read which generation is named.
+    """Read which generation is named, on condition that its folders hold it.
 
     Raises:
         ArtefactMissing: no such file, or a folder that it names is gone.
         ArtefactDamaged: it does not parse.
         ArtefactMismatch: a folder holds another artefact than the one that was named.
+        SchemaUnknown: written by another version.
+    """
+    current = read_current(path)
+    for kind, members in (
+        ("bundle", current.bundles),
+        ("index", current.indexes),
+        ("tombstones", current.tombstones),
+        ("flags", current.flags),
+    ):
+        for member in members:
+            _refuse_another(path, member, kind=kind)
+    return current
+
+
+def read_current(path: Path) -> Current:
+    """Read which generation is named, whatever its folders hold by now.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ArtefactDamaged: it does not parse.
         SchemaUnknown: written by another version.
     """
     try:
@@ -88,38 +158,58 @@ def load_current(path: Path) -> Current:
         raise ArtefactDamaged(
             f"{str(path)!r} cannot be read ({cause}); write it with `python -m index activate`"
         ) from cause
+    document = _upgraded(document)
     if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
         raise SchemaUnknown(f"{str(path)!r} is not a generation of schema {_SCHEMA}; write it with this version")
     if document.keys() != {"schema", "bundles", "indexes"}:
         raise SchemaUnknown(f"{str(path)!r} has the keys {sorted(document)}; known are bundles, indexes and schema")
+    indexes = document["indexes"]
     current = Current(
         bundles=_members(path, document["bundles"], kind="bundle"),
-        indexes=_members(path, document["indexes"], kind="index"),
+        indexes=_members(path, indexes, kind="index"),
+        tombstones=_members(path, _of_indexes(indexes, "tombstones"), kind="tombstones"),
+        flags=_members(path, _of_indexes(indexes, "flags"), kind="flags"),
     )
     if not current.bundles:
         raise ArtefactDamaged(f"{str(path)!r} names no bundle; write it with `python -m index activate`")
     return current
 
 
-def _checked(name: str, folder: Path, *, kind: Literal["bundle", "index"]) -> Member:
+def _upgraded(document: Any) -> Any:
+    """Return what a file of schema 1, which knew no tombstones, says in the words of schema 2."""
+    if isinstance(document, dict) and document.get("schema") == 1:
+        return document | {"schema": 2}
+    return document
+
+
+def _of_indexes(indexes: Any, kind: _MemberKind) -> dict[str, Any]:
+    """Return what the entries of indexes name beside them, by the index's name."""
+    return {name: entry[kind] for name, entry in indexes.items() if kind in entry}
+
+
+def _checked(name: str, folder: Path, *, kind: _MemberKind) -> Member:
     return Member(name=name, path=folder, id=open_artefact(folder, kind=kind).id)
 
 
-def _members(path: Path, entries: Any, *, kind: Literal["bundle", "index"]) -> tuple[Member, ...]:
-    members: list[Member] = []
+def _members(path: Path, entries: Any, *, kind: _MemberKind) -> tuple[Member, ...]:
     try:
         named = [(str(name), path.parent / entry["folder"], str(entry["id"])) for name, entry in entries.items()]
+        unknown = sorted({key for entry in entries.values() for key in entry} - _ENTRY_KEYS[kind])
     except (AttributeError, KeyError, TypeError) as cause:
         raise ArtefactDamaged(f"the {kind} entries of {str(path)!r} do not parse; write it again") from cause
-    for name, folder, identity in named:
-        found = read_manifest(folder)
-        if (found.kind, found.id) != (kind, identity):
-            raise ArtefactMismatch(
-                f"{str(path)!r} names the {kind} {name} with the id {identity}, and {str(folder)!r} holds the "
-                f"{found.kind} {found.id}; name the generation again with `python -m index activate`"
-            )
-        members.append(Member(name=name, path=folder, id=identity))
-    return tuple(members)
+    if unknown:
+        # What is not understood might be a take-down.
+        raise SchemaUnknown(f"the {kind} entries of {str(path)!r} have the unknown keys {unknown}; upgrade Phosphene")
+    return tuple(Member(name=name, path=folder, id=identity) for name, folder, identity in named)
+
+
+def _refuse_another(path: Path, member: Member, *, kind: str) -> None:
+    found = read_manifest(member.path)
+    if (found.kind, found.id) != (kind, member.id):
+        raise ArtefactMismatch(
+            f"{str(path)!r} names the {kind} {member.name} with the id {member.id}, and {str(member.path)!r} holds the "
+            f"{found.kind} {found.id}; name the generation again with `python -m index activate`"
+        )
 
 
 def _described(member: Member, base: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from phosphene.bundle import Bundle
 from phosphene.codes import ImageCode, TokenCodes, image_codes
 from phosphene.engine import EngineName
 from phosphene.errors import ArtefactMismatch
-from phosphene.manifest import Manifest, open_artefact
+from phosphene.manifest import Manifest, open_artefact, save_array
 from phosphene.preprocessing import Preprocessing
 
 __all__ = [
@@ -168,7 +168,7 @@ def save_golden(folder: Path, golden: Golden) -> None:
     """Write golden images and codes into an engine's folder."""
     (folder / _FOLDER).mkdir()
     for name, array in _arrays(golden).items():
-        np.save(folder / _FOLDER / name, array, allow_pickle=False)
+        save_array(folder / _FOLDER / name, array)
 
 
 def load_golden(folder: Path) -> Golden:

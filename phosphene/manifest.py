@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import numpy as np
+
 from phosphene.errors import (
     ArtefactDamaged,
     ArtefactMismatch,
@@ -41,6 +43,7 @@ __all__ = [
     "partial_path",
     "publish",
     "read_manifest",
+    "save_array",
     "seal",
     "sync_folder",
     "write_durably",
@@ -49,10 +52,11 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 """Of every kind that `_SCHEMAS` does not name."""
-Kind = Literal["bundle", "index", "activations", "engine"]
+Kind = Literal["bundle", "index", "activations", "engine", "tombstones", "flags"]
 
 _SCHEMAS = {"index": 2}
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _KEYS = {"schema", "kind", "created_by", "inputs", "config", "files", "id", "check"}
 _MANIFEST_LIMIT_BYTES = 16 << 20
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
@@ -111,7 +115,7 @@ class Manifest:
 
 def canonical_json(value: Any) -> bytes:
     """Return the one JSON text of a value: keys sorted, no spaces, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def digest_of(value: Any) -> str:
@@ -306,6 +310,24 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     draft.replace(path)
     sync_folder(path.parent)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file: the bytes that `np.save` writes of an array in C order.
+
+    `np.save` hands a file to C's library and does not hear of what fails when that is closed: on a full disk it leaves
+    the last part of an array out, and all seems well.
+
+    Raises:
+        OSError: the file could not be written whole; names it.
+    """
+    ordered = np.asarray(array, order="C")
+    try:
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
+            file.write(ordered.reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from phosphene.codes import ImageCode
 from phosphene.engine import EngineBatch, Want
 from phosphene.engine_torch import TorchEngine
 from phosphene.errors import ImageTooLarge, ImageUnreadable, ReadoutMissing
-from phosphene.images import ImageLimits, PreparedImage, prepare
+from phosphene.images import ImageLimits, PreparedImage, prepare, prepare_with_thumbnail
 from phosphene.readout import SimilarityReadout
 
 __all__ = ["Pipeline", "open_bundle"]
@@ -56,6 +56,10 @@ class Pipeline:
             ImageError: not an image, too large, or damaged.
         """
         return prepare(data, self.bundle.preprocessing, self.limits)
+
+    def prepare_with_thumbnail(self, data: bytes, *, thumbnail_px: int) -> tuple[PreparedImage, bytes]:
+        """Prepare an image as `prepare` does, and make a thumbnail from the same decoding; errors as there."""
+        return prepare_with_thumbnail(data, self.bundle.preprocessing, thumbnail_px=thumbnail_px, limits=self.limits)
 
     def run(self, prepared: Sequence[PreparedImage], want: Want | None = None) -> EngineBatch:
         """Run one batch of prepared images on the device; see `TorchEngine.run`."""

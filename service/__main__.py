@@ -22,6 +22,7 @@ from typing import Literal, NoReturn
 
 import phosphene
 from phosphene.errors import DeviceFailed, PhospheneError
+from phosphene.open_files import allow_open_files
 from service.assembly import OpenerFactory, Running, catalogue_opener, open_service
 from service.observing.logs import log_event, open_logs
 from service.settings import Settings, load_settings
@@ -42,6 +43,7 @@ def main(make_opener: OpenerFactory = catalogue_opener) -> int:
         The exit status.
     """
     open_logs("info")
+    allow_open_files()
     # Nothing to reload yet; left alone, a hang-up would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

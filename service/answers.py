@@ -13,27 +13,31 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
 
+import numpy as np
+from jaxtyping import Float32
+
 from phosphene.engine import Want
 from phosphene.errors import ImageError, ImageRequired, NotFound, NumericError
 from phosphene.image_headers import image_size
 from phosphene.image_limits import ImageLimits, check_file_size
 from phosphene.images import image_sha256
+from service.alike import images_alike
 from service.batching.admission import Admission
 from service.batching.batcher import Batcher
 from service.caching.cache import CacheKey, CodeCache
 from service.caching.coded_image import CodedImage, coded_image_bytes, read_coded_image
 from service.catalogue import Catalogue
 from service.claims import Claim
-from service.corpus_reader import CorpusReader
 from service.decoding.pool import DecodePool
 from service.explain import LiveImage, StoredImage, check_parts, explain, needs_pixels, wanted
 from service.generation import Generation
 from service.lookups import (
-    code_search,
+    check_sensitive,
+    check_taken_down,
     corpus_image,
+    images_by_words,
     images_exciting,
     images_firing,
-    images_like,
     list_neurons,
     neuron_profile,
     neurons_like_neuron,
@@ -42,16 +46,12 @@ from service.lookups import (
 )
 from service.observing.metric_events import Metrics
 from service.operations import EncodeItem
-from service.sent_image import SentImage
-from service.values import (
-    CorpusImage,
+from service.queries import (
+    CodesAlike,
     ExplainQuery,
-    Explanation,
     ImageBytes,
     ImageDigest,
-    ImageList,
     ImageLookup,
-    ImageMetric,
     ImageQuery,
     ImageSearch,
     ImageUpload,
@@ -59,13 +59,13 @@ from service.values import (
     LikeImage,
     LikeNeuron,
     LikeText,
-    NeuronList,
     NeuronListQuery,
-    NeuronMatch,
-    NeuronProfile,
     NeuronQuery,
     NeuronSearch,
+    ResidualsAlike,
 )
+from service.sent_image import SentImage
+from service.values import CorpusImage, Explanation, ImageList, NeuronList, NeuronMatch, NeuronProfile
 from service.workers import Place, WorkerPool
 
 __all__ = ["Answers", "Rooms"]
@@ -170,15 +170,8 @@ class Answers:
                     claim, lambda: neurons_like_neuron(generation, search, like)
                 )
             case LikeText(text=text):
-                operation = generation.text_operation
-                cost = operation.cost(text)
                 with self._rooms.lookups.place(claim) as place:
-                    with self._rooms.admission.admit(
-                        claim=claim, size_bytes=0, pixel_count=0, cost=cost, is_decoded=True
-                    ) as admitted:
-                        place.reserve()
-                        admitted.decoded()
-                        vector = await self._rooms.batcher.run(operation, text, claim=claim)
+                    vector = await self._read_words(generation, text, place)
                     return generation, await self._look_up(place, lambda: neurons_like_text(generation, search, vector))
             case _:
                 assert_never(search.like)
@@ -186,7 +179,13 @@ class Answers:
     async def search_images(
         self, catalogue: Catalogue, search: ImageSearch, claim: Claim
     ) -> tuple[Generation, ImageList]:
-        """Images by code, neuron or expression; raises `InputError`, `NotFound`, `Unanswerable` without a corpus."""
+        """Images like another, by neuron, by expression or by words.
+
+        Raises:
+            InputError: a bad image or expression.
+            NotFound: an unknown image or neuron.
+            Unanswerable: there is no corpus, or nothing that reads words.
+        """
         generation = catalogue.generation(search.scope)
         reader = generation.reader
         match search.like:
@@ -194,10 +193,20 @@ class Answers:
                 return generation, await self._look_up_only(claim, lambda: images_exciting(generation, search, like))
             case LikeExpression() as asked:
                 return generation, await self._look_up_only(claim, lambda: images_firing(generation, search, asked))
-            case LikeImage(image=image):
+            case LikeText(text=text):
                 with self._rooms.lookups.place(claim) as place:
-                    looked_at = await self._look_at(generation, image, Want(), place, needs_pixels=False)
-                    return generation, await self._look_up(place, lambda: _images_like(reader, looked_at, search))
+                    vector = await self._read_words(generation, text, place)
+                    return generation, await self._look_up(place, lambda: images_by_words(reader, search, vector))
+            case LikeImage(image=image, similarity=similarity):
+                want = Want(residuals=isinstance(similarity, ResidualsAlike))
+                if isinstance(similarity, CodesAlike):
+                    for neuron_id in similarity.only_neuron_ids:
+                        generation.check_neuron(neuron_id, field="only_neuron_ids")
+                with self._rooms.lookups.place(claim) as place:
+                    looked_at = await self._look_at(generation, image, want, place, needs_pixels=False)
+                    return generation, await self._look_up(
+                        place, lambda: images_alike(reader, looked_at, search, similarity)
+                    )
             case _:
                 assert_never(search.like)
 
@@ -209,6 +218,16 @@ class Answers:
             claim,
             lambda: corpus_image(reader, row_of(generation, lookup.sha256, field="sha256"), with_thumbnail=True),
         )
+
+    async def _read_words(self, generation: Generation, text: str, place: Place) -> Float32[np.ndarray, " embedding"]:
+        """The vector of the text tower; raises `Unanswerable` where there is none."""
+        operation = generation.text_operation
+        with self._rooms.admission.admit(
+            claim=place.claim, size_bytes=0, pixel_count=0, cost=operation.cost(text), is_decoded=True
+        ) as admitted:
+            place.reserve()
+            admitted.decoded()
+            return await self._rooms.batcher.run(operation, text, claim=place.claim)
 
     async def _look_at(
         self, generation: Generation, query: ImageQuery, want: Want, place: Place, *, needs_pixels: bool
@@ -247,6 +266,8 @@ class Answers:
                 "the index does not store what these parts need; send the image's bytes instead of its digest",
                 subject="parts",
             )
+        check_taken_down(generation, sha256, field="image.sha256")
+        check_sensitive(generation, sha256, field="image.sha256")
         where = "" if generation.corpus is None else f"corpus {generation.corpus.name!r} holds no image with it, and "
         raise NotFound(
             f"no image with the digest {sha256}: {where}the cache keeps none for these parts; send the image's bytes",
@@ -281,7 +302,9 @@ class Answers:
             return coded_image_bytes(made[0])
 
         value, _ = await cache.fetch(key, make, lane=sent.claim.lane, places=sent)
-        coded = made[0] if made else _read(value)
+        if made:
+            return made[0]
+        coded = _read(value)
         if coded is None or not coded.row.holds(want):
             # Kept by a request that wanted something else, or by a replica of another version.
             both = want if coded is None else want | coded.row.want
@@ -306,17 +329,12 @@ class Answers:
         bundle, data, claim = generation.bundle, sent.data, sent.claim
         route = bundle.route(want)
         want = self._sampled(want)
-        size = image_size(data)
-        sent.give_back()
-        with self._rooms.admission.admit(
-            claim=claim,
-            size_bytes=len(data),
-            pixel_count=0 if size is None else size[0] * size[1],
-            cost=route.cost(want),
-        ) as admitted:
+        width, height = image_size(data) or (0, 0)
+        with sent.admit(pixel_count=width * height, cost=route.cost(want)) as admitted:
             sent.reserve_lookup()
             prepared = await self._timed(
-                "decode", self._rooms.decoders.prepare(data, bundle.preprocessing, claim=claim)
+                "decode",
+                self._rooms.decoders.prepare(data, bundle.preprocessing, claim=claim, pixel_count=width * height),
             )
             self._metrics.image_received(size_bytes=len(data), pixel_count=prepared.width * prepared.height)
             admitted.decoded()
@@ -349,20 +367,6 @@ class Answers:
         found = await work
         self._on_stage(stage, self._clock() - begun_s)
         return found
-
-
-def _images_like(reader: CorpusReader, looked_at: LiveImage | StoredImage, search: ImageSearch) -> ImageList:
-    match looked_at:
-        case LiveImage(coded=coded):
-            code, sha, own_row = coded.row.code, coded.sha256, reader.row_of(coded.sha256)
-        case StoredImage(row=row):
-            code, sha, own_row = reader.code(row), reader.image(row).sha256, row
-        case _:
-            assert_never(looked_at)
-    images = images_like(
-        reader, code, search.count, own_row=own_row, own_sha256=sha, with_thumbnails=search.with_thumbnails
-    )
-    return ImageList(images=images, metric=ImageMetric.CODE_COSINE, code_search=code_search(reader))
 
 
 def _read(kept: bytes) -> CodedImage | None:

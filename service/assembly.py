@@ -81,7 +81,7 @@ class Running:
 
 def catalogue_opener(settings: Settings, on_stage: OnStage) -> Opener:
     """What opens the artefacts that the settings name."""
-    return CatalogueOpener(settings.artefacts, settings.engine, on_stage=on_stage)
+    return CatalogueOpener(settings.artefacts, settings.engine, qdrant=settings.qdrant, on_stage=on_stage)
 
 
 @asynccontextmanager
@@ -334,3 +334,5 @@ def _tell(catalogue: Catalogue, metrics: Metrics) -> None:
         metrics.model_served(bundle.name, bundle.health)
         for corpus in corpora:
             metrics.artefact_served(kind="index", name=corpus.name, id=corpus.reader.id, code_id=corpus.reader.code_id)
+            if corpus.reader.tombstones_id:
+                metrics.artefact_served(kind="tombstones", name=corpus.name, id=corpus.reader.tombstones_id, code_id="")

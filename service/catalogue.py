@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from phosphene.errors import NotFound
 from phosphene.manifest import digest_of
+from service.discretion import DiscreetReader
 from service.generation import Generation, ServedBundle, ServedCorpus, generation_id
-from service.values import Scope
+from service.queries import Scope
 
 __all__ = ["Catalogue", "Entry"]
 
@@ -20,20 +22,27 @@ class Catalogue:
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Keep the entries in the order of the settings; at least one."""
         self._entries: Mapping[str, Entry] = {entry[0].name: entry for entry in entries}
-        self._generation_ids = {
-            bundle.name: generation_id(bundle.facts, {corpus.name: corpus.reader.id for corpus in corpora})
-            for bundle, corpora in entries
-        }
+        self._generation_ids = {bundle.name: generation_id(bundle.facts, corpora) for bundle, corpora in entries}
 
     @property
     def id(self) -> str:
         """Names everything that is served, in its order: equal ids answer alike."""
         return digest_of(
             [
-                [bundle.name, self._generation_ids[bundle.name], [[c.name, c.reader.id] for c in corpora]]
+                [bundle.name, self._generation_ids[bundle.name], [[c.name, c.state_id] for c in corpora]]
                 for bundle, corpora in self.entries
             ]
         )
+
+    @property
+    def generation_ids(self) -> frozenset[str]:
+        """The ids of all its generations, one for each bundle."""
+        return frozenset(self._generation_ids.values())
+
+    @property
+    def take_down_ids(self) -> frozenset[str]:
+        """Names the take-downs that its answers honour."""
+        return frozenset().union(*(corpus.reader.take_down_ids for _, corpora in self.entries for corpus in corpora))
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -68,4 +77,6 @@ class Catalogue:
                     field="corpus",
                     name=scope.corpus,
                 )
+        if corpus is not None and corpus.reader.flags_id and not scope.include_sensitive:
+            corpus = replace(corpus, reader=DiscreetReader(corpus.reader))
         return Generation(bundle=bundle, corpus=corpus, id=self._generation_ids[bundle.name])

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
+from index.values import SearchEngine
 from phosphene.engine import Want
 from phosphene.errors import PhospheneError, SettingError
 from service.caching.circuit import CircuitState
@@ -49,7 +50,11 @@ def check(make_opener: Callable[[Settings], Opener] | None = None) -> int:
     network = settings.network
     admin = "no admin port" if network.admin_listen is None else f"admin on {network.admin_listen}"
     _say("settings", f"listen on {network.listen}, metrics on {network.metrics_listen}, {admin}")
-    opener = CatalogueOpener(settings.artefacts, settings.engine) if make_opener is None else make_opener(settings)
+    opener = (
+        CatalogueOpener(settings.artefacts, settings.engine, qdrant=settings.qdrant)
+        if make_opener is None
+        else make_opener(settings)
+    )
     return asyncio.run(_check(settings, opener))
 
 
@@ -151,6 +156,8 @@ def _served(catalogue: Catalogue) -> list[str]:
         )
         lines += [
             f"index {corpus.name!r} of {bundle.name!r}: {corpus.reader.image_count} images, id {corpus.reader.id}"
+            + (f", tombstones {corpus.reader.tombstones_id}" if corpus.reader.tombstones_id else "")
+            + (", codes searched in Qdrant" if corpus.reader.code_engine is SearchEngine.QDRANT else "")
             for corpus in corpora
         ]
     return [*lines, f"generation {catalogue.id}"]

@@ -18,19 +18,14 @@ from phosphene.errors import Unanswerable
 from service.caching.coded_image import CodedImage
 from service.generation import Generation
 from service.lookups import code_search, corpus_image, exemplar_images, images_like, neuron_view
-from service.values import (
-    ActiveNeuron,
-    ExplainPart,
-    ExplainQuery,
-    Explanation,
-    FidelityReport,
-    NeuronMatch,
-    QueriedImage,
-)
+from service.queries import ExplainPart, ExplainQuery
+from service.values import ActiveNeuron, Explanation, FidelityReport, NeuronMatch, QueriedImage
 
 __all__ = ["LiveImage", "StoredImage", "check_parts", "explain", "needs_pixels", "wanted"]
 
 _NEED_CORPUS = (ExplainPart.NEAREST_NEURONS, ExplainPart.TOP_IMAGES, ExplainPart.SIMILAR_IMAGES)
+_CONDITIONAL = (ExplainPart.PATCH_ACTIVATIONS, *_NEED_CORPUS, ExplainPart.SCORES)
+"""Parts that not every bundle and corpus can give."""
 _NEED_PIXELS = (ExplainPart.PATCH_ACTIVATIONS, ExplainPart.NEAREST_NEURONS, ExplainPart.SCORES)
 
 
@@ -54,7 +49,7 @@ class StoredImage:
 def check_parts(generation: Generation, query: ExplainQuery) -> None:
     """Raise `Unanswerable` for the first part that this bundle, corpus or kind of image query cannot give."""
     facts = generation.bundle.facts
-    for part in ExplainPart:
+    for part in _CONDITIONAL:
         if part not in query.parts:
             continue
         if part in _NEED_CORPUS:
@@ -107,7 +102,9 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
         image=queried,
         fidelity=_fidelity(generation, image, code) if ExplainPart.FIDELITY in parts else None,
         neurons=_active_neurons(generation, query, code, encoded) if ExplainPart.NEURONS in parts else (),
-        grid=generation.bundle.facts.grid if ExplainPart.PATCH_ACTIVATIONS in parts else None,
+        grid=generation.bundle.patch_grid(width=queried.width, height=queried.height)
+        if ExplainPart.PATCH_ACTIVATIONS in parts
+        else None,
         nearest_neurons=_nearest_neurons(generation, query, encoded),
         similar_images=images_like(
             generation.reader,
@@ -115,13 +112,13 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
             query.similar_count,
             own_row=own_row,
             own_sha256=queried.sha256,
-            with_thumbnails=query.with_thumbnails,
+            with_thumbnails=query.pictures.thumbnails,
         )
         if similar
         else (),
         code_search=code_search(generation.reader) if similar else None,
         scores=_scores(generation, query, encoded),
-        code=code if ExplainPart.CODE in parts else None,
+        code=generation.shown_code(code) if ExplainPart.CODE in parts else None,
     )
 
 
@@ -136,7 +133,7 @@ def _code(generation: Generation, image: LiveImage | StoredImage) -> ImageCode:
 
 
 def _queried_image(generation: Generation, query: ExplainQuery, image: LiveImage | StoredImage) -> QueriedImage:
-    thumbnails = query.with_thumbnails
+    thumbnails = query.pictures.thumbnails
     match image:
         case StoredImage(row=row):
             stored = corpus_image(generation.reader, row, with_thumbnail=thumbnails)
@@ -187,7 +184,9 @@ def _active_neurons(
 ) -> tuple[ActiveNeuron, ...]:
     reader = generation.corpus.reader if generation.corpus is not None else None
     grid = generation.bundle.facts.grid if ExplainPart.PATCH_ACTIVATIONS in query.parts else None
+    with_images = reader is not None and ExplainPart.TOP_IMAGES in query.parts
     neurons = []
+    code = generation.shown_code(code, query.top_n)
     for neuron_id, activation in zip(
         code.neuron_ids[: query.top_n].tolist(), code.values[: query.top_n].tolist(), strict=True
     ):
@@ -202,13 +201,13 @@ def _active_neurons(
                 if grid is not None and encoded is not None
                 else (),
                 top_images=exemplar_images(
-                    reader,
+                    generation,
                     neuron_id,
                     ExemplarKind.TOP,
                     query.exemplars_per_neuron,
-                    with_thumbnails=query.with_thumbnails,
+                    pictures=query.pictures,
                 )
-                if reader is not None and ExplainPart.TOP_IMAGES in query.parts
+                if with_images
                 else (),
             )
         )
@@ -236,11 +235,11 @@ def _nearest_neurons(generation: Generation, query: ExplainQuery, encoded: Engin
             neuron=neuron_view(reader, neuron_id),
             score=cosine,
             top_images=exemplar_images(
-                reader,
+                generation,
                 neuron_id,
                 ExemplarKind.TOP,
                 query.exemplars_per_neuron,
-                with_thumbnails=query.with_thumbnails,
+                pictures=query.pictures,
             )
             if with_images
             else (),

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
-from phosphene.codes import CodeLimits
+from phosphene.codes import CodeLimits, ImageCode
 from phosphene.encoder import EncoderSpec, Site, Tokens
 from phosphene.engine import Want
 from phosphene.errors import NotFound, Unanswerable
+from phosphene.framing import grid_region
 from phosphene.manifest import digest_of
 from phosphene.preprocessing import Preprocessing
 from phosphene.selection import Selection
 from service.batching.batcher import Operation
 from service.corpus_reader import CorpusReader
+from service.discretion import DiscreetReader
 from service.observing.model_health import ModelHealth
 from service.operations import EncodeRoute
+from service.values import PatchGrid
 
 __all__ = ["Generation", "ModelFacts", "ServedBundle", "ServedCorpus", "generation_id"]
 
@@ -86,6 +89,14 @@ class ServedBundle:
     health: ModelHealth
     """What its live codes look like."""
 
+    def patch_grid(self, *, width: int, height: int) -> PatchGrid | None:
+        """The patches of an image of this size; None where the site has none."""
+        if self.facts.grid is None:
+            return None
+        row_count, column_count = self.facts.grid
+        region = grid_region(self.preprocessing, self.facts.grid, width=width, height=height)
+        return PatchGrid(row_count=row_count, column_count=column_count, region=region)
+
     def route(self, want: Want) -> EncodeRoute:
         """The first way that can give what is wanted."""
         return next((route for route in self.routes if route.engine.can(want)), self.routes[-1])
@@ -103,6 +114,12 @@ class ServedCorpus:
     """Images that could not be used when it was built."""
     created_by: str
     """Program and version that built it."""
+
+    @property
+    def state_id(self) -> str:
+        """Names all that decides its answers: the index, the tombstones that they honour, the flags that they heed."""
+        beside = (("+", self.reader.tombstones_id), ("!", self.reader.flags_id))
+        return self.reader.id + "".join(f"{mark}{each}" for mark, each in beside if each)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,13 +144,30 @@ class Generation:
             )
         return self.corpus.reader
 
+    @property
+    def hidden_count(self) -> int:
+        """Different neurons and images that its answer has left out so far, because they are sensitive."""
+        match self.corpus:
+            case ServedCorpus(reader=DiscreetReader() as reader):
+                return reader.hidden_count
+            case _:
+                return 0
+
+    def shown_code(self, code: ImageCode, count: int | None = None) -> ImageCode:
+        """A code as an answer may list it, up to `count` neurons of it."""
+        match self.corpus:
+            case ServedCorpus(reader=DiscreetReader() as reader):
+                return reader.shown_code(code, count)
+            case _:
+                return code
+
     def own_row(self, sha256: str) -> int | None:
         """The row of the corpus that holds an image; None where there is none, or no corpus."""
         return None if self.corpus is None else self.corpus.reader.row_of(sha256)
 
     @property
     def text_operation(self) -> Operation[str, Float32[np.ndarray, " embedding"]]:
-        """What turns words into vectors; raises `Unanswerable` where neurons cannot be searched by words."""
+        """What turns words into vectors; raises `Unanswerable` where nothing can be searched by words."""
         reader = self.reader
         if self.bundle.text is None:
             raise Unanswerable(
@@ -151,7 +185,7 @@ class Generation:
         return self.bundle.text
 
     def check_neuron(self, neuron_id: int, *, field: str = "neuron_id") -> None:
-        """Raise `NotFound` unless the bundle has this neuron."""
+        """Raise `NotFound` unless the bundle has this neuron, and the request may see it."""
         count = self.bundle.facts.neuron_count
         if not 0 <= neuron_id < count:
             raise NotFound(
@@ -159,9 +193,13 @@ class Generation:
                 field=field,
                 name=str(neuron_id),
             )
+        match self.corpus:
+            case ServedCorpus(reader=DiscreetReader() as reader):
+                reader.check_neuron(neuron_id, field=field)
 
 
-def generation_id(facts: ModelFacts, index_ids: Mapping[str, str]) -> str:
-    """Digest of a bundle, of what runs it and of all its indexes by name."""
+def generation_id(facts: ModelFacts, corpora: Iterable[ServedCorpus]) -> str:
+    """Digest of a bundle, of what runs it and of all its corpora by name."""
     engine = [facts.engine, facts.engine_id]
-    return digest_of({"bundle": facts.bundle_id, "engine": engine, "indexes": dict(index_ids)})
+    indexes = {corpus.name: corpus.state_id for corpus in corpora}
+    return digest_of({"bundle": facts.bundle_id, "engine": engine, "indexes": indexes})

@@ -45,6 +45,8 @@ class Generations:
         self._on_switched = on_switched
         self._current: _Opened | None = None
         self._retired: set[_Opened] = set()
+        self._past_ids: set[str] = set()
+        self._outdated_ids: frozenset[str] = frozenset()
         self._loading: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
@@ -82,8 +84,14 @@ class Generations:
             opened.lease_count -= 1
             opened.tell_if_idle()
 
+    def is_outdated(self, generation_id: str) -> bool:
+        """Whether an answer of this generation may show an image that was taken down since."""
+        return generation_id in self._outdated_ids
+
     async def load(self) -> bool:
         """Open what the settings name now and switch to it; tells whether it differs from what was served.
+
+        Where images were taken down this returns once the last answer that may show them has been made.
 
         Raises:
             ReloadUnderWay: another load has not ended.
@@ -93,9 +101,14 @@ class Generations:
             raise ReloadUnderWay("another reload has not ended; wait for its answer, then ask again")
         self._loading = asyncio.current_task()
         try:
-            return await self._load()
+            switched = await self._load()
         finally:
             self._loading = None
+        outdated = [opened for opened in self._retired if opened.catalogue.generation_ids & self._outdated_ids]
+        if switched and outdated:
+            await asyncio.gather(*(opened.idle() for opened in outdated))
+            log_event("taken down", id=None if self._current is None else self._current.catalogue.id)
+        return switched
 
     async def _load(self) -> bool:
         before = self._current
@@ -109,11 +122,20 @@ class Generations:
             await opened.close()
             raise
         self._current = opened
+        if before is not None:
+            self._outdate(before.catalogue, opened.catalogue)
         self._on_switched(opened.catalogue)
         log_event("generation", id=opened.catalogue.id)
         if before is not None:
             self._retire(before)
         return True
+
+    def _outdate(self, before: Catalogue, now: Catalogue) -> None:
+        """Note which answers must not be given any more."""
+        self._past_ids |= before.generation_ids
+        if now.take_down_ids - before.take_down_ids:
+            self._outdated_ids = frozenset(self._past_ids)
+        self._outdated_ids -= now.generation_ids
 
     def _retire(self, opened: _Opened) -> None:
         """Close a generation once nobody answers from it, without waiting for that here."""

@@ -1,22 +1,22 @@
 """Around every method of a service: who calls, how often, request id, one log line, and exactly one outcome for each.
 
 The only place where an exception becomes a status (through `outcomes`); methods of other services (health, reflection)
-pass untouched. Every request that is received is counted once as received and once as answered, refused, expired,
-cancelled or failed, so that the two sums are equal whenever nothing is under way. Every status but OK that is sent is
-counted by its reason, too; a caller who has gone, or whose deadline ended the call, is sent none.
+pass untouched. It wraps methods once, as they are added to a server: one of gRPC's own interceptors is asked anew with
+every call. Every request that is received is counted once as received and once as answered, refused, expired, cancelled
+or failed, so that the two sums are equal whenever nothing is under way. Every status but OK that is sent is counted by
+its reason, too; a caller who has gone, or whose deadline ended the call, is sent none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
@@ -70,7 +70,7 @@ def claim_of(context: CallContext, clock: Clock, lane: Lane = Lane.INTERACTIVE) 
     return Claim(caller=_CALLER.get(), lane=lane, deadline_s=deadline_s)
 
 
-class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class AnswerInterceptor:
     """Wraps the methods of one service."""
 
     def __init__(
@@ -93,8 +93,7 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             limit: raises `RateLimited` for a caller who asks too often; None: nobody does.
             tracer: traces requests; None: nobody does.
         """
-        self._prefix = f"/{service}/"
-        self._wrapped: dict[str, Any] = {}
+        self._service = service
         self._metrics = metrics
         self._clock = clock
         self._identify = identify
@@ -111,26 +110,18 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._idle.clear()
             await self._idle.wait()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Give back the method's handler, wrapped."""
-        handler = await continuation(handler_call_details)
-        path: str = handler_call_details.method
-        if handler is None or not path.startswith(self._prefix):
-            return handler
-        if path not in self._wrapped:
-            method = path.removeprefix(self._prefix)
-            # Without serialisers gRPC hands over bytes: parsing and serialising belong inside `_account`, because what
-            # they raise out there reaches the caller with its text.
-            self._wrapped[path] = (
-                grpc.stream_stream_rpc_method_handler(self._stream(method, handler))
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler(self._unary(method, handler))
-            )
-        return self._wrapped[path]
+    def wrapped(self, service: str, handlers: Mapping[str, Any]) -> dict[str, Any]:
+        """The methods of a service by name, with all this around them where it is the one that is wrapped."""
+        if service != self._service:
+            return dict(handlers)
+        # Without serialisers gRPC hands over bytes: parsing and serialising belong inside `_account`, because what they
+        # raise out there reaches the caller with its text.
+        return {
+            method: grpc.stream_stream_rpc_method_handler(self._stream(method, handler))
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler(self._unary(method, handler))
+            for method, handler in handlers.items()
+        }
 
     def _unary(self, method: str, handler: Any) -> Callable[[bytes, CallContext], Awaitable[bytes | None]]:
         async def answering(data: bytes, context: CallContext) -> bytes | None:

@@ -5,7 +5,7 @@ Reads the index, so it belongs in a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,6 +16,18 @@ from phosphene.errors import NotFound
 from service.corpus_reader import CorpusReader
 from service.generation import Generation
 from service.pages import page_offset, page_token
+from service.queries import (
+    CODES_ALIKE,
+    CodesAlike,
+    ImageSearch,
+    LikeExpression,
+    LikeNeuron,
+    NeuronListQuery,
+    NeuronPart,
+    NeuronQuery,
+    NeuronSearch,
+    Pictures,
+)
 from service.values import (
     ActivationHistogram,
     CoActiveNeuron,
@@ -25,31 +37,30 @@ from service.values import (
     ImageList,
     ImageMatch,
     ImageMetric,
-    ImageSearch,
-    LikeExpression,
-    LikeNeuron,
     NeuronList,
-    NeuronListQuery,
     NeuronMatch,
-    NeuronPart,
     NeuronProfile,
-    NeuronQuery,
-    NeuronSearch,
     NeuronView,
+    PatchMap,
 )
 
 __all__ = [
+    "check_sensitive",
+    "check_taken_down",
     "code_search",
     "corpus_image",
     "exemplar_images",
+    "images_by_words",
     "images_exciting",
     "images_firing",
     "images_like",
+    "images_near",
     "list_neurons",
     "neuron_profile",
     "neuron_view",
     "neurons_like_neuron",
     "neurons_like_text",
+    "patch_map",
     "row_of",
 ]
 
@@ -58,7 +69,10 @@ _SHARED_NEURON_LIMIT = 16
 
 def neuron_view(reader: CorpusReader | None, neuron_id: int) -> NeuronView:
     """A neuron as lists show it."""
-    return NeuronView(neuron_id=neuron_id, row=None if reader is None else reader.neuron(neuron_id))
+    if reader is None:
+        return NeuronView(neuron_id=neuron_id, row=None)
+    is_sensitive = neuron_id in reader.sensitive_neuron_ids
+    return NeuronView(neuron_id=neuron_id, row=reader.neuron(neuron_id), is_sensitive=is_sensitive)
 
 
 def corpus_image(reader: CorpusReader, row: int, *, with_thumbnail: bool) -> CorpusImage:
@@ -70,6 +84,8 @@ def row_of(generation: Generation, sha256: str, *, field: str) -> int:
     """The row of an image by digest; raises `NotFound`."""
     row = generation.reader.row_of(sha256)
     if row is None:
+        check_taken_down(generation, sha256, field=field)
+        check_sensitive(generation, sha256, field=field)
         assert generation.corpus is not None, "reader has refused a missing corpus"
         raise NotFound(
             f"corpus {generation.corpus.name!r} holds no image with the digest {sha256}; send the image's bytes, or "
@@ -80,18 +96,56 @@ def row_of(generation: Generation, sha256: str, *, field: str) -> int:
     return row
 
 
+def check_sensitive(generation: Generation, sha256: str, *, field: str) -> None:
+    """Raise `NotFound` where the image with a digest is hidden because it is sensitive."""
+    if generation.hidden_count:
+        raise NotFound(
+            f"the image with the digest {sha256} is sensitive; ask for it with include_sensitive",
+            field=field,
+            name=sha256,
+        )
+
+
+def check_taken_down(generation: Generation, sha256: str, *, field: str) -> None:
+    """Raise `NotFound` where the image with a digest was taken down; reads memory alone."""
+    corpus = generation.corpus
+    if corpus is not None and corpus.reader.is_taken_down(sha256):
+        raise NotFound(
+            f"the image with the digest {sha256} was taken down from corpus {corpus.name!r}; ask for another one",
+            field=field,
+            name=sha256,
+        )
+
+
 def exemplar_images(
-    reader: CorpusReader, neuron_id: int, kind: ExemplarKind, count: int, *, with_thumbnails: bool
+    generation: Generation,
+    neuron_id: int,
+    kind: ExemplarKind,
+    count: int,
+    *,
+    pictures: Pictures,
 ) -> tuple[ExemplarImage, ...]:
     """At most `count` exemplars of a neuron, strongest first."""
+    reader = generation.reader
+    found = reader.exemplars(neuron_id, kind, count)
+    images = [corpus_image(reader, exemplar.row, with_thumbnail=pictures.thumbnails) for exemplar in found]
     return tuple(
         ExemplarImage(
-            image=corpus_image(reader, exemplar.row, with_thumbnail=with_thumbnails),
+            image=image,
             activation=exemplar.value,
             quantile=exemplar.quantile,
+            patch_map=patch_map(generation, image, neuron_id) if pictures.patch_maps else None,
         )
-        for exemplar in reader.exemplars(neuron_id, kind, count)
+        for exemplar, image in zip(found, images, strict=True)
     )
+
+
+def patch_map(generation: Generation, image: CorpusImage, neuron_id: int) -> PatchMap | None:
+    """Where on an image a neuron fires; None where it does not, or where the index keeps no maps."""
+    row = image.image
+    shares = generation.reader.patch_map(row.row, neuron_id)
+    grid = generation.bundle.patch_grid(width=row.width, height=row.height)
+    return None if shares is None or grid is None else PatchMap(grid=grid, shares=shares.tobytes())
 
 
 def images_like(
@@ -102,6 +156,7 @@ def images_like(
     own_row: int | None,
     own_sha256: str,
     with_thumbnails: bool,
+    alike: CodesAlike = CODES_ALIKE,
 ) -> tuple[ImageMatch, ...]:
     """At most `count` images with the most similar codes, best first, without copies of the image itself.
 
@@ -112,35 +167,84 @@ def images_like(
         own_row: a row of the corpus that holds the queried image.
         own_sha256: its digest: a corpus may hold it more than once.
         with_thumbnails: whether each image carries its thumbnail.
+        alike: how codes are compared.
     """
+
+    def search(asked: int) -> list[tuple[int, float, tuple[int, ...]]]:
+        found = reader.similar_images(
+            code, asked, exclude_row=own_row, metric=alike.metric, neuron_ids=alike.only_neuron_ids or None
+        )
+        return [(match.row, match.similarity, match.shared_neuron_ids[:_SHARED_NEURON_LIMIT]) for match in found]
+
+    return _without_copies(reader, search, count, own_sha256, with_thumbnails=with_thumbnails)
+
+
+def images_near(
+    reader: CorpusReader,
+    residual: Float32[np.ndarray, " width"],
+    count: int,
+    *,
+    own_row: int | None,
+    own_sha256: str,
+    with_thumbnails: bool,
+) -> tuple[ImageMatch, ...]:
+    """At most `count` images with the most similar residuals. Arguments as `images_like`, but for the residual."""
+
+    def search(asked: int) -> list[tuple[int, float, tuple[int, ...]]]:
+        return [(row, cosine, ()) for row, cosine in reader.images_by_residual(residual, asked, exclude_row=own_row)]
+
+    return _without_copies(reader, search, count, own_sha256, with_thumbnails=with_thumbnails)
+
+
+def _without_copies(
+    reader: CorpusReader,
+    search: Callable[[int], list[tuple[int, float, tuple[int, ...]]]],
+    count: int,
+    own_sha256: str,
+    *,
+    with_thumbnails: bool,
+) -> tuple[ImageMatch, ...]:
+    """The best `count` of a search (row, score, shared neurons) that are not the queried image."""
     asked = count
     while True:
-        found = reader.similar_images(code, asked, exclude_row=own_row)
-        others = [match for match in found if reader.image(match.row).sha256 != own_sha256]
+        found = search(asked)
+        others = [match for match in found if reader.image(match[0]).sha256 != own_sha256]
         if len(others) >= count or len(found) < asked:
             break
         asked *= 2
     return tuple(
         ImageMatch(
-            image=corpus_image(reader, match.row, with_thumbnail=with_thumbnails),
-            score=match.similarity,
-            shared_neuron_ids=tuple(match.shared_neuron_ids[:_SHARED_NEURON_LIMIT]),
+            image=corpus_image(reader, row, with_thumbnail=with_thumbnails), score=score, shared_neuron_ids=shared
         )
-        for match in others[:count]
+        for row, score, shared in others[:count]
     )
+
+
+def images_by_words(
+    reader: CorpusReader, search: ImageSearch, text_vector: Float32[np.ndarray, " embedding"]
+) -> ImageList:
+    """The images whose embeddings point most along the words."""
+    images = tuple(
+        ImageMatch(image=corpus_image(reader, row, with_thumbnail=search.pictures.thumbnails), score=score)
+        for row, score in reader.images_by_text(text_vector, search.count)
+    )
+    return ImageList(images=images, metric=ImageMetric.TEXT_COSINE, recall=reader.text_recall)
 
 
 def images_exciting(generation: Generation, search: ImageSearch, like: LikeNeuron) -> ImageList:
     """The images that excite a neuron most; raises `NotFound` for an unknown one."""
     generation.check_neuron(like.neuron_id)
     exemplars = exemplar_images(
-        generation.reader,
+        generation,
         like.neuron_id,
         ExemplarKind.TOP,
         search.count,
-        with_thumbnails=search.with_thumbnails,
+        pictures=search.pictures,
     )
-    images = tuple(ImageMatch(image=exemplar.image, score=exemplar.activation) for exemplar in exemplars)
+    images = tuple(
+        ImageMatch(image=exemplar.image, score=exemplar.activation, patch_map=exemplar.patch_map)
+        for exemplar in exemplars
+    )
     return ImageList(images=images, metric=ImageMetric.ACTIVATION)
 
 
@@ -153,15 +257,22 @@ def images_firing(generation: Generation, search: ImageSearch, like: LikeExpress
     """
     reader = generation.reader
     images = tuple(
-        ImageMatch(image=corpus_image(reader, row, with_thumbnail=search.with_thumbnails), score=score)
+        ImageMatch(image=corpus_image(reader, row, with_thumbnail=search.pictures.thumbnails), score=score)
         for row, score in reader.images_by_expression(like.text, search.count)
     )
-    return ImageList(images=images, metric=ImageMetric.EXPRESSION, total_count=reader.count_by_expression(like.text))
+    return ImageList(
+        images=images,
+        metric=ImageMetric.EXPRESSION,
+        total_count=reader.count_by_expression(like.text),
+        engine=reader.code_engine,
+    )
 
 
-def code_search(reader: CorpusReader) -> CodeSearch:
+def code_search(reader: CorpusReader, alike: CodesAlike = CODES_ALIKE) -> CodeSearch:
     """How images with similar codes are looked for."""
-    return CodeSearch(recall=reader.similar_recall, left_out_neuron_ids=reader.left_out_neuron_ids)
+    # Whatever is not the plain cosine is always found exactly.
+    recall = reader.similar_recall if alike == CODES_ALIKE else 1.0
+    return CodeSearch(recall=recall, left_out_neuron_ids=reader.left_out_neuron_ids, engine=reader.code_engine)
 
 
 def neuron_profile(generation: Generation, query: NeuronQuery) -> NeuronProfile:
@@ -173,14 +284,19 @@ def neuron_profile(generation: Generation, query: NeuronQuery) -> NeuronProfile:
         if part not in query.parts:
             return ()
         return exemplar_images(
-            reader, query.neuron_id, kind, query.exemplar_count, with_thumbnails=query.with_thumbnails
+            generation,
+            query.neuron_id,
+            kind,
+            query.exemplar_count,
+            pictures=query.pictures,
         )
 
     similar: Sequence[tuple[int, float]] = ()
     if NeuronPart.SIMILAR_NEURONS in query.parts:
-        similar = _others(reader, query.neuron_id, query.similar_count)
-    row = reader.neuron(query.neuron_id)
+        similar = reader.neurons_like(query.neuron_id, query.similar_count)
+    view, row = neuron_view(reader, query.neuron_id), reader.neuron(query.neuron_id)
     return NeuronProfile(
+        neuron=view,
         row=row,
         image_count=reader.image_count,
         quantile_levels=reader.quantile_levels,
@@ -206,13 +322,7 @@ def list_neurons(generation: Generation, query: NeuronListQuery) -> NeuronList:
     """
     reader = generation.reader
     offset = page_offset(query, generation.id)
-    neuron_ids = reader.list_neurons(
-        query.order,
-        min_density=query.filter.min_density,
-        max_density=query.filter.max_density,
-        name_contains=query.filter.name_contains,
-        alive_only=query.filter.alive_only,
-    )
+    neuron_ids = reader.list_neurons(query.order, query.filter)
     end = offset + query.page_size
     return NeuronList(
         neurons=tuple(neuron_view(reader, neuron_id) for neuron_id in neuron_ids[offset:end]),
@@ -224,15 +334,14 @@ def list_neurons(generation: Generation, query: NeuronListQuery) -> NeuronList:
 def neurons_like_neuron(generation: Generation, search: NeuronSearch, like: LikeNeuron) -> tuple[NeuronMatch, ...]:
     """The neurons with the most similar directions, without the neuron itself; raises `NotFound`."""
     generation.check_neuron(like.neuron_id)
-    return _matches(generation.reader, search, _others(generation.reader, like.neuron_id, search.count))
+    return _matches(generation, search, generation.reader.neurons_like(like.neuron_id, search.count))
 
 
 def neurons_like_text(
     generation: Generation, search: NeuronSearch, text_vector: Float32[np.ndarray, " embedding"]
 ) -> tuple[NeuronMatch, ...]:
     """The neurons whose exemplars' embeddings, less the corpus's mean, point most along the text."""
-    reader = generation.reader
-    return _matches(reader, search, reader.neurons_by_text(text_vector, search.count))
+    return _matches(generation, search, generation.reader.neurons_by_text(text_vector, search.count))
 
 
 def _histogram(reader: CorpusReader, row: NeuronRow, bin_count: int) -> ActivationHistogram:
@@ -248,23 +357,19 @@ def _co_active(reader: CorpusReader, neuron_id: int, count: int) -> tuple[CoActi
     )
 
 
-def _others(reader: CorpusReader, neuron_id: int, count: int) -> Sequence[tuple[int, float]]:
-    return [(other, cosine) for other, cosine in reader.neurons_like(neuron_id, count + 1) if other != neuron_id][
-        :count
-    ]
-
-
-def _matches(reader: CorpusReader, search: NeuronSearch, found: Sequence[tuple[int, float]]) -> tuple[NeuronMatch, ...]:
+def _matches(
+    generation: Generation, search: NeuronSearch, found: Sequence[tuple[int, float]]
+) -> tuple[NeuronMatch, ...]:
     return tuple(
         NeuronMatch(
-            neuron=neuron_view(reader, neuron_id),
+            neuron=neuron_view(generation.reader, neuron_id),
             score=score,
             top_images=exemplar_images(
-                reader,
+                generation,
                 neuron_id,
                 ExemplarKind.TOP,
                 search.exemplars_per_neuron,
-                with_thumbnails=search.with_thumbnails,
+                pictures=search.pictures,
             )
             if search.exemplars_per_neuron
             else (),

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import TypeVar, assert_never, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from index.reader import IndexReader, open_index
+from index.values import QdrantPlace
 from phosphene.bundle import PRECISION, Bundle, load_bundle
 from phosphene.current import Member, load_current
 from phosphene.engine import Engine, EngineName
@@ -30,11 +32,12 @@ from service.catalogue import Catalogue
 from service.generation import ModelFacts, ServedBundle, ServedCorpus
 from service.observing.model_health import ModelHealth, index_reference
 from service.operations import EncodeRoute, encode_operation, text_operation
-from service.settings import ArtefactSettings, EngineSettings, NamedPath
+from service.settings import ArtefactSettings, EngineSettings, NamedPath, QdrantSettings
 
 __all__ = ["CatalogueOpener"]
 
 Opened = TypeVar("Opened")
+_NO_QDRANT = QdrantSettings()
 
 
 class CatalogueOpener:
@@ -45,6 +48,7 @@ class CatalogueOpener:
         artefacts: ArtefactSettings,
         engine: EngineSettings,
         *,
+        qdrant: QdrantSettings = _NO_QDRANT,
         on_stage: Callable[[str, float], None] | None = None,
     ) -> None:
         """Keep what to open.
@@ -52,9 +56,11 @@ class CatalogueOpener:
         Args:
             artefacts: names and folders.
             engine: device and threads of the engines.
+            qdrant: where codes are searched.
             on_stage: told of the stages of each batch.
         """
         self._artefacts = artefacts
+        self._qdrant = qdrant
         self._engine = engine
         self._on_stage = on_stage
         # Held by the catalogues that use them, so that an encoder leaves memory with the last one that does.
@@ -71,7 +77,8 @@ class CatalogueOpener:
         Raises:
             ArtefactError: a bundle or index is missing, damaged or belongs to another.
             EncoderError: an encoder cannot be loaded.
-            SettingError: the device is not here, or an exported engine is not named.
+            SettingError: the device is not here, an exported engine is not named, or an index is not in Qdrant.
+            Unavailable: Qdrant does not answer.
         """
         catalogue, readers = await _in_thread_of_its_own(self._open_all)
         with readers:
@@ -84,9 +91,24 @@ class CatalogueOpener:
             return catalogue, open_readers.pop_all()
 
     def _open(self, open_readers: ExitStack) -> Catalogue:
-        bundle_paths, index_paths = self._named()
+        bundle_paths, index_paths, tombstones, flags = self._named()
         loaded = [(entry.name, load_bundle(entry.path)) for entry in bundle_paths]
-        readers = [(entry, open_readers.enter_context(open_index(entry.path, code_id=None))) for entry in index_paths]
+        device, qdrant = self._artefacts.index_device, _qdrant_place(self._qdrant)
+        readers = [
+            (
+                entry,
+                open_readers.enter_context(
+                    open_index(
+                        entry.path,
+                        tombstones=tombstones.get(entry.name),
+                        flags=flags.get(entry.name),
+                        device=device,
+                        qdrant=qdrant,
+                    )
+                ),
+            )
+            for entry in index_paths
+        ]
         for entry, reader in readers:
             if reader.code_id not in {bundle.code_id for _, bundle in loaded}:
                 raise _mismatch(entry, reader, loaded, bundle_paths)
@@ -99,11 +121,18 @@ class CatalogueOpener:
         bundles = self._served_bundles(loaded, corpora)
         return Catalogue([(bundle, corpora[bundle.name]) for bundle in bundles])
 
-    def _named(self) -> tuple[Sequence[NamedPath], Sequence[NamedPath]]:
-        if self._artefacts.current is None:
-            return self._artefacts.bundles, self._artefacts.indexes
-        current = load_current(self._artefacts.current)
-        return _paths(current.bundles), _paths(current.indexes)
+    def _named(self) -> tuple[Sequence[NamedPath], Sequence[NamedPath], Mapping[str, Path], Mapping[str, Path]]:
+        """Bundles, indexes, and tombstones and flags by the name of their index."""
+        artefacts = self._artefacts
+        if artefacts.current is None:
+            return artefacts.bundles, artefacts.indexes, _by_name(artefacts.tombstones), _by_name(artefacts.flags)
+        current = load_current(artefacts.current)
+        return (
+            _paths(current.bundles),
+            _paths(current.indexes),
+            _by_name(_paths(current.tombstones)),
+            _by_name(_paths(current.flags)),
+        )
 
     def _served_bundles(
         self, loaded: Sequence[tuple[str, Bundle]], corpora: dict[str, tuple[ServedCorpus, ...]]
@@ -199,8 +228,27 @@ async def _in_thread_of_its_own(open_all: Callable[[], Opened]) -> Opened:
     return await opened
 
 
+def _qdrant_place(settings: QdrantSettings) -> QdrantPlace | None:
+    if settings.url is None or settings.collection is None:
+        return None
+    api_key: str | None = None
+    if settings.key_file is not None:
+        try:
+            api_key = settings.key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as cause:
+            raise SettingError(
+                f"PHOSPHENE_QDRANT_KEY_FILE is {str(settings.key_file)!r}, which cannot be read ({cause}); let the "
+                "user who runs the service read it, or name another file"
+            ) from cause
+    return QdrantPlace(url=settings.url, collection=settings.collection, api_key=api_key, timeout_s=settings.timeout_s)
+
+
 def _paths(members: Sequence[Member]) -> list[NamedPath]:
     return [NamedPath(name=member.name, path=member.path) for member in members]
+
+
+def _by_name(entries: Sequence[NamedPath]) -> dict[str, Path]:
+    return {entry.name: entry.path for entry in entries}
 
 
 def _served_bundle(

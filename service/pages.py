@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from phosphene.errors import InputError
 from phosphene.manifest import canonical_json
-from service.values import NeuronListQuery
+from service.queries import NeuronListQuery
 
 __all__ = ["page_offset", "page_token"]
 
@@ -53,6 +53,7 @@ def _seal(query: NeuronListQuery, generation_id: str, position: bytes) -> bytes:
         "generation": generation_id,
         "bundle": query.scope.bundle,
         "corpus": query.scope.corpus,
+        "include_sensitive": query.scope.include_sensitive,
         "order": query.order.value,
         "filter": asdict(query.filter),
         "offset": position.hex(),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 
-from service.batching.admission import Admission, Held
+from service.batching.admission import Admission, Admitted, Held
 from service.claims import Claim
 from service.workers import Place
 
@@ -43,7 +43,9 @@ class SentImage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give back what is left."""
-        self.give_back()
+        held, self._held = self._held, None
+        if held is not None:
+            held.give_back()
 
     def lead(self) -> None:
         """Keep room for the image: those who follow it are counted from now on, and must not fill its own place.
@@ -59,10 +61,13 @@ class SentImage:
             self.reserve_lookup()
             return taken.pop_all()
 
-    def give_back(self) -> None:
-        """Give the room of `lead` back; admission counts the image itself from now on, or nobody does."""
-        if self._held is not None:
-            self._held.give_back()
+    def admit(self, *, pixel_count: int, cost: float) -> Admitted:
+        """Take the image in hand, in the room that `lead` kept for it where there was any; see `Admission.admit`."""
+        held, self._held = self._held, None
+        with nullcontext() if held is None else held:
+            return self._admission.admit(
+                claim=self.claim, size_bytes=len(self.data), pixel_count=pixel_count, cost=cost, held=held
+            )
 
     def reserve_lookup(self) -> None:
         """Take the look-up's place before the device's work; raises `Overloaded`."""

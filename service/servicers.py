@@ -10,6 +10,7 @@ from typing import Any
 from google.rpc import code_pb2
 
 import phosphene
+from phosphene.errors import Unavailable
 from phosphene.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -26,9 +27,9 @@ from service.generations import Generations
 from service.interceptor import claim_of
 from service.observing.logs import log_event, request_id
 from service.observing.metric_events import Metrics
+from service.queries import ExplainQuery
 from service.replica import Replica
 from service.streams import Answered, StreamMessage, UploadBudget, answer_stream
-from service.values import ExplainQuery
 from service.wire import replies, requests, streams
 
 __all__ = ["AdminServicer", "PhospheneServicer"]
@@ -102,6 +103,8 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
             # Closed here and now: left to the garbage collector, the work of a caller that has gone would go on.
             async with aclosing(answers):
                 async for answered in answers:
+                    # It may have waited for a caller who reads slowly.
+                    answered = self._checked(answered)
                     response = streams.answered_response(answered, request_id=request_id.get())
                     self._metrics.stream_item_done(code_pb2.Code.Name(response.status.code))
                     if response.status.code == code_pb2.INTERNAL:
@@ -109,6 +112,14 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
                     yield response
         finally:
             self._metrics.stream_closed()
+
+    def _checked(self, answered: Answered[explain_pb2.ExplainResponse]) -> Answered[explain_pb2.ExplainResponse]:
+        """The answer, or in its place what to do where it may show an image that was taken down since it was made."""
+        outcome = answered.outcome
+        if isinstance(outcome, Exception) or not self._generations.is_outdated(outcome.provenance.generation):
+            return answered
+        error = Unavailable("images were taken down after this item was answered; ask it again")
+        return Answered(answered.item, error)
 
     async def GetNeuron(self, request: neurons_pb2.GetNeuronRequest, context: Any) -> neurons_pb2.GetNeuronResponse:
         """One neuron."""
@@ -138,7 +149,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
     async def SearchImages(
         self, request: images_pb2.SearchImagesRequest, context: Any
     ) -> images_pb2.SearchImagesResponse:
-        """Images by code, by neuron or by expression."""
+        """Images like another, by neuron, by expression or by words."""
         search = requests.image_search(request)
         with self._generations.lease() as catalogue:
             generation, found = await self._answers.search_images(catalogue, search, claim_of(context, self._clock))

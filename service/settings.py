@@ -25,6 +25,7 @@ __all__ = [
     "ListenAddress",
     "NamedPath",
     "NetworkSettings",
+    "QdrantSettings",
     "QueueSettings",
     "SecuritySettings",
     "Settings",
@@ -44,10 +45,30 @@ class ArtefactSettings:
     """The first is the default; empty where `current` is set."""
     indexes: tuple[NamedPath, ...] = ()
     """The corpora; the first of a bundle is that bundle's default."""
+    tombstones: tuple[NamedPath, ...] = ()
+    """What was taken down, by the name of its corpus; empty where `current` is set."""
+    flags: tuple[NamedPath, ...] = ()
+    """What is sensitive, by the name of its corpus; empty where `current` is set."""
     current: Path | None = None
     """Names one generation of all of them."""
     engines: tuple[NamedPath, ...] = ()
     """Exported engines, by the name of their bundle."""
+    index_device: str = "cpu"
+    """Where FAISS searches images: `cpu`, `cuda` or `cuda:N`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QdrantSettings:
+    """Where codes are searched in place of the indexes."""
+
+    url: str | None = None
+    """Of the Qdrant; None: the indexes are searched. May hold a password."""
+    collection: str | None = None
+    """As it was given to `python -m index push`; None only where there is no `url`."""
+    key_file: Path | None = None
+    """File of its API key; None: it asks for none."""
+    timeout_s: int = 10
+    """Seconds that one call may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +171,8 @@ class Settings:
 
     artefacts: ArtefactSettings
     """What is served."""
+    qdrant: QdrantSettings = QdrantSettings()
+    """Where codes are searched."""
     network: NetworkSettings = NetworkSettings()
     """Where the service is reached."""
     security: SecuritySettings = SecuritySettings()
@@ -173,6 +196,8 @@ class Settings:
         assert isinstance(plain, dict)
         if self.cache.redis_url is not None:
             plain["cache"]["redis_url"] = without_secret(self.cache.redis_url)
+        if self.qdrant.url is not None:
+            plain["qdrant"]["url"] = without_secret(self.qdrant.url)
         if self.traces_endpoint is not None:
             plain["traces_endpoint"] = without_secret(self.traces_endpoint)
         return plain
@@ -200,7 +225,19 @@ def read_settings(variables: Mapping[str, str], *, cpu_count: int = 4) -> Settin
 
     settings = Settings(
         artefacts=ArtefactSettings(
-            bundles=of("BUNDLES"), indexes=of("INDEXES"), current=of("CURRENT"), engines=of("ENGINES")
+            bundles=of("BUNDLES"),
+            indexes=of("INDEXES"),
+            tombstones=of("TOMBSTONES"),
+            flags=of("FLAGS"),
+            current=of("CURRENT"),
+            engines=of("ENGINES"),
+            index_device=of("INDEX_DEVICE"),
+        ),
+        qdrant=QdrantSettings(
+            url=of("QDRANT_URL"),
+            collection=of("QDRANT_COLLECTION"),
+            key_file=of("QDRANT_KEY_FILE"),
+            timeout_s=of("QDRANT_TIMEOUT_S"),
         ),
         network=NetworkSettings(
             listen=of("LISTEN"),
@@ -252,15 +289,29 @@ def _check(settings: Settings, *, allows_plaintext: bool) -> None:
             "PHOSPHENE_BUNDLES is not set; name what to serve, such as PHOSPHENE_BUNDLES=scenes=build/bundle, or a "
             "generation with PHOSPHENE_CURRENT"
         )
-    if artefacts.current is not None and (artefacts.bundles or artefacts.indexes):
+    named = (artefacts.bundles, artefacts.indexes, artefacts.tombstones, artefacts.flags)
+    if artefacts.current is not None and any(named):
         faults.append(
-            "PHOSPHENE_CURRENT is set beside PHOSPHENE_BUNDLES or PHOSPHENE_INDEXES; it names all of them "
-            "itself: unset one side"
+            "PHOSPHENE_CURRENT is set beside PHOSPHENE_BUNDLES, PHOSPHENE_INDEXES, PHOSPHENE_TOMBSTONES or "
+            "PHOSPHENE_FLAGS; it names all of them itself: unset one side"
         )
+    for variable, entries in (("TOMBSTONES", artefacts.tombstones), ("FLAGS", artefacts.flags)):
+        stray = sorted({entry.name for entry in entries} - {entry.name for entry in artefacts.indexes})
+        if stray and artefacts.current is None:
+            faults.append(
+                f"PHOSPHENE_{variable} names {', '.join(stray)}, and PHOSPHENE_INDEXES does not; use the names of its "
+                "corpora"
+            )
     if settings.engine.engine != "torch" and not artefacts.engines:
         faults.append(
             f"PHOSPHENE_ENGINE is {settings.engine.engine!r} and PHOSPHENE_ENGINES is not set; export one for each "
             "bundle (`python -m training export-engine`) and name them"
+        )
+    qdrant = settings.qdrant
+    if (qdrant.url is None) != (qdrant.collection is None) or (qdrant.url is None and qdrant.key_file is not None):
+        faults.append(
+            "PHOSPHENE_QDRANT_URL and PHOSPHENE_QDRANT_COLLECTION go together, PHOSPHENE_QDRANT_KEY_FILE with them; "
+            "set both, or none of them"
         )
     if (security.certificate is None) != (security.key is None):
         faults.append("PHOSPHENE_TLS_CERTIFICATE and PHOSPHENE_TLS_KEY go together; set both or neither")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar, assert_never
 
 from phosphene.errors import DeadlineExpired, InputError, Overloaded, PhospheneError, Unavailable
-from service.values import ExplainQuery, ImageBytes, ImageUpload
+from service.queries import ExplainQuery, ImageBytes, ImageUpload
 
 __all__ = ["Answered", "Chunk", "Fault", "Question", "StreamMessage", "UploadBudget", "answer_stream"]
 

@@ -1,4 +1,4 @@
-"""What is asked of the service and what it answers, as plain values: no protobuf, no gRPC, no files.
+"""What the service answers, as plain values: no protobuf, no gRPC, no files.
 
 The contract in proto/phosphene/v1 says what each of them means on the wire; names are the same here.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from index.values import ImageRow, NeuronName, NeuronOrder, NeuronRow
+from index.values import ImageRow, NeuronRow, SearchEngine
 from phosphene.codes import ImageCode
+from phosphene.framing import Region
 
 __all__ = [
     "ActivationHistogram",
@@ -21,204 +23,19 @@ __all__ = [
     "CodeSearch",
     "CorpusImage",
     "ExemplarImage",
-    "ExplainPart",
-    "ExplainQuery",
     "Explanation",
     "FidelityReport",
-    "ImageBytes",
-    "ImageDigest",
     "ImageList",
-    "ImageLookup",
     "ImageMatch",
     "ImageMetric",
-    "ImageQuery",
-    "ImageSearch",
-    "ImageUpload",
-    "LikeExpression",
-    "LikeImage",
-    "LikeNeuron",
-    "LikeText",
-    "NeuronFilter",
     "NeuronList",
-    "NeuronListQuery",
     "NeuronMatch",
-    "NeuronPart",
     "NeuronProfile",
-    "NeuronQuery",
-    "NeuronSearch",
     "NeuronView",
+    "PatchGrid",
+    "PatchMap",
     "QueriedImage",
-    "Scope",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scope:
-    """Which bundle and corpus a request is about; empty names mean the defaults."""
-
-    bundle: str = ""
-    """Name of a bundle."""
-    corpus: str = ""
-    """Name of a corpus of that bundle."""
-
-
-@dataclass(frozen=True)
-class ImageBytes:
-    """An uploaded image."""
-
-    data: bytes = field(repr=False)
-    """The encoded file."""
-
-
-@dataclass(frozen=True)
-class ImageDigest:
-    """An image of the corpus."""
-
-    sha256: str
-    """Digest of the encoded file, 64 lowercase hexadecimal digits."""
-
-
-@dataclass(frozen=True)
-class ImageUpload:
-    """An image whose bytes follow in pieces, on a stream."""
-
-    size_bytes: int
-    """Bytes of all pieces together."""
-
-
-ImageQuery = ImageBytes | ImageDigest | ImageUpload
-
-
-class ExplainPart(StrEnum):
-    """A part of an explanation."""
-
-    FIDELITY = "fidelity"
-    NEURONS = "neurons"
-    PATCH_ACTIVATIONS = "patch activations"
-    NEAREST_NEURONS = "nearest neurons"
-    TOP_IMAGES = "top images"
-    SIMILAR_IMAGES = "similar images"
-    SCORES = "scores"
-    CODE = "code"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExplainQuery:
-    """What lights up on an image."""
-
-    scope: Scope
-    image: ImageQuery
-    parts: frozenset[ExplainPart] = frozenset({ExplainPart.NEURONS})
-    """Never empty; what a part implies is in it too."""
-    top_n: int = 10
-    nearest_count: int = 10
-    exemplars_per_neuron: int = 9
-    similar_count: int = 12
-    score_count: int = 10
-    with_thumbnails: bool = False
-
-
-class NeuronPart(StrEnum):
-    """A part of what is known of a neuron."""
-
-    TOP_IMAGES = "top images"
-    SPREAD_IMAGES = "spread images"
-    SIMILAR_NEURONS = "similar neurons"
-    HISTOGRAM = "histogram"
-    CO_ACTIVE_NEURONS = "co-active neurons"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronQuery:
-    """What is known of one neuron."""
-
-    scope: Scope
-    neuron_id: int
-    parts: frozenset[NeuronPart] = frozenset()
-    exemplar_count: int = 9
-    similar_count: int = 10
-    bin_count: int = 10
-    co_active_count: int = 10
-    with_thumbnails: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronFilter:
-    """Which neurons a list holds; None and empty mean no condition."""
-
-    min_density: float | None = None
-    max_density: float | None = None
-    name_contains: str = ""
-    alive_only: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronListQuery:
-    """Neurons in an order, page by page."""
-
-    scope: Scope
-    order: NeuronOrder = NeuronOrder.NEURON_ID
-    filter: NeuronFilter = NeuronFilter()
-    page_size: int = 50
-    page_token: str = ""
-
-
-@dataclass(frozen=True)
-class LikeText:
-    """Like these words."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class LikeNeuron:
-    """Like this neuron, or exciting it."""
-
-    neuron_id: int
-
-
-@dataclass(frozen=True)
-class LikeImage:
-    """Like this image."""
-
-    image: ImageQuery
-
-
-@dataclass(frozen=True)
-class LikeExpression:
-    """Firing as this neuron expression asks."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronSearch:
-    """Neurons by meaning."""
-
-    scope: Scope
-    like: LikeText | LikeNeuron
-    count: int = 10
-    exemplars_per_neuron: int = 0
-    """0: no top images are asked for."""
-    with_thumbnails: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSearch:
-    """Images of the corpus with a similar code, that excite a neuron, or that fire as an expression asks."""
-
-    scope: Scope
-    like: LikeImage | LikeNeuron | LikeExpression
-    count: int = 12
-    with_thumbnails: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageLookup:
-    """One image of the corpus."""
-
-    scope: Scope
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +48,25 @@ class CorpusImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchGrid:
+    """The patches of an image."""
+
+    row_count: int
+    column_count: int
+    region: Region
+    """The part of the image that they cover."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchMap:
+    """Where on an image a neuron fires."""
+
+    grid: PatchGrid
+    shares: bytes
+    """A byte for each patch, row by row: activation / the one on the image, x 255."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExemplarImage:
     """An image that excites a neuron."""
 
@@ -238,20 +74,22 @@ class ExemplarImage:
     activation: float
     quantile: float
     """Share of the neuron's firing images that excite it less."""
+    patch_map: PatchMap | None = None
+    """None: not asked for, or the index keeps none."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NeuronView:
-    """A neuron in a list."""
+class NeuronView(NamedTuple):
+    """A neuron in a list; a tuple, because every answer lists dozens and one is made five times as fast."""
 
     neuron_id: int
     row: NeuronRow | None
     """What the corpus says of it; None without a corpus."""
+    is_sensitive: bool = False
+    """Whether the corpus's flags name it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActiveNeuron:
-    """A neuron that fires on the image."""
+class ActiveNeuron(NamedTuple):
+    """A neuron that fires on the image; a tuple as `NeuronView` is."""
 
     neuron: NeuronView
     activation: float
@@ -278,6 +116,8 @@ class ImageMatch:
     image: CorpusImage
     score: float
     shared_neuron_ids: tuple[int, ...] = ()
+    patch_map: PatchMap | None = None
+    """Of the queried neuron; None: not asked for, the query is no neuron, or the index keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +128,8 @@ class CodeSearch:
     """Share of the nearest that it finds; 1: exact."""
     left_out_neuron_ids: tuple[int, ...]
     """Neurons that do not count, ascending."""
+    engine: SearchEngine
+    """What found them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,8 +165,8 @@ class Explanation:
     """What encoded the image; empty where the index answered."""
     fidelity: FidelityReport | None = None
     neurons: tuple[ActiveNeuron, ...] = ()
-    grid: tuple[int, int] | None = None
-    """Rows and columns of `patch_activations`."""
+    grid: PatchGrid | None = None
+    """The patches of `patch_activations`."""
     nearest_neurons: tuple[NeuronMatch, ...] = ()
     similar_images: tuple[ImageMatch, ...] = ()
     code_search: CodeSearch | None = None
@@ -358,7 +200,9 @@ class CoActiveNeuron:
 class NeuronProfile:
     """What is known of one neuron."""
 
+    neuron: NeuronView
     row: NeuronRow
+    """What the corpus says of it."""
     image_count: int
     """Images that were indexed."""
     quantile_levels: tuple[float, ...]
@@ -369,11 +213,6 @@ class NeuronProfile:
     histogram: ActivationHistogram | None = None
     """None: not asked for, or it never fires."""
     co_active_neurons: tuple[CoActiveNeuron, ...] = ()
-
-    @property
-    def names(self) -> tuple[NeuronName, ...]:
-        """Name candidates, best first."""
-        return self.row.names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +230,9 @@ class ImageMetric(StrEnum):
     """What the score of an image measures."""
 
     CODE_COSINE = "cosine of codes"
+    CODE_INNER_PRODUCT = "inner product of codes"
+    RESIDUAL_COSINE = "cosine of residuals"
+    TEXT_COSINE = "cosine of words and image"
     ACTIVATION = "activation"
     EXPRESSION = "expression"
 
@@ -405,6 +247,10 @@ class ImageList:
     """Images that fire as an expression asks, listed or not; None for other queries."""
     code_search: CodeSearch | None = None
     """How images with similar codes were looked for; None for other queries."""
+    recall: float | None = None
+    """Share of the nearest that the search finds; None where there is no nearest."""
+    engine: SearchEngine = SearchEngine.INDEX
+    """What found them."""
 
 
 Vector = Float32[np.ndarray, " width"]

@@ -22,6 +22,7 @@ __all__ = [
     "Number",
     "PathTo",
     "Url",
+    "Word",
     "bounds_of",
     "default_of",
     "read_value",
@@ -33,6 +34,7 @@ _DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 # An "@" anywhere but at the end of a user and password may be a part of them that was not written as it should be.
 _SAFE_URL = re.compile(r"(?P<scheme>[a-z]+)://([^/?#]*@)?(?P<place>[^@?#]*)([?#][^@]*)?")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _URL = re.compile(r"(?P<scheme>[a-z]+)://[\x21-\x7e]{1,2000}")
 
 
@@ -123,7 +125,12 @@ class Url:
     schemes: tuple[str, ...]
 
 
-Kind = Integer | Number | Choice | Address | NamedPaths | PathTo | Device | Url
+@dataclass(frozen=True)
+class Word:
+    """A name in another system."""
+
+
+Kind = Integer | Number | Choice | Address | NamedPaths | PathTo | Device | Url | Word
 
 
 def read_value(kind: Kind, text: str) -> Any:
@@ -161,6 +168,12 @@ def read_value(kind: Kind, text: str) -> Any:
             if text and (found is None or found["scheme"] not in schemes):
                 raise ValueError(f"it must be a URL with the scheme {' or '.join(schemes)}")
             return text or None
+        case Word():
+            if text and not _WORD.fullmatch(text):
+                raise ValueError(
+                    "it must be 1-100 characters from letters, digits, '.', '_', '-', and begin with a letter or digit"
+                )
+            return text or None
         case _:
             assert_never(kind)
 
@@ -184,6 +197,8 @@ def bounds_of(kind: Kind) -> str:
             return "cpu, cuda, cuda:N"
         case Url(schemes):
             return ", ".join(f"{scheme}://" for scheme in schemes)
+        case Word():
+            return "name"
         case _:
             assert_never(kind)
 
@@ -197,7 +212,7 @@ def default_of(kind: Kind) -> str:
             return f"{default:g}"
         case Choice(_, default) | Device(default):
             return default
-        case NamedPaths() | PathTo() | Url():
+        case NamedPaths() | PathTo() | Url() | Word():
             return ""
         case _:
             assert_never(kind)

@@ -22,6 +22,7 @@ from service.variable_kinds import (
     Number,
     PathTo,
     Url,
+    Word,
     bounds_of,
     default_of,
     read_value,
@@ -57,11 +58,47 @@ VARIABLES: dict[str, Variable] = {
     "PHOSPHENE_INDEXES": _variable(
         "What is served", "The corpora; an index belongs to the bundle that it was built for.", NamedPaths()
     ),
+    "PHOSPHENE_TOMBSTONES": _variable(
+        "What is served",
+        "What was taken down from a corpus, by the corpus's name; `python -m index take-down` makes them.",
+        NamedPaths(),
+    ),
+    "PHOSPHENE_FLAGS": _variable(
+        "What is served",
+        "What of a corpus is sensitive, by the corpus's name; `python -m index flag` says it.",
+        NamedPaths(),
+    ),
     "PHOSPHENE_CURRENT": _variable(
         "What is served",
-        "A file that names one generation of all bundles and indexes, instead of the two variables above; a reload "
-        "reads it again. `python -m index activate` writes it.",
+        "A file that names one generation of all bundles, indexes, tombstones and flags, instead of the four variables "
+        "above; a reload reads it again. `python -m index activate` writes it.",
         PathTo(),
+    ),
+    "PHOSPHENE_INDEX_DEVICE": _variable(
+        "What is served",
+        "Where FAISS searches images; cuda needs a FAISS with GPUs, and indexes without fast-scan lists "
+        "(`index build --quantiser eight-bit`).",
+        Device("cpu"),
+    ),
+    "PHOSPHENE_QDRANT_URL": _variable(
+        "What is served",
+        "A Qdrant that answers similar images (by codes) and expressions in place of the indexes; every index that is "
+        "served must have been pushed there (`python -m index push`). Needs requirements/qdrant.txt. Unset: the "
+        "indexes answer.",
+        Url(("http", "https")),
+    ),
+    "PHOSPHENE_QDRANT_COLLECTION": _variable(
+        "What is served",
+        "The name of the collection, as it was given to `index push`; with PHOSPHENE_QDRANT_URL.",
+        Word(),
+    ),
+    "PHOSPHENE_QDRANT_KEY_FILE": _variable(
+        "What is served", "File of the API key that Qdrant asks for, over https only. Unset: none.", PathTo()
+    ),
+    "PHOSPHENE_QDRANT_TIMEOUT_S": _variable(
+        "What is served",
+        "Seconds that one call of Qdrant may take; then the request is UNAVAILABLE.",
+        Integer(1, 600, 10),
     ),
     "PHOSPHENE_LISTEN": _variable(
         "Network", "Address of the gRPC server; port 0 picks a free one.", Address("127.0.0.1:50051")

@@ -9,28 +9,33 @@ from __future__ import annotations
 import io
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 
 import numpy as np
 import torch
 from PIL import Image
 
-from index.expression import And, Comparison, Expression, Not, Or, Term, parse_expression
+from index.expression import And, Comparison, Expression, Not, Or, Term, named_neurons, parse_expression
 from index.expression_evaluation import asked_to_fire
 from index.values import (
+    ALL_NEURONS,
+    CodeMetric,
     Exemplar,
     ExemplarKind,
     ImageRow,
     NameSource,
+    NeuronFilter,
     NeuronName,
     NeuronOrder,
     NeuronRow,
+    SearchEngine,
     SimilarImage,
 )
 from phosphene.codes import CodeLimits, ImageCode, TokenCodes, image_codes
 from phosphene.encoder import EncoderSpec, Family, Site, Tokens
 from phosphene.engine import EngineBatch, EngineName, EngineRequest, EngineRow, Want
-from phosphene.errors import NumericError
+from phosphene.errors import NotFound, NumericError
 from phosphene.fidelity import Fidelity
 from phosphene.images import Preprocessing, image_sha256, prepare, thumbnail
 from phosphene.preprocessing import ExactSize
@@ -42,6 +47,8 @@ from service.operations import EncodeRoute, encode_operation, text_operation
 
 NEURON_COUNT = 6
 """Red, green, blue, brightness, and two that never fire."""
+DENSE_CLUSTER = (2, 3)
+"""Neurons that are said to be in it."""
 DECODER_BIAS = np.array([0.1, 0.1, 0.1, 0.1], np.float32)
 SCORE_NAMES = ("dark", "light")
 SIZE_PX = 8
@@ -145,17 +152,32 @@ class FakeEngine:
 class FakeReader:
     """An index over a handful of images, everything worked out by brute force."""
 
-    def __init__(self, images: dict[str, bytes], *, has_text: bool = True, code_id: str = "c" * 64) -> None:
+    def __init__(
+        self,
+        images: dict[str, bytes],
+        *,
+        has_text: bool = True,
+        code_id: str = "c" * 64,
+        sensitive_neurons: Iterable[int] = (),
+        sensitive_rows: Iterable[int] = (),
+    ) -> None:
         self.id, self.plan_id, self.code_id = "1" * 64, "2" * 64, code_id
+        self.tombstones_id, self.take_down_ids = "", frozenset()
+        self.flags_id = "f" * 64 if sensitive_neurons or sensitive_rows else ""
+        self.sensitive_neuron_ids, self.sensitive_rows = frozenset(sensitive_neurons), frozenset(sensitive_rows)
+        self.hidden_rows: frozenset[int] = frozenset()
         self.neuron_count = NEURON_COUNT
         self.has_labels, self.has_text = True, has_text
         self.quantile_levels = (0.0, 1.0)
         self.similar_recall, self.left_out_neuron_ids = 1.0, ()
+        self.code_engine = SearchEngine.INDEX
+        self.residual_recall, self.text_recall = 0.9, 0.8
         self._data = list(images.values())
         self._labels = [name.split("-")[0] for name in images]
         self._uris = [f"{name}.png" for name in images]
         pixels = np.stack([prepare(data, PREPROCESSING).pixels for data in self._data])
-        self._codes = FakeEngine().run(pixels, Want()).codes
+        answer = FakeEngine().run(pixels, Want(residuals=True))
+        self._codes, self._residuals = answer.codes, answer.residuals
 
     @property
     def image_count(self) -> int:
@@ -177,33 +199,33 @@ class FakeReader:
             names=self._names(neuron_id),
             monosemanticity=neuron_id / 10 if len(values) > 1 else None,
             is_dense=len(values) == self.image_count,
+            in_dense_cluster=neuron_id in DENSE_CLUSTER,
         )
 
-    def list_neurons(
-        self,
-        order: NeuronOrder,
-        *,
-        min_density: float | None = None,
-        max_density: float | None = None,
-        name_contains: str = "",
-        alive_only: bool = False,
-    ) -> list[int]:
+    def list_neurons(self, order: NeuronOrder, filter: NeuronFilter = ALL_NEURONS) -> list[int]:
         """Neurons that pass the filter, in order."""
         rows = [self.neuron(neuron_id) for neuron_id in range(NEURON_COUNT)]
         kept = [
             row
             for row in rows
-            if (min_density is None or row.density >= min_density)
-            and (max_density is None or row.density <= max_density)
-            and (not alive_only or row.alive)
-            and (not name_contains or any(name_contains.lower() in name.name for name in row.names))
+            if (filter.min_density is None or np.float32(row.density) >= np.float32(filter.min_density))
+            and (filter.max_density is None or np.float32(row.density) <= np.float32(filter.max_density))
+            and (not filter.alive_only or row.alive)
+            and (not filter.name_contains or any(filter.name_contains.lower() in name.name for name in row.names))
+            and filter.in_dense_cluster in (None, row.in_dense_cluster)
+            and filter.is_sensitive in (None, row.neuron_id in self.sensitive_neuron_ids)
         ]
-        keys = {NeuronOrder.DENSITY: lambda row: -row.density, NeuronOrder.MAXIMUM: lambda row: -row.maximum}
+        keys = {
+            NeuronOrder.DENSITY: lambda row: -row.density,
+            NeuronOrder.MAXIMUM: lambda row: -row.maximum,
+            NeuronOrder.MONOSEMANTICITY: lambda row: -(-2 if row.monosemanticity is None else row.monosemanticity),
+        }
         return [row.neuron_id for row in sorted(kept, key=keys.get(order, lambda row: row.neuron_id))]
 
     def exemplars(self, neuron_id: int, kind: ExemplarKind, count: int) -> list[Exemplar]:
         """The strongest images; the spread ones are the same, every other left out."""
         firing = sorted(self._firing(neuron_id), key=lambda pair: -pair[1])
+        firing = [pair for pair in firing if pair[0] not in self.hidden_rows]
         chosen = firing if kind is ExemplarKind.TOP else firing[::2]
         return [
             Exemplar(row=row, value=value, quantile=self.quantile(neuron_id, value)) for row, value in chosen[:count]
@@ -211,6 +233,8 @@ class FakeReader:
 
     def image(self, row: int) -> ImageRow:
         """A row of the image table."""
+        if row in self.hidden_rows:
+            raise NotFound(f"row {row} is sensitive")
         return ImageRow(
             row=row,
             uri=self._uris[row],
@@ -225,6 +249,20 @@ class FakeReader:
         """The first row with this digest."""
         return next((row for row, data in enumerate(self._data) if image_sha256(data) == sha256), None)
 
+    def is_sensitive(self, row: int) -> bool:
+        """Whether it was named."""
+        return row in self.sensitive_rows
+
+    def without_sensitive(self) -> FakeReader:
+        """The same images, the sensitive ones left out of every list."""
+        view = copy(self)
+        view.hidden_rows = self.sensitive_rows
+        return view
+
+    def is_taken_down(self, sha256: str) -> bool:
+        """Nothing is."""
+        return False
+
     def thumbnail(self, row: int) -> bytes:
         """A small JPEG."""
         return thumbnail(self._data[row])
@@ -232,6 +270,21 @@ class FakeReader:
     def code(self, row: int) -> ImageCode:
         """The stored code."""
         return self._codes[row]
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """The quadrants."""
+        return (2, 2)
+
+    def patch_map(self, row: int, neuron_id: int) -> np.ndarray | None:
+        """What the engine says of each quadrant."""
+        activation = _dense(self._codes[row])[neuron_id]
+        if not activation:
+            return None
+        tokens = _residuals(prepare(self._data[row], PREPROCESSING).pixels)
+        fires = np.array([tokens[place][neuron_id] if neuron_id < 4 else 0.0 for place in range(4)])
+        shares = np.where(fires > 0.05, np.clip(np.rint(255 * fires / activation), 1, 255), 0)
+        return shares.astype(np.uint8).reshape(2, 2)
 
     def fvu(self, row: int) -> float:
         """A figure that tells the row."""
@@ -242,18 +295,50 @@ class FakeReader:
         values = [other for _, other in self._firing(neuron_id)]
         return sum(other < value for other in values) / len(values)
 
-    def similar_images(self, code: ImageCode, count: int, *, exclude_row: int | None = None) -> list[SimilarImage]:
-        """Cosine of codes, by dense vectors."""
+    def similar_images(
+        self,
+        code: ImageCode,
+        count: int,
+        *,
+        exclude_row: int | None = None,
+        metric: CodeMetric = CodeMetric.COSINE,
+        neuron_ids: Sequence[int] | None = None,
+    ) -> list[SimilarImage]:
+        """Similarity of codes, by dense vectors."""
         query = _dense(code)
+        length = np.linalg.norm(query)
+        if neuron_ids is not None:
+            query = np.where(np.isin(np.arange(NEURON_COUNT), neuron_ids), query, 0)
         matches = []
         for row, other in enumerate(self._codes):
             vector = _dense(other)
-            cosine = float(query @ vector / max(np.linalg.norm(query) * np.linalg.norm(vector), 1e-9))
+            norms = length * np.linalg.norm(vector) if metric is CodeMetric.COSINE else 1.0
+            similarity = float(query @ vector / max(norms, 1e-9))
             shared = np.argsort(-query * vector, kind="stable")
-            if row != exclude_row and cosine > 0:
+            if row != exclude_row and row not in self.hidden_rows and similarity > 0:
                 ids = tuple(int(neuron) for neuron in shared if query[neuron] * vector[neuron] > 0)
-                matches.append(SimilarImage(row=row, similarity=cosine, shared_neuron_ids=ids))
+                matches.append(SimilarImage(row=row, similarity=similarity, shared_neuron_ids=ids))
         return sorted(matches, key=lambda match: -match.similarity)[:count]
+
+    def residual(self, row: int) -> np.ndarray:
+        """What the engine would give for the image."""
+        residual = self._residuals[row]
+        return residual / max(float(np.linalg.norm(residual)), 1e-9)
+
+    def images_by_residual(
+        self, vector: np.ndarray, count: int, *, exclude_row: int | None = None
+    ) -> list[tuple[int, float]]:
+        """Every other image by cosine."""
+        query = vector / np.linalg.norm(vector)
+        found = [(row, float(self.residual(row) @ query)) for row in range(self.image_count) if row != exclude_row]
+        found = [pair for pair in found if pair[0] not in self.hidden_rows]
+        return sorted(found, key=lambda pair: -pair[1])[:count]
+
+    def images_by_text(self, vector: np.ndarray, count: int) -> list[tuple[int, float]]:
+        """As if words and codes were in one space."""
+        codes = np.stack([_dense(code)[: len(vector)] for code in self._codes])
+        found = [pair for pair in enumerate((codes @ vector).tolist()) if pair[0] not in self.hidden_rows]
+        return sorted(found, key=lambda pair: -pair[1])[:count]
 
     def images_by_expression(self, expression: str, count: int) -> list[tuple[int, float]]:
         """Every image that matches, scored."""
@@ -263,13 +348,17 @@ class FakeReader:
         found = [
             (row, float(sum(_dense(code)[neuron] / maxima[neuron] for neuron in asked)))
             for row, code in enumerate(self._codes)
-            if _holds(parsed, _dense(code))
+            if row not in self.hidden_rows and _holds(parsed, _dense(code))
         ]
         return sorted(found, key=lambda pair: -pair[1])[:count]
 
     def count_by_expression(self, expression: str) -> int:
         """How many images match."""
         return len(self.images_by_expression(expression, self.image_count))
+
+    def named_neurons(self, expression: str) -> frozenset[int]:
+        """The neurons that it names."""
+        return named_neurons(parse_expression(expression, neuron_count=NEURON_COUNT))
 
     def activation_histogram(self, neuron_id: int, edges: np.ndarray) -> np.ndarray:
         """Firing images by activation."""

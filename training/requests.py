@@ -264,8 +264,8 @@ def nested_sizes(prefixes: tuple[float, ...], neuron_count: int) -> tuple[int, .
 def default_learning_rate(width: int, step_count: int) -> float:
     """A peak learning rate for residuals of this width and so many steps.
 
-    From `benchmarks/training_defaults.py`: in 600 steps the best of five rates was about 4e-3 at a width of 512 and
-    8e-3 at 128, for 1,024 to 8,192 neurons alike. Longer runs have time for smaller ones.
+    From `benchmarks/training_defaults.py`: in 600 steps, for 1,024 to 8,192 neurons, the best of five rates or close to
+    it was 4e-3 at a width of 512 and 8e-3 at 128. Longer runs have time for smaller ones.
     """
     return 4e-3 * math.sqrt(512 / max(width, 128)) * math.sqrt(min(1.0, 1000 / step_count))
 

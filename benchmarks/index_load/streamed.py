@@ -60,11 +60,11 @@ def main() -> None:
     images = SparseRows(
         offsets=np.array(images.offsets), neuron_ids=np.array(images.neuron_ids), values=np.array(images.values)
     )
+    find = our_tops if who == "ours" else dense_tops
+    # Kernels are compiled, or loaded, by nobody's time.
+    find(images.part(0, 1), neuron_count)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    if who == "ours":
-        our_tops(images, neuron_count)
-    else:
-        dense_tops(images, neuron_count)
+    find(images, neuron_count)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     sys.stdout.write(json.dumps({"per_s": image_count / wall_s, "per_cpu_s": image_count / cpu_s}) + "\n")
 

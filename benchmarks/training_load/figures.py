@@ -41,7 +41,7 @@ _BFLOAT16_SPEEDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A line of the table of the issue."""
+    """A line of the table of bars."""
 
     name: str
     """What it is, and what it should reach."""

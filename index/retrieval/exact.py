@@ -10,32 +10,25 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64, Int32, Int64, Integer, UInt32
 
 from index.retrieval.posting_kernels import root_sums
 from index.retrieval.postings import ROW_LIMIT, ShardPostings
-from index.retrieval.scoring_kernels import COLUMNS, score_rows
+from index.retrieval.scoring_kernels import COLUMNS, best_of_rows
 from index.retrieval.search_kernels import search_shards
+from index.values import CodeMetric
+from phosphene.errors import NotFound, NumericError
 
-__all__ = ["ExactSearch", "Metric", "SearchShard"]
+__all__ = ["ExactSearch", "SearchShard", "check_query"]
 
 # A query's neuron takes at least 1 of the 65,536 units of weight.
 _ACTIVE_LIMIT = 1 << 15
 _NO_NEURONS = np.empty(0, dtype=np.int32)
 _NO_ROWS = np.empty(0, dtype=np.int64)
 _NONE_LEFT_OUT = np.empty(0, dtype=np.bool_)
-
-
-class Metric(StrEnum):
-    """What the similarity of two codes is."""
-
-    COSINE = "cosine"
-    """Inner product over the norms of both codes; in (0, 1] but for rounding."""
-    INNER_PRODUCT = "inner_product"
-    """Sum over the shared neurons of the products of activations; above 0."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +53,24 @@ Found = tuple[Int64[np.ndarray, " found"], Float64[np.ndarray, " found"]]
 _Part = tuple[Int64[np.ndarray, " _"], Float64[np.ndarray, " _"]]
 
 
+def check_query(
+    neuron_ids: Integer[np.ndarray, " active"], values: Float32[np.ndarray, " active"], *, neuron_count: int
+) -> None:
+    """Refuse a code that nothing can be compared with.
+
+    Raises:
+        NotFound: it names a neuron that there is not.
+        NumericError: an activation is NaN or infinite.
+    """
+    if len(neuron_ids) and not 0 <= int(neuron_ids.min()) <= int(neuron_ids.max()) < neuron_count:
+        raise NotFound(
+            f"the code has neurons {int(neuron_ids.min())} to {int(neuron_ids.max())}; those of the index are 0 to "
+            f"{neuron_count - 1}: ask with a code of the bundle that the index was built for"
+        )
+    if not bool(np.isfinite(values).all()):
+        raise NumericError("an activation of the code is NaN or infinite, which is similar to nothing")
+
+
 class ExactSearch:
     """Finds the rows with the most similar codes; several threads may ask at a time."""
 
@@ -71,7 +82,7 @@ class ExactSearch:
             neuron_count: neurons of the sparse autoencoder.
             thread_count: threads of one search; no answer depends on it.
         """
-        self._shards = [_packed(shard) for shard in shards]
+        self._shards = sorted((_packed(shard) for shard in shards), key=lambda shard: (shard.start, len(shard.norms)))
         self._neuron_count, self._thread_count = neuron_count, max(1, min(thread_count, len(shards)))
         self._row_count = sum(len(shard.norms) for shard in self._shards)
         self._id_sample = np.empty(0, dtype=self._shards[0].neuron_ids.dtype if shards else np.int32)
@@ -89,7 +100,7 @@ class ExactSearch:
         values: Float32[np.ndarray, " active"],
         count: int,
         *,
-        metric: Metric = Metric.COSINE,
+        metric: CodeMetric = CodeMetric.COSINE,
         left_out: Bool[np.ndarray, " neurons"] | None = None,
         only: Integer[np.ndarray, " chosen"] | None = None,
         excluded_rows: Int64[np.ndarray, " excluded"] | None = None,
@@ -108,6 +119,8 @@ class ExactSearch:
             excluded_rows: rows of the index that are not to be found, rising.
 
         Raises:
+            NotFound: the query names a neuron that there is not.
+            NumericError: an activation of the query is NaN or infinite.
             ValueError: the query has more neurons than weights can be told apart for.
         """
         if len(neuron_ids) > _ACTIVE_LIMIT:
@@ -116,8 +129,7 @@ class ExactSearch:
         count = max(1, min(count, self._row_count))
         excluded = _NO_ROWS if excluded_rows is None else np.require(excluded_rows, np.int64, ("C", "W"))
         chosen = _chosen(only)
-        # Kernels are compiled once for each kind of array: copies are of one kind.
-        query_ids, query_values = np.array(neuron_ids, dtype=np.int32), np.array(values, dtype=np.float32)
+        query_ids, query_values = self._query(neuron_ids, values)
 
         def search(first: int) -> _Part:
             scores, rows = np.empty(count), np.empty(count, dtype=np.int64)
@@ -128,7 +140,7 @@ class ExactSearch:
                 self._id_sample,
                 query_ids,
                 query_values,
-                metric is Metric.COSINE,
+                metric is CodeMetric.COSINE,
                 norms.left_out,
                 only is not None,
                 chosen,
@@ -141,6 +153,8 @@ class ExactSearch:
                 rows,
             )
             self._workspaces.append(space)
+            if found < 0:
+                self._refuse(query_ids, query_values)
             return rows[:found], scores[:found]
 
         if self._thread_count == 1:
@@ -155,45 +169,62 @@ class ExactSearch:
         rows: Int64[np.ndarray, " candidates"],
         count: int,
         *,
-        metric: Metric = Metric.COSINE,
+        metric: CodeMetric = CodeMetric.COSINE,
         left_out: Bool[np.ndarray, " neurons"] | None = None,
         only: Integer[np.ndarray, " chosen"] | None = None,
+        excluded_rows: Int64[np.ndarray, " excluded"] | None = None,
     ) -> Found:
         """Return the best of given rows as `nearest` would score them: what an approximate search ends with.
 
         Args:
             neuron_ids: of the query's code, none twice.
             values: its activations, above 0.
-            rows: rows of the index, none twice.
+            rows: rows of the index; negative ones stand for none.
             count: at most so many rows.
             metric: see `nearest`.
             left_out: see `nearest`.
             only: see `nearest`.
+            excluded_rows: see `nearest`.
+
+        Raises:
+            NotFound: see `nearest`.
+            NumericError: see `nearest`.
         """
-        is_left_out = _NONE_LEFT_OUT if left_out is None else left_out.copy()
-        query_ids, query_values = np.array(neuron_ids, dtype=np.int32), np.array(values, dtype=np.float32)
-        by_row = np.sort(rows)
-        found = [(_NO_ROWS, np.empty(0))]
+        query_ids, query_values = self._query(neuron_ids, values)
+        count = max(1, min(count, self._row_count))
+        scores, best = np.empty(count), np.empty(count, dtype=np.int64)
         space = self._workspace()
-        for line, shard in zip(self._whole.table, self._shards, strict=True):
-            first, last = np.searchsorted(by_row, [shard.start, shard.start + len(shard.norms)])
-            scores = np.empty(last - first)
-            score_rows(
-                line,
-                self._id_sample,
-                by_row[first:last],
-                query_ids,
-                query_values,
-                metric is Metric.COSINE,
-                is_left_out,
-                only is not None,
-                _chosen(only),
-                space.query,
-                scores,
-            )
-            found.append((by_row[first:last][scores > 0], scores[scores > 0]))
+        found = best_of_rows(
+            self._whole.table,
+            self._id_sample,
+            np.array(rows, dtype=np.int64),
+            query_ids,
+            query_values,
+            metric is CodeMetric.COSINE,
+            _NONE_LEFT_OUT if left_out is None else np.require(left_out, np.bool_, ("C", "W")),
+            only is not None,
+            _chosen(only),
+            _NO_ROWS if excluded_rows is None else np.require(excluded_rows, np.int64, ("C", "W")),
+            space.query,
+            scores,
+            best,
+        )
         self._workspaces.append(space)
-        return _merged(found, count)
+        if found < 0:
+            self._refuse(query_ids, query_values)
+        return best[:found], scores[:found]
+
+    def _query(
+        self, neuron_ids: Integer[np.ndarray, " active"], values: Float32[np.ndarray, " active"]
+    ) -> tuple[Int32[np.ndarray, " active"], Float32[np.ndarray, " active"]]:
+        """Copies of one kind, for which kernels are compiled once; they check what fits into it."""
+        if neuron_ids.dtype != np.int32:
+            check_query(neuron_ids, values, neuron_count=self._neuron_count)
+        return np.array(neuron_ids, dtype=np.int32), np.array(values, dtype=np.float32)
+
+    def _refuse(self, neuron_ids: Int32[np.ndarray, " active"], values: Float32[np.ndarray, " active"]) -> NoReturn:
+        check_query(neuron_ids, values, neuron_count=self._neuron_count)
+        raise AssertionError("the kernel refused a query that can be compared")
 
     def _norms(self, left_out: Bool[np.ndarray, " neurons"] | None) -> _Norms:
         if left_out is None:

@@ -26,11 +26,11 @@ __all__ = [
     "ROWS",
     "WORDS",
     "at",
+    "best_of_rows",
     "fetch_ahead",
     "fetch_code",
     "load_query",
     "offer",
-    "score_rows",
 ]
 
 COLUMNS = ("start", "row_count", "neuron_starts", "words", "offsets", "neuron_ids", "values", "norms")
@@ -38,6 +38,8 @@ COLUMNS = ("start", "row_count", "neuron_starts", "words", "offsets", "neuron_id
 START, ROWS, NEURON_STARTS, WORDS, OFFSETS, NEURON_IDS, VALUES, NORMS = range(len(COLUMNS))
 ENDLESS = 1 << 40
 """Length of an array whose length nobody asks for."""
+# Rows that are on their way from memory while one is scored: first where their codes begin, then the codes.
+_AHEAD = 8
 
 
 @intrinsic
@@ -82,9 +84,14 @@ def load_query(neuron_ids, values, is_left_out, has_only, only, query, ids, weig
         weights: [n] float64, written: their values.
 
     Returns:
-        How many carry products, and the norm of all that count.
+        How many carry products, and the norm of all that count; -1 where there is no such neuron, or an activation is
+        NaN or infinite.
     """
     square, n = 0.0, 0
+    for place in range(len(neuron_ids)):
+        # Not left to numpy, whose three calls take as long as all else beside the search itself.
+        if not (0 <= neuron_ids[place] < len(query) and np.isfinite(values[place])):
+            return -1, 0.0
     for place in range(len(neuron_ids)):
         neuron, weight = neuron_ids[place], np.float64(values[place])
         if weight <= 0 or (len(is_left_out) and is_left_out[neuron]):
@@ -99,40 +106,98 @@ def load_query(neuron_ids, values, is_left_out, has_only, only, query, ids, weig
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def score_rows(line, id_sample, rows, neuron_ids, values, is_cosine, is_left_out, has_only, only, query, scores):
-    """Score rows of one shard; 0 where a row shares no neuron that counts.
+def best_of_rows(
+    table,
+    id_sample,
+    rows,
+    neuron_ids,
+    values,
+    is_cosine,
+    is_left_out,
+    has_only,
+    only,
+    excluded_rows,
+    query,
+    best_scores,
+    best_rows,
+):
+    """Score given rows and keep the best; rows that share no neuron that counts are not similar.
 
     Args:
-        line: the shard.
+        table: [S, columns] int64: the shards, in the order of their rows.
         id_sample: [0] of the integer type of the stored neuron ids.
-        rows: [r] int64, of the index.
-        neuron_ids: see `load_query`, as the next ones but these two.
+        rows: [r] int64, of the index, in any order; negative ones are passed over.
+        neuron_ids: see `load_query`, as the next ones but these.
         values: see there.
         is_cosine: or inner product.
         is_left_out: see there.
         has_only: see there.
         only: see there.
+        excluded_rows: [e] int64, rising.
         query: [F] float64, zero before and after.
-        scores: [r] float64, written.
+        best_scores: [count] float64, written, best first.
+        best_rows: [count] int64, written.
+
+    Returns:
+        How many rows were found; -1 for a query that nothing can be compared with.
     """
     ids, weights = np.empty(len(neuron_ids), dtype=np.int64), np.empty(len(neuron_ids))
     n, length = load_query(neuron_ids, values, is_left_out, has_only, only, query, ids, weights)
-    for place in range(len(rows)):
-        scores[place] = _score(line, rows[place] - line[START], id_sample, length, is_cosine, is_left_out, query)
+    if n < 0:
+        return -1
+    shards = np.empty(len(rows), dtype=np.int64)
+    found = 0
+    for step in range(len(rows) + 2 * _AHEAD):
+        place = step
+        if place < len(rows):
+            shards[place] = np.searchsorted(table[:, START], rows[place], side="right") - 1
+            if rows[place] >= 0:
+                line = table[shards[place]]
+                fetch_ahead(line[OFFSETS] + 8 * (rows[place] - line[START]))
+        place = step - _AHEAD
+        if 0 <= place < len(rows) and rows[place] >= 0:
+            line = table[shards[place]]
+            fetch_code(line, rows[place] - line[START], id_sample.itemsize)
+        place = step - 2 * _AHEAD
+        if place >= 0 and rows[place] >= 0:
+            line = table[shards[place]]
+            found = offer(
+                line,
+                rows[place] - line[START],
+                0.0,
+                id_sample,
+                length,
+                is_cosine,
+                is_left_out,
+                excluded_rows,
+                query,
+                best_scores,
+                best_rows,
+                found,
+            )
     for place in range(n):
         query[ids[place]] = 0.0
+    return found
 
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def offer(line, row, id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows, found):
+def offer(
+    line, row, least_norm, id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows,
+    found,
+):  # fmt: skip
     """Score a row of a shard and keep it where it is among the best; returns how many are known.
 
-    A row that is known already may be offered again.
+    A row that is known already may be offered again. No norm is summed where one of at least `least_norm` makes the
+    score too small; 0 where that is not known.
     """
-    score = _score(line, row, id_sample, length, is_cosine, is_left_out, query)
-    place = line[START] + np.int64(row)
     count = len(best_scores)
+    score = _product(line, row, id_sample, query)
+    if is_cosine and score > 0:
+        if found == count and score < best_scores[count - 1] * (length * least_norm):
+            return found
+        score /= length * _norm(line, row, id_sample, is_left_out)
+    place = line[START] + np.int64(row)
     if score <= 0 or (
         found == count
         and (score < best_scores[count - 1] or (score == best_scores[count - 1] and place >= best_rows[count - 1]))
@@ -155,20 +220,30 @@ def offer(line, row, id_sample, length, is_cosine, is_left_out, excluded_rows, q
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _score(line, row, id_sample, length, is_cosine, is_left_out, query):
-    """The score of a row, summed in the order in which it stores its neurons."""
+def _product(line, row, id_sample, query):
+    """The inner product of a row and the query, summed in the order in which the row stores its neurons."""
     offsets = carray(at(line[OFFSETS]), line[ROWS] + 1, np.int64)
     stored_ids = carray(at(line[NEURON_IDS]), ENDLESS, id_sample.dtype)
     bits = carray(at(line[VALUES]), ENDLESS, np.uint16)
-    product, square = 0.0, 0.0
+    product = 0.0
     for entry in range(offsets[row], offsets[row + 1]):
-        neuron, value = stored_ids[entry], unpacked(bits[entry])
-        product += value * query[neuron]
-        if len(is_left_out) == 0 or not is_left_out[neuron]:
+        product += unpacked(bits[entry]) * query[stored_ids[entry]]
+    return product
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _norm(line, row, id_sample, is_left_out):
+    """The norm of a row over the neurons that count, summed in the order in which it stores them."""
+    offsets = carray(at(line[OFFSETS]), line[ROWS] + 1, np.int64)
+    stored_ids = carray(at(line[NEURON_IDS]), ENDLESS, id_sample.dtype)
+    bits = carray(at(line[VALUES]), ENDLESS, np.uint16)
+    square = 0.0
+    for entry in range(offsets[row], offsets[row + 1]):
+        if len(is_left_out) == 0 or not is_left_out[stored_ids[entry]]:
+            value = unpacked(bits[entry])
             square += value * value
-    if product <= 0:
-        return 0.0
-    return product / (length * np.sqrt(square)) if is_cosine else product
+    return np.sqrt(square)
 
 
 @njit(nogil=True, cache=True)

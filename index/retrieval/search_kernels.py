@@ -37,9 +37,9 @@ _HIDDEN = 0.51
 # Relative slack for float32 norms and for roundings of the bounds.
 _SLACK = 1.0 - 1e-6
 # The first neurons are accumulated until a row that may enter must have this part of the score from them.
-_PART = 0.3
+_PART = 0.4
 # The rows to beat come from a first part of the postings: one in so many, and so many at least.
-_SEED_SHARE = 16
+_SEED_SHARE = 8
 _SEED_POSTINGS = 64
 _HEAD_BYTES = 256
 # Codes that are on their way from memory while one is scored.
@@ -91,10 +91,12 @@ def search_shards(
         best_rows: [count] int64, written.
 
     Returns:
-        How many rows were found.
+        How many rows were found; -1 for a query that nothing can be compared with.
     """
     ids, weights = np.empty(len(neuron_ids), dtype=np.int64), np.empty(len(neuron_ids))
     n, norm = load_query(neuron_ids, values, is_left_out, has_only, only, query, ids, weights)
+    if n < 0:
+        return -1
     length = norm if is_cosine else 1.0
     found = 0
     if n:
@@ -241,9 +243,10 @@ def _search_shard(
     worst = best_scores[found - 1] * _SLACK if found == count else 0.0
     depth = _depth(inside, length, worst, is_cosine, norm_range[1], taken)
     _take(words, begins, ends, weights, per_weight, taken, depth, ENDLESS, accumulator)
-    by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
-    slope, level = np.float32(by_norm / unit), np.float32(at_least / unit - hidden)
-    known = _collect(words, begins, ends, depth, norms, norm_range, slope, level, accumulator, candidates, sums)
+    slope, level = _bar(inside, depth, length, worst, is_cosine, unit, hidden)
+    known = _collect(
+        words, begins, ends, depth, norms, line[NORMS], norm_range, slope, level, accumulator, candidates, sums
+    )  # fmt: skip
     promises = np.empty(known, dtype=np.float32)
     for place in range(known):
         fetch_ahead(line[OFFSETS] + 8 * np.int64(candidates[place]))
@@ -260,20 +263,22 @@ def _search_shard(
         if np.float32(sums[order[place]]) < slope * norms[row] + level:
             break
         found = offer(
-            line, row, id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows, found
+            line, row, norms[row] * _SLACK, id_sample, length, is_cosine, is_left_out, excluded_rows, query,
+            best_scores, best_rows, found,
         )  # fmt: skip
         if found == count and best_scores[found - 1] * _SLACK > worst:
             worst = best_scores[found - 1] * _SLACK
-            by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
-            slope, level = np.float32(by_norm / unit), np.float32(at_least / unit - hidden)
+            slope, level = _bar(inside, depth, length, worst, is_cosine, unit, hidden)
     return found
 
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _collect(words, begins, ends, depth, norms, norm_range, slope, level, accumulator, candidates, kept_sums):
+def _collect(
+    words, begins, ends, depth, norms, norms_address, norm_range, slope, level, accumulator, candidates, kept_sums
+):  # fmt: skip
     """Find the rows whose sum is at least slope x norm + level, and clear the accumulator; returns how many."""
-    known = 0
+    met = 0
     # A row that was met before has sum 0, and is not met again.
     floor = (min(slope * norm_range[0], slope * norm_range[1]) + level) * np.float32(_SLACK)
     bar = np.uint32(max(min(floor, np.float32(4.0e9)), np.float32(1.0)))
@@ -282,10 +287,18 @@ def _collect(words, begins, ends, depth, norms, norm_range, slope, level, accumu
             row = words[index] >> np.uint32(16)
             sums = accumulator[row]
             accumulator[row] = 0
-            if sums >= bar and np.float32(sums) >= slope * norms[row] + level:
-                candidates[known] = row
-                kept_sums[known] = sums
-                known += 1
+            if sums >= bar:
+                fetch_ahead(norms_address + 4 * np.int64(row))
+                candidates[met] = row
+                kept_sums[met] = sums
+                met += 1
+    known = 0
+    for place in range(met):
+        row, sums = candidates[place], kept_sums[place]
+        if np.float32(sums) >= slope * norms[row] + level:
+            candidates[known] = row
+            kept_sums[known] = sums
+            known += 1
     return known
 
 
@@ -338,11 +351,23 @@ def _seed(
                 slot -= 1
             parts[slot], rows[slot] = part, row
     for place in range(known):
+        fetch_ahead(line[OFFSETS] + 8 * rows[place])
+    for place in range(known):
+        fetch_code(line, rows[place], id_sample.itemsize)
+    for place in range(known):
         found = offer(
-            line, rows[place], id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows,
-            found,
+            line, rows[place], norms[rows[place]] * _SLACK, id_sample, length, is_cosine, is_left_out, excluded_rows,
+            query, best_scores, best_rows, found,
         )  # fmt: skip
     return found
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _bar(inside, depth, length, worst, is_cosine, unit, hidden):
+    """What the accumulated sum of a row that may enter the answer is at least: (factor of its norm, constant)."""
+    by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+    return np.float32(by_norm / unit), np.float32(at_least / unit - hidden)
 
 
 @njit(nogil=True, cache=True)

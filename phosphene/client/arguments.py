@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import get_args
 
-from phosphene.client.options import ExplainPartName, NeuronOrderName
+from phosphene.client.options import ExplainPartName, ImageSimilarity, NeuronOrderName
 from phosphene.client.transport import DEFAULT_ADDRESS
 
 __all__ = ["build_parser"]
@@ -57,6 +57,7 @@ def _place_options(access: argparse.ArgumentParser) -> argparse.ArgumentParser:
     place.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service (%(default)s)")
     place.add_argument("--bundle", default="", metavar="NAME", help="a bundle; its default one if left out")
     place.add_argument("--corpus", default="", metavar="NAME", help="a corpus of the bundle; its default one likewise")
+    place.add_argument("--include-sensitive", action="store_true", help="show what the service calls sensitive, too")
     place.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="seconds for a call (%(default)s)")
     return place
 
@@ -103,6 +104,11 @@ def _add_neurons(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-density", type=_share, metavar="X", help="only neurons at least this dense, 0 to 1")
     parser.add_argument("--max-density", type=_share, metavar="X", help="only neurons at most this dense, 0 to 1")
     parser.add_argument("--alive", action="store_true", help="only neurons that fire in the corpus")
+    either = argparse.BooleanOptionalAction
+    parser.add_argument("--dense-cluster", action=either, help="only neurons of the dense cluster, or only the others")
+    parser.add_argument(
+        "--sensitive", action=either, help="only sensitive neurons (with --include-sensitive), or only the others"
+    )
     parser.add_argument("--top", type=_count(_PAGE_LIMIT), default=50, metavar="N", help="how many (%(default)s)")
 
 
@@ -117,6 +123,15 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def _add_similar(parser: argparse.ArgumentParser) -> None:
     query = _add_image(parser)
     query.add_argument("--neuron", type=_neuron_id, metavar="NEURON", help="images that excite this neuron")
+    query.add_argument("--text", metavar="WORDS", help="images that these words describe")
+    parser.add_argument("--by", choices=get_args(ImageSimilarity), help="how an image is compared (code_cosine)")
+    parser.add_argument(
+        "--only",
+        type=_neuron_id,
+        nargs="+",
+        metavar="NEURON",
+        help="neurons that alone count in the similarity of codes",
+    )
     parser.add_argument("--top", type=_count(100), default=12, metavar="N", help="images to list (%(default)s)")
 
 

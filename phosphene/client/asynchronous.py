@@ -178,15 +178,16 @@ class AsyncClient:
         sha256: str | None = None,
         neuron_id: int | None = None,
         expression: str | None = None,
+        text: str | None = None,
         **options: Unpack[SearchImagesOptions],
     ) -> SearchImagesResponse:
-        """Find images of the corpus with a code like that of an image, that excite a neuron, or that fire as asked.
+        """Find images of the corpus like an image, that excite a neuron, that fire as asked, or that words describe.
 
         An expression names neurons: `12>0.5 & 907 & !55` are the images on which neuron 12 is above 0.5, 907 fires and
         55 does not.
         """
         request = self._terms.search_images_request(
-            image, sha256=sha256, neuron_id=neuron_id, expression=expression, **options
+            image, sha256=sha256, neuron_id=neuron_id, expression=expression, text=text, **options
         )
         return await self._ask(self._stub.SearchImages, request)
 

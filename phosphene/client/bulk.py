@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -100,9 +101,9 @@ def explain_files(
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    with shown:
+    with shown, closing(client.explain_images(files, **options)) as answers:
         task = shown.add_task("", total=len(files), rate="")
-        for position, outcome in client.explain_images(files, **options):
+        for position, outcome in answers:
             file = files[position]
             match outcome:
                 case ExplainResponse():

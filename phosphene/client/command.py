@@ -33,7 +33,7 @@ from phosphene.client.admin import AdminClient
 from phosphene.client.arguments import build_parser
 from phosphene.client.bulk import Tally, explain_files, image_files
 from phosphene.client.canonical import to_json
-from phosphene.client.options import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place
+from phosphene.client.options import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place, SearchImagesOptions
 from phosphene.client.page import explanation_page, neuron_page
 from phosphene.client.requests import read_image
 from phosphene.client.sync import Client
@@ -50,9 +50,13 @@ from phosphene.client.words import operation_words, plain
 from phosphene.errors import InputError, PhospheneError
 from phosphene.v1.admin_pb2 import DrainResponse, GetStatusResponse, ReloadResponse
 from phosphene.v1.models_pb2 import ListModelsResponse, Model
+from phosphene.v1.neurons_pb2 import GetNeuronResponse
 
 __all__ = ["main"]
 
+# What a service of an earlier version refuses.
+_LATER_NEURON_PARTS: tuple[NeuronPartName, ...] = ("histogram", "co_active_neurons")
+_LATER_CHOICES = {"neurons": ("order", "--order"), "images": ("query", "neuron expressions")}
 # Where output goes to a file or a pipe there is no width to fold tables to.
 _PIPE_WIDTH = 140
 
@@ -97,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with prepared as client:
             reply = _ask(client, args, image)
     except PhospheneError as error:
-        return _fail(error, 1)
+        return _fail(error, 1, hint=_older_service(error, args.verb))
     except KeyboardInterrupt:
         return 130
     try:
@@ -216,6 +220,7 @@ def _explain(client: Client, args: argparse.Namespace, image: bytes | None) -> _
         exemplars_per_neuron=args.exemplars,
         similar_count=args.similar,
         include_thumbnails=_wants_thumbnails(args),
+        include_patch_maps=args.html is not None,
         **_place(args),
     )
     title = args.image.name if args.image is not None else f"image {args.sha256[:12]}"
@@ -238,27 +243,49 @@ def _parts_of(model: Model, *, by_digest: bool, patches: bool) -> list[ExplainPa
 
 
 def _neuron(client: Client, args: argparse.Namespace) -> _Reply:
-    parts: list[NeuronPartName] = ["top_images", "spread_images", "similar_neurons", "histogram", "co_active_neurons"]
-    answer = client.neuron(
+    parts: list[NeuronPartName] = ["top_images", "spread_images", "similar_neurons"]
+    try:
+        answer = _asked_neuron(client, args, [*parts, *_LATER_NEURON_PARTS])
+    except InputError as error:
+        if error.field != "parts":
+            raise
+        # Nobody asked for these parts by name, so an older service's answer without them will do.
+        answer = _asked_neuron(client, args, parts)
+        left_out = ", ".join(_LATER_NEURON_PARTS)
+        sys.stderr.write(f"phosphene: the service is older than this command; the answer is without {left_out}\n")
+    return _Reply(answer=answer, view=neuron_view(answer), page=neuron_page(answer) if args.html else None)
+
+
+def _asked_neuron(client: Client, args: argparse.Namespace, parts: Sequence[NeuronPartName]) -> GetNeuronResponse:
+    return client.neuron(
         args.neuron_id,
         parts=parts,
         exemplar_count=args.exemplars,
         similar_count=args.similar,
         co_active_count=args.co_active,
         include_thumbnails=_wants_thumbnails(args),
+        include_patch_maps=args.html is not None,
         **_place(args),
     )
-    return _Reply(answer=answer, view=neuron_view(answer), page=neuron_page(answer) if args.html else None)
 
 
 def _neurons(client: Client, args: argparse.Namespace) -> _Reply:
     options = ListNeuronsOptions(
-        order=args.order, name_contains=args.filter, alive_only=args.alive, bundle=args.bundle, corpus=args.corpus
+        order=args.order,
+        name_contains=args.filter,
+        alive_only=args.alive,
+        bundle=args.bundle,
+        corpus=args.corpus,
+        include_sensitive=args.include_sensitive,
     )
     if args.min_density is not None:
         options["min_density"] = args.min_density
     if args.max_density is not None:
         options["max_density"] = args.max_density
+    if args.dense_cluster is not None:
+        options["in_dense_cluster"] = args.dense_cluster
+    if args.sensitive is not None:
+        options["is_sensitive"] = args.sensitive
     answer = client.neurons_page(page_size=args.top, **options)
     return _Reply(answer=answer, view=neuron_list_view(answer))
 
@@ -278,16 +305,21 @@ def _search(client: Client, args: argparse.Namespace) -> _Reply:
 
 
 def _similar(client: Client, args: argparse.Namespace, image: bytes | None) -> _Reply:
-    answer = client.search_images(
-        image,
-        sha256=args.sha256,
-        neuron_id=args.neuron,
-        count=args.top,
-        include_thumbnails=_wants_thumbnails(args),
-        **_place(args),
-    )
+    options: SearchImagesOptions = {
+        "bundle": args.bundle,
+        "corpus": args.corpus,
+        "count": args.top,
+        "include_thumbnails": _wants_thumbnails(args),
+    }
+    if args.by is not None:
+        options["similarity"] = args.by
+    if args.only is not None:
+        options["only_neuron_ids"] = args.only
+    answer = client.search_images(image, sha256=args.sha256, neuron_id=args.neuron, text=args.text, **options)
     if args.neuron is not None:
         title = f"neuron {args.neuron}"
+    elif args.text is not None:
+        title = repr(args.text)
     else:
         title = args.image.name if args.image is not None else f"image {args.sha256[:12]}"
     return _Reply(answer=answer, view=image_search_view(answer, title))
@@ -306,7 +338,7 @@ def _access(args: argparse.Namespace) -> AccessOptions:
 
 
 def _place(args: argparse.Namespace) -> Place:
-    return Place(bundle=args.bundle, corpus=args.corpus)
+    return Place(bundle=args.bundle, corpus=args.corpus, include_sensitive=args.include_sensitive)
 
 
 def _wants_thumbnails(args: argparse.Namespace) -> bool:
@@ -341,6 +373,14 @@ def _unread() -> int:
     return 0
 
 
-def _fail(error: Exception, status: int) -> int:
-    sys.stderr.write(f"phosphene: {plain(str(error))}\n")
+def _older_service(error: PhospheneError, verb: str) -> str:
+    """What else may be at fault where a service refuses what this command has checked: it may not know it yet."""
+    field, what = _LATER_CHOICES.get(verb, ("", ""))
+    if not isinstance(error, InputError) or not field or error.field != field:
+        return ""
+    return f" (the service may be older than this command and know less of {what}: upgrade it, or ask for another)"
+
+
+def _fail(error: Exception, status: int, *, hint: str = "") -> int:
+    sys.stderr.write(f"phosphene: {plain(str(error))}{hint}\n")
     return status

@@ -8,7 +8,7 @@ just before it does), and one of this module's receives. Both queues hold at mos
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -28,7 +28,8 @@ __all__ = ["explain_each"]
 class _Ended:
     """The end of the call."""
 
-    failure: grpc.RpcError | None
+    error: PhospheneError
+    """What it means for what is open."""
 
 
 _Event = ExplainImagesResponse | Unsent | _Ended
@@ -37,9 +38,9 @@ _Event = ExplainImagesResponse | Unsent | _Ended
 class _CallEnded(Exception):
     """The service ended a call on which something is open."""
 
-    def __init__(self, failure: grpc.RpcError | None) -> None:
+    def __init__(self, error: PhospheneError) -> None:
         super().__init__()
-        self.failure = failure
+        self.error = error
 
 
 def explain_each(
@@ -49,7 +50,7 @@ def explain_each(
     *,
     timeout_s: float,
     wait: Callable[[float], bool],
-) -> Iterator[Answer]:
+) -> Generator[Answer, None, None]:
     """Yield each image's answer as soon as it is there.
 
     Args:
@@ -69,15 +70,15 @@ def explain_each(
                 yield from _converse(source, questions, stream, timeout_s=timeout_s)
                 return
             except _CallEnded as ended:
-                failure = ended.failure
-        delay_s = questions.broke_off(failure)
+                error = ended.error
+        delay_s = questions.broke_off(error)
         if wait(delay_s):
             raise questions.closed()
 
 
 def _converse(
     source: Iterator[QuestionSource], questions: OpenQuestions, stream: _Call, *, timeout_s: float
-) -> Iterator[Answer]:
+) -> Generator[Answer, None, None]:
     """Ask and answer on one call until nothing is left; raises `_CallEnded` where it ends before."""
     stream.ask(*questions.all_open())
     has_more = True
@@ -110,8 +111,8 @@ def _converse(
 
 def _settle(event: _Event, questions: OpenQuestions, stream: _Call) -> Answer | None:
     match event:
-        case _Ended(failure):
-            raise _CallEnded(failure)
+        case _Ended(error):
+            raise _CallEnded(error)
         case Unsent(position, error):
             return questions.fail(position, error)
         case ExplainImagesResponse():
@@ -146,6 +147,7 @@ class _Call:
         if self._call is not None:
             self._call.cancel()
             self._reader.join()
+            self._call = None
 
     def ask(self, *questions: Question) -> None:
         for question in questions:
@@ -175,10 +177,12 @@ class _Call:
                 self._inbox.put(Unsent(question.position, error))
 
     def _read(self) -> None:
-        failure: grpc.RpcError | None = None
+        error = self._questions.error_from(None)
         try:
             for response in self._call:
                 self._inbox.put(response)
-        except grpc.RpcError as error:
-            failure = error
-        self._inbox.put(_Ended(failure))
+        except grpc.RpcError as failure:
+            # What gRPC raises is the call itself. With its frames it would be a cycle that only the last collection
+            # of an ending process frees, and freeing a call takes a lock that a thread of gRPC may have died with.
+            error = self._questions.error_from(failure.with_traceback(None))
+        self._inbox.put(_Ended(error))

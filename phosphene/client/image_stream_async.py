@@ -89,7 +89,7 @@ async def explain_each(
                     end = ended.end
             if end.is_closed:
                 raise questions.closed()
-            await asyncio.sleep(questions.broke_off(end.failure))
+            await asyncio.sleep(questions.broke_off(questions.error_from(end.failure)))
 
 
 async def _converse(

@@ -5,13 +5,14 @@ An option that is left out leaves the choice to the service, whose defaults and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
 __all__ = [
     "ExplainImagesOptions",
     "ExplainOptions",
     "ExplainPartName",
+    "ImageSimilarity",
     "ListNeuronsOptions",
     "NeuronOptions",
     "NeuronOrderName",
@@ -27,8 +28,10 @@ ExplainPartName = Literal[
 """The values of `ExplainPart`, without prefix and in lower case."""
 NeuronPartName = Literal["top_images", "spread_images", "similar_neurons", "histogram", "co_active_neurons"]
 """The values of `NeuronPart`, likewise."""
-NeuronOrderName = Literal["id", "density", "maximum", "mean", "label_entropy", "name_score"]
+NeuronOrderName = Literal["id", "density", "maximum", "mean", "label_entropy", "name_score", "monosemanticity"]
 """The values of `NeuronOrder`, likewise."""
+ImageSimilarity = Literal["code_cosine", "code_inner_product", "residual_cosine"]
+"""The values of `ImageMetric` by which an image can be compared, likewise."""
 
 
 class Place(TypedDict, total=False):
@@ -38,6 +41,8 @@ class Place(TypedDict, total=False):
     """Name of a bundle; the default one if empty."""
     corpus: str
     """Name of one of its corpora; its default one if empty."""
+    include_sensitive: bool
+    """Whether answers may show what the service's flags call sensitive."""
 
 
 class ExplainOptions(Place, total=False):
@@ -57,6 +62,8 @@ class ExplainOptions(Place, total=False):
     """Scores to list."""
     include_thumbnails: bool
     """Whether each listed image brings its small JPEG."""
+    include_patch_maps: bool
+    """Whether each listed image says where on it the neuron fires, as far as the index knows."""
 
 
 class ExplainImagesOptions(ExplainOptions, total=False):
@@ -83,6 +90,8 @@ class NeuronOptions(Place, total=False):
     """Co-active neurons to list."""
     include_thumbnails: bool
     """Whether each listed image brings its small JPEG."""
+    include_patch_maps: bool
+    """Whether each listed image says where on it the neuron fires, as far as the index knows."""
 
 
 class ListNeuronsOptions(Place, total=False):
@@ -98,6 +107,10 @@ class ListNeuronsOptions(Place, total=False):
     """A text that one of the neuron's names contains, letter case aside."""
     alive_only: bool
     """Whether to leave out neurons that fire on no image of the corpus."""
+    in_dense_cluster: bool
+    """Only neurons of the dense cluster, or only the others."""
+    is_sensitive: bool
+    """Only neurons that are flagged as sensitive, or only the others; True needs `include_sensitive`."""
 
 
 class SearchNeuronsOptions(Place, total=False):
@@ -111,12 +124,20 @@ class SearchNeuronsOptions(Place, total=False):
     """Top images of each neuron."""
     include_thumbnails: bool
     """Whether each listed image brings its small JPEG."""
+    include_patch_maps: bool
+    """Whether each listed image says where on it the neuron fires, as far as the index knows."""
 
 
 class SearchImagesOptions(Place, total=False):
     """What `search_images` answers; see `SearchImagesRequest`."""
 
+    similarity: ImageSimilarity
+    """How an image is compared with those of the corpus; by cosine of codes unless given."""
+    only_neuron_ids: Sequence[int]
+    """Neurons whose products alone make up the similarity of codes; all unless given."""
     count: int
     """Images to list."""
     include_thumbnails: bool
     """Whether each listed image brings its small JPEG."""
+    include_patch_maps: bool
+    """Whether each listed image says where on it the neuron fires, as far as the index knows."""

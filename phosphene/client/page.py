@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from phosphene.client.page_figures import (
     bar,
@@ -14,14 +14,16 @@ from phosphene.client.page_figures import (
     exemplar_strip,
     facts,
     frame,
-    heat_map,
     match_strip,
     section,
     text,
 )
+from phosphene.client.page_maps import heat_map, photo_style
 from phosphene.client.words import (
     caption_of,
+    code_search_words,
     density_words,
+    hidden_words,
     name_evidence,
     neuron_title,
     number,
@@ -36,7 +38,8 @@ from phosphene.v1.values_pb2 import Exemplar, NeuronSummary
 
 __all__ = ["explanation_page", "neuron_page"]
 
-# Up to this ratio of the sides, crop and resize move a patch by about its size at most: a map may lie on the photo.
+# Where a service does not say which part a grid covers: up to this ratio of the sides, crop and resize move a patch by
+# about its size at most, and a map may lie on the photo.
 _SQUARE_RATIO = 1.05
 
 
@@ -49,14 +52,15 @@ def explanation_page(answer: ExplainResponse, *, image: bytes | None = None, tit
         title: what to call the image, such as its file name.
     """
     photo = data_uri(image) if image is not None else data_uri(answer.image.corpus_image.thumbnail)
-    over_photo = photo is not None and _is_square(answer)
+    over_photo = photo is not None and (answer.grid.HasField("region") or _is_square(answer))
     parts = [
         _hero(answer, photo, title),
         _neurons(answer, over_photo=over_photo),
         _similar_images(answer),
         _nearest_neurons(answer),
+        _hidden(answer.hidden_count),
     ]
-    style = f':root {{ --photo: url("{photo}"); }}\n' if over_photo and _has_patches(answer) else ""
+    style = photo_style(photo, answer.grid) if photo is not None and over_photo and _has_patches(answer) else ""
     heading = f"What lights up in {title}" if title else "What lights up"
     return frame(heading, "\n".join(part for part in parts if part), provenance_words(answer.provenance), style=style)
 
@@ -67,16 +71,20 @@ def neuron_page(answer: GetNeuronResponse) -> str:
     number_and_name = f"Neuron {neuron.neuron_id}"
     if neuron.HasField("name"):
         number_and_name += f": {neuron_title(neuron)}"
+    top_lead = "The corpus images that excite it most, strongest first."
+    if _is_mapped([answer.top_images]):
+        top_lead += " What glows is where it fires."
     parts = [
         _neuron_facts(answer),
-        _shown("It fires most on", "The corpus images that excite it most, strongest first.", answer.top_images),
+        _shown("It fires most on", top_lead, answer.top_images),
         _shown(
             "Its whole range",
-            "Images from its strongest to its weakest activation, evenly by rank: a neuron with one meaning keeps it "
-            "to the end.",
+            "Images from its strongest to its weakest activation, in even steps of strength as far as there are any: a "
+            "neuron with one meaning keeps it to the end.",
             answer.spread_images,
         ),
         _similar_neurons(answer),
+        _hidden(answer.hidden_count),
     ]
     return frame(number_and_name, "\n".join(part for part in parts if part), provenance_words(answer.provenance))
 
@@ -130,8 +138,14 @@ def _neurons(answer: ExplainResponse, *, over_photo: bool) -> str:
         "Each neuron stands for something that the model tells apart. The bar says how strongly it fires on this "
         "image; the pictures are those of the corpus that excite it most, each with its activation."
     )
-    if _has_patches(answer) and not over_photo:
-        lead += " The maps cover what the model was shown, the photo resized and cropped, not the whole photo."
+    if _has_patches(answer):
+        lead += (
+            " The maps show the part of the photo that the model was shown."
+            if over_photo
+            else " The maps cover what the model was shown, the photo resized and cropped, not the whole photo."
+        )
+    if _is_mapped(active.top_images for active in answer.neurons):
+        lead += " On the corpus's pictures, too, what glows is where the neuron fires."
     return section("Its strongest neurons", lead, f'<ol class="neurons">\n{items}\n</ol>')
 
 
@@ -148,7 +162,8 @@ def _active_neuron(active: ActiveNeuron, answer: ExplainResponse, largest: float
 def _similar_images(answer: ExplainResponse) -> str:
     strip = match_strip(answer.similar_images, "cosine of codes")
     lead = "Images of the corpus on which the same neurons fire, with the cosine of the two codes (1 is the same)."
-    return section("Similar images", lead, strip) if strip else ""
+    how = code_search_words(answer.code_search) if answer.HasField("code_search") else ""
+    return section("Similar images", f"{lead} {how}".rstrip(), strip) if strip else ""
 
 
 def _nearest_neurons(answer: ExplainResponse) -> str:
@@ -176,6 +191,8 @@ def _neuron_facts(answer: GetNeuronResponse) -> str:
             ("mean activation", f"{number(statistics.mean)} ± {number(statistics.standard_deviation)}"),
             ("largest", number(statistics.maximum)),
         ]
+    if neuron.HasField("monosemanticity"):
+        pairs.append(("monosemanticity", f"{neuron.monosemanticity:.2f}"))
     if neuron.HasField("label_entropy"):
         pairs.append(("label entropy", f"{number(neuron.label_entropy)} bits"))
     names = "".join(f"<li>{text(name.name)} <small>{text(name_evidence(name))}</small></li>" for name in answer.names)
@@ -203,6 +220,10 @@ def _similar_neuron(match: NeuronMatch) -> str:
     return f'<li class="card">{_title(match.neuron)}<p class="said">{text(said)}</p>{strip}</li>'
 
 
+def _hidden(count: int) -> str:
+    return f'<p class="lead">{text(hidden_words(count))}</p>' if count else ""
+
+
 def _title(neuron: NeuronSummary) -> str:
     chip = f"neuron {neuron.neuron_id}" if neuron.HasField("name") else "no name"
     return f'<div class="title"><h3>{text(neuron_title(neuron))}</h3><span class="chip">{chip}</span></div>'
@@ -214,6 +235,10 @@ def _density_words(neuron: NeuronSummary) -> str:
 
 def _has_patches(answer: ExplainResponse) -> bool:
     return any(active.patch_activations for active in answer.neurons)
+
+
+def _is_mapped(strips: Iterable[Iterable[Exemplar]]) -> bool:
+    return any(exemplar.HasField("patch_map") for strip in strips for exemplar in strip)
 
 
 def _is_square(answer: ExplainResponse) -> bool:

@@ -1,4 +1,4 @@
-"""The building blocks of Phosphene's pages: escaped text, bars, thumbnails, heat maps, the frame around them.
+"""The building blocks of Phosphene's pages: escaped text, bars, thumbnails, the frame around them.
 
 A page is one file that loads nothing: style within, images as data URIs, no script (its Content-Security-Policy says
 so to the browser too). Every text from outside passes `text`, which is the only way into a page.
@@ -11,8 +11,9 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
+from phosphene.client.page_maps import mapped_thumbnail
 from phosphene.client.words import caption_of, number, percent, plain
-from phosphene.v1.values_pb2 import CorpusImage, Exemplar, ImageMatch, PatchGrid
+from phosphene.v1.values_pb2 import CorpusImage, Exemplar, ImageMatch, PatchMap
 
 __all__ = [
     "bar",
@@ -20,7 +21,6 @@ __all__ = [
     "exemplar_strip",
     "facts",
     "frame",
-    "heat_map",
     "match_strip",
     "section",
     "text",
@@ -54,7 +54,7 @@ def frame(title: str, body: str, footer: Sequence[tuple[str, str]], *, style: st
         title: its heading, unescaped.
         body: HTML.
         footer: pairs of a title and a text, unescaped: what the page was made from.
-        style: further CSS, such as the photo that heat maps lie on.
+        style: further CSS, such as `photo_style`.
     """
     sheet = files("phosphene.client").joinpath("page.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
@@ -105,6 +105,7 @@ def exemplar_strip(exemplars: Iterable[Exemplar]) -> str:
     shots = "".join(
         _shot(
             exemplar.image,
+            exemplar.patch_map if exemplar.HasField("patch_map") else None,
             under=number(exemplar.activation),
             title=f"{caption_of(exemplar.image)} · activation {number(exemplar.activation)}, "
             f"stronger than {percent(exemplar.quantile)}",
@@ -119,6 +120,7 @@ def match_strip(matches: Iterable[ImageMatch], metric: str) -> str:
     shots = "".join(
         _shot(
             match.image,
+            match.patch_map if match.HasField("patch_map") else None,
             under=f"{match.score:.2f} {caption_of(match.image)}",
             title=f"{caption_of(match.image)} · {metric} {match.score:.3f}{_shared(match.shared_neuron_ids)}",
         )
@@ -127,33 +129,13 @@ def match_strip(matches: Iterable[ImageMatch], metric: str) -> str:
     return f'<ul class="strip gallery">{shots}</ul>' if shots else ""
 
 
-def heat_map(activations: Sequence[float], grid: PatchGrid, *, over_photo: bool) -> str:
-    """Return one neuron's activation at each patch as a map, the brighter the stronger.
-
-    Args:
-        activations: row by row, `row_count` x `column_count` of them.
-        grid: the patches.
-        over_photo: whether the map lies on the photo (`--photo`), or on a dark ground beside it.
-    """
-    largest = max(activations, default=0.0)
-    if largest <= 0.0:
-        cells = "<i style=opacity:0></i>" * len(activations)
-        said = "fires on no patch"
-    else:
-        cells = "".join(f"<i style=opacity:{0.85 * value / largest:.2f}></i>" for value in activations)
-        said = "where it fires"
-    layout = f"grid-template:repeat({grid.row_count},1fr)/repeat({grid.column_count},1fr)"
-    ground = "photo over" if over_photo else "photo"
-    return (
-        f'<figure class="heat"><div class="{ground}" role="img" aria-label="{said}; peak {number(largest)}">'
-        f'<div class="cells" style="{layout}">{cells}</div></div><figcaption>{said}</figcaption></figure>'
-    )
-
-
-def _shot(image: CorpusImage, *, under: str, title: str) -> str:
+def _shot(image: CorpusImage, drawn: PatchMap | None, *, under: str, title: str) -> str:
     source = data_uri(image.thumbnail)
     said = text(caption_of(image))
-    picture = f'<img src="{source}" alt="{said}" loading="lazy">' if source else f'<div class="blank">{said}</div>'
+    if source and drawn is not None and image.width and image.height:
+        picture = mapped_thumbnail(source, said, image, drawn)
+    else:
+        picture = f'<img src="{source}" alt="{said}" loading="lazy">' if source else f'<div class="blank">{said}</div>'
     return f'<li class="shot" title="{text(title)}">{picture}<span>{text(under)}</span></li>'
 
 

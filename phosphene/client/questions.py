@@ -225,11 +225,18 @@ class OpenQuestions:
         self._later = []
         return [self._open[position] for position in sorted(self._open)]
 
-    def broke_off(self, failure: grpc.RpcError | None) -> float:
+    def error_from(self, failure: grpc.RpcError | None) -> PhospheneError:
+        """Return what the end of a call means; None where the service ended it as if all were said."""
+        # A replica that leaves cancels what its drain does not wait for.
+        if failure is None or failure.code() is grpc.StatusCode.CANCELLED:
+            return ServiceUnreachable(f"the service at {self._address} ended the call before its answers came")
+        return error_from(failure, address=self._address, timeout_s=self._policy.timeout_s)
+
+    def broke_off(self, error: PhospheneError) -> float:
         """Take the end of a call that was not over. Where nothing is open, nothing is lost.
 
         Args:
-            failure: how it ended; None where the service ended it as if all were said.
+            error: how it ended.
 
         Returns:
             The seconds after which to ask all that is open on a new call.
@@ -240,7 +247,6 @@ class OpenQuestions:
         """
         if not self._open:
             return 0.0
-        error = self._error_from(failure)
         retry_count = max(question.retry_count for question in self._open.values())
         delay_s = retry_delay_s(self._policy, error, retry_count=retry_count)
         if delay_s is None:
@@ -259,12 +265,6 @@ class OpenQuestions:
             f"no answer from {self._address} within {self._policy.timeout_s:g} s, and {len(self._open)} images are "
             "open; ask for less, or allow more time (timeout_s, --timeout)"
         )
-
-    def _error_from(self, failure: grpc.RpcError | None) -> PhospheneError:
-        # A replica that leaves cancels what its drain does not wait for.
-        if failure is None or failure.code() is grpc.StatusCode.CANCELLED:
-            return ServiceUnreachable(f"the service at {self._address} ended the call before its answers came")
-        return error_from(failure, address=self._address, timeout_s=self._policy.timeout_s)
 
     def _broken(self, error: PhospheneError) -> PhospheneError:
         match error:

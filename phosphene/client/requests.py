@@ -21,7 +21,7 @@ from phosphene.client.options import (
 )
 from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError
 from phosphene.v1.explain_pb2 import ExplainPart, ExplainRequest
-from phosphene.v1.images_pb2 import GetImageRequest, SearchImagesRequest
+from phosphene.v1.images_pb2 import GetImageRequest, ImageMetric, SearchImagesRequest
 from phosphene.v1.models_pb2 import GetModelRequest, ListModelsRequest
 from phosphene.v1.neurons_pb2 import (
     GetNeuronRequest,
@@ -107,9 +107,11 @@ def explain_request(query: ImageQuery, **options: Unpack[ExplainOptions]) -> Exp
     request = ExplainRequest(
         bundle=options.get("bundle", ""),
         corpus=options.get("corpus", ""),
+        include_sensitive=options.get("include_sensitive", False),
         image=query,
         parts=[_explain_part(name) for name in options.get("parts", ())],
         include_thumbnails=options.get("include_thumbnails", False),
+        include_patch_maps=options.get("include_patch_maps", False),
     )
     if "top_n" in options:
         request.top_n = _uint32("top_n", options["top_n"])
@@ -141,9 +143,11 @@ def neuron_request(neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuro
     request = GetNeuronRequest(
         bundle=options.get("bundle", ""),
         corpus=options.get("corpus", ""),
+        include_sensitive=options.get("include_sensitive", False),
         neuron_id=_uint32("neuron_id", neuron_id),
         parts=[_neuron_part(name) for name in options.get("parts", ())],
         include_thumbnails=options.get("include_thumbnails", False),
+        include_patch_maps=options.get("include_patch_maps", False),
     )
     if "exemplar_count" in options:
         request.exemplar_count = _uint32("exemplar_count", options["exemplar_count"])
@@ -167,12 +171,15 @@ def list_neurons_request(
     request = ListNeuronsRequest(
         bundle=options.get("bundle", ""),
         corpus=options.get("corpus", ""),
+        include_sensitive=options.get("include_sensitive", False),
         order=_neuron_order(options.get("order", "id")),
         filter=NeuronFilter(
             min_density=options.get("min_density"),
             max_density=options.get("max_density"),
             name_contains=options.get("name_contains", ""),
             alive_only=options.get("alive_only", False),
+            in_dense_cluster=options.get("in_dense_cluster"),
+            is_sensitive=options.get("is_sensitive"),
         ),
         page_token=page_token,
     )
@@ -194,8 +201,10 @@ def search_neurons_request(
     request = SearchNeuronsRequest(
         bundle=options.get("bundle", ""),
         corpus=options.get("corpus", ""),
+        include_sensitive=options.get("include_sensitive", False),
         include_top_images=options.get("include_top_images", False),
         include_thumbnails=options.get("include_thumbnails", False),
+        include_patch_maps=options.get("include_patch_maps", False),
     )
     if text is not None:
         request.text = text
@@ -213,21 +222,24 @@ def search_images_request(
     *,
     neuron_id: int | None = None,
     expression: str | None = None,
+    text: str | None = None,
     **options: Unpack[SearchImagesOptions],
 ) -> SearchImagesRequest:
-    """Return the request of `SearchImages`, by an image, by a neuron or by a neuron expression.
+    """Return the request of `SearchImages`, by an image, by a neuron, by a neuron expression or by words.
 
     Raises:
         InputError: none or several are given, or a number that no message can hold.
     """
-    if sum(each is not None for each in (query, neuron_id, expression)) != 1:
+    if sum(each is not None for each in (query, neuron_id, expression, text)) != 1:
         raise InputError(
-            "give exactly one of an image (bytes, a path or sha256), neuron_id and expression", field="query"
+            "give exactly one of an image (bytes, a path or sha256), neuron_id, expression and text", field="query"
         )
     request = SearchImagesRequest(
         bundle=options.get("bundle", ""),
         corpus=options.get("corpus", ""),
+        include_sensitive=options.get("include_sensitive", False),
         include_thumbnails=options.get("include_thumbnails", False),
+        include_patch_maps=options.get("include_patch_maps", False),
     )
     if query is not None:
         request.image.CopyFrom(query)
@@ -235,6 +247,13 @@ def search_images_request(
         request.neuron_id = _uint32("neuron_id", neuron_id)
     if expression is not None:
         request.expression = expression
+    if text is not None:
+        request.text = text
+    if "similarity" in options:
+        request.similarity = _image_metric(options["similarity"])
+    request.only_neuron_ids.extend(
+        _uint32("only_neuron_ids", neuron_id) for neuron_id in options.get("only_neuron_ids", ())
+    )
     if "count" in options:
         request.count = _uint32("count", options["count"])
     return request
@@ -249,6 +268,7 @@ def image_request(sha256: str, **options: Unpack[Place]) -> GetImageRequest:
     return GetImageRequest(
         bundle=options.get("bundle", ""),
         corpus=options.get("corpus", ""),
+        include_sensitive=options.get("include_sensitive", False),
         sha256=_checked_sha256(sha256, "sha256"),
     )
 
@@ -296,6 +316,11 @@ def _neuron_part(name: str) -> NeuronPart.ValueType:
 def _neuron_order(name: str) -> NeuronOrder.ValueType:
     _check_choice("order", name, "NEURON_ORDER_", NeuronOrder.keys())
     return NeuronOrder.Value(f"NEURON_ORDER_{name.upper()}")
+
+
+def _image_metric(name: str) -> ImageMetric.ValueType:
+    _check_choice("similarity", name, "IMAGE_METRIC_", ImageMetric.keys())
+    return ImageMetric.Value(f"IMAGE_METRIC_{name.upper()}")
 
 
 def _check_choice(field: str, name: str, prefix: str, keys: Iterable[str]) -> None:

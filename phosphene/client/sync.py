@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from threading import Event
 from types import TracebackType
 from typing import TypeVar, Unpack
@@ -130,7 +130,7 @@ class Client:
 
     def explain_images(
         self, images: Iterable[QuestionSource], **options: Unpack[ExplainImagesOptions]
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """Tell what lights up on each of many images, on one call, in any order and number.
 
             for position, outcome in client.explain_images(paths, parts=["neurons"], top_n=5):
@@ -208,15 +208,16 @@ class Client:
         sha256: str | None = None,
         neuron_id: int | None = None,
         expression: str | None = None,
+        text: str | None = None,
         **options: Unpack[SearchImagesOptions],
     ) -> SearchImagesResponse:
-        """Find images of the corpus with a code like that of an image, that excite a neuron, or that fire as asked.
+        """Find images of the corpus like an image, that excite a neuron, that fire as asked, or that words describe.
 
         An expression names neurons: `12>0.5 & 907 & !55` are the images on which neuron 12 is above 0.5, 907 fires and
         55 does not.
         """
         request = self._terms.search_images_request(
-            image, sha256=sha256, neuron_id=neuron_id, expression=expression, **options
+            image, sha256=sha256, neuron_id=neuron_id, expression=expression, text=text, **options
         )
         return self._ask(self._stub.SearchImages, request)
 

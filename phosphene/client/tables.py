@@ -14,6 +14,7 @@ from rich.text import Text
 from phosphene.client.words import (
     caption_of,
     code_search_words,
+    hidden_words,
     image_metric_words,
     label_summary,
     meaning_words,
@@ -71,7 +72,7 @@ def explanation_view(answer: ExplainResponse, title: str) -> RenderableType:
     if answer.similar_images:
         parts.append(_images("Similar images", answer.similar_images, "cosine of codes"))
         parts += _code_search(answer.code_search)
-    return Group(*parts, _provenance(answer.provenance))
+    return Group(*parts, *_hidden(answer.hidden_count), _provenance(answer.provenance))
 
 
 def neuron_view(answer: GetNeuronResponse) -> RenderableType:
@@ -105,12 +106,12 @@ def neuron_view(answer: GetNeuronResponse) -> RenderableType:
         parts.append(_neuron_matches("Neurons like it", answer.similar_neurons, "cosine of directions"))
     if answer.co_active_neurons:
         parts.append(_co_active(answer.co_active_neurons))
-    return Group(*parts, _provenance(answer.provenance))
+    return Group(*parts, *_hidden(answer.hidden_count), _provenance(answer.provenance))
 
 
 def neuron_list_view(answer: ListNeuronsResponse) -> RenderableType:
     """Show a page of neurons."""
-    table = _table("neuron", "name", "density", "mean", "largest", "label entropy")
+    table = _table("neuron", "name", "density", "mean", "largest", "label entropy", "monosemanticity")
     for neuron in answer.neurons:
         table.add_row(
             str(neuron.neuron_id),
@@ -119,15 +120,17 @@ def neuron_list_view(answer: ListNeuronsResponse) -> RenderableType:
             number(neuron.mean) if neuron.HasField("mean") else "-",
             number(neuron.maximum) if neuron.HasField("maximum") else "-",
             f"{number(neuron.label_entropy)} bits" if neuron.HasField("label_entropy") else "-",
+            f"{neuron.monosemanticity:.2f}" if neuron.HasField("monosemanticity") else "-",
         )
     title = f"{len(answer.neurons)} of {answer.total_count} neurons"
-    return Group(_titled(title, table), _provenance(answer.provenance))
+    return Group(_titled(title, table), *_hidden(answer.hidden_count), _provenance(answer.provenance))
 
 
 def neuron_search_view(answer: SearchNeuronsResponse, title: str) -> RenderableType:
     """Show the neurons that a search found."""
     return Group(
         _neuron_matches(f"Neurons for {plain(title)}", answer.neurons, neuron_metric_words(answer.metric)),
+        *_hidden(answer.hidden_count),
         _provenance(answer.provenance),
     )
 
@@ -139,7 +142,8 @@ def image_search_view(answer: SearchImagesResponse, title: str) -> RenderableTyp
         heading += f": {len(answer.images)} of {answer.total_count}"
     return Group(
         _images(heading, answer.images, image_metric_words(answer.metric)),
-        *_code_search(answer.code_search),
+        *_how_found(answer),
+        *_hidden(answer.hidden_count),
         _provenance(answer.provenance),
     )
 
@@ -229,9 +233,21 @@ def _co_active(neurons: Iterable[CoActiveNeuron]) -> Group:
     return _titled("Neurons that fire with it", table)
 
 
+def _how_found(answer: SearchImagesResponse) -> list[RenderableType]:
+    """What there is to say of the search; of one by neuron or expression, what made it."""
+    if answer.HasField("code_search"):
+        return _code_search(answer.code_search)
+    recall = answer.recall if answer.HasField("recall") else 1.0
+    return _code_search(CodeSearch(recall=recall, engine=answer.engine))
+
+
 def _code_search(search: CodeSearch) -> list[RenderableType]:
     said = code_search_words(search)
     return [Text(said, style="dim")] if said else []
+
+
+def _hidden(count: int) -> list[RenderableType]:
+    return [Text(f"\n{hidden_words(count)}", style="yellow")] if count else []
 
 
 def _exemplars(title: str, exemplars: Sequence[Exemplar]) -> Group:

@@ -91,6 +91,7 @@ class CallTerms:
         sha256: str | None,
         neuron_id: int | None,
         expression: str | None,
+        text: str | None,
         **options: Unpack[SearchImagesOptions],
     ) -> SearchImagesRequest:
         """What `search_images` asks.
@@ -101,4 +102,4 @@ class CallTerms:
         """
         by_image = image is not None or sha256 is not None
         query = image_query(image, sha256=sha256, limit_bytes=self._image_limit_bytes) if by_image else None
-        return search_images_request(query, neuron_id=neuron_id, expression=expression, **options)
+        return search_images_request(query, neuron_id=neuron_id, expression=expression, text=text, **options)

@@ -16,13 +16,23 @@ from phosphene.v1.admin_pb2 import DrainResponse, GetStatusResponse, ReloadRespo
 from phosphene.v1.explain_pb2 import Fidelity
 from phosphene.v1.images_pb2 import ImageMetric
 from phosphene.v1.neurons_pb2 import NeuronMetric
-from phosphene.v1.values_pb2 import CodeSearch, CorpusImage, Exemplar, NameSource, NeuronName, NeuronSummary, Provenance
+from phosphene.v1.values_pb2 import (
+    CodeSearch,
+    CorpusImage,
+    Exemplar,
+    NameSource,
+    NeuronName,
+    NeuronSummary,
+    Provenance,
+    SearchEngine,
+)
 
 __all__ = [
     "Verdict",
     "caption_of",
     "code_search_words",
     "density_words",
+    "hidden_words",
     "image_metric_words",
     "label_summary",
     "meaning_words",
@@ -116,6 +126,7 @@ def name_evidence(name: NeuronName) -> str:
     source = {
         NameSource.NAME_SOURCE_LABEL: "label",
         NameSource.NAME_SOURCE_CAPTION: "caption",
+        NameSource.NAME_SOURCE_VOCABULARY: "vocabulary",
     }.get(name.source, "name")
     return f"{source}, {name.score:.2f} above the corpus, {name.margin:.2f} above the next"
 
@@ -175,11 +186,17 @@ def image_metric_words(metric: ImageMetric.ValueType) -> str:
         ImageMetric.IMAGE_METRIC_CODE_COSINE: "cosine of codes",
         ImageMetric.IMAGE_METRIC_ACTIVATION: "activation",
         ImageMetric.IMAGE_METRIC_EXPRESSION: "sum of activation / largest",
+        ImageMetric.IMAGE_METRIC_CODE_INNER_PRODUCT: "inner product of codes",
+        ImageMetric.IMAGE_METRIC_RESIDUAL_COSINE: "cosine of residuals",
+        ImageMetric.IMAGE_METRIC_TEXT_COSINE: "cosine with the words",
     }.get(metric, "score")
 
 
 def code_search_words(search: CodeSearch) -> str:
-    """Say what a search for similar images misses and leaves out; empty where it is exact and all neurons count."""
+    """Say what a search for similar images misses and leaves out, and what made it; empty where it is exact.
+
+    That is: over all neurons, and by the index itself.
+    """
     said = []
     if search.recall < 1.0:
         said.append(f"Such a search finds {percent(search.recall)} of the nearest images.")
@@ -188,7 +205,17 @@ def code_search_words(search: CodeSearch) -> str:
         more = len(search.left_out_neuron_ids) - _SHOWN_NEURONS
         rest = f" and {more} more" if more > 0 else ""
         said.append(f"Neurons that fire on too many images do not count: {shown}{rest}.")
+    if search.engine == SearchEngine.SEARCH_ENGINE_QDRANT:
+        said.append("Qdrant found them, from the codes of the index.")
     return " ".join(said)
+
+
+def hidden_words(count: int) -> str:
+    """Say how much an answer hides; empty where it is nothing."""
+    if not count:
+        return ""
+    what = "1 neuron or image is" if count == 1 else f"{count} neurons and images are"
+    return f"{what} hidden as sensitive; --include-sensitive (include_sensitive) shows them."
 
 
 def meaning_words(neuron: NeuronSummary) -> str:

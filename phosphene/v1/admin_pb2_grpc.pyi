@@ -38,7 +38,8 @@ class AdminServiceStub:
     Reload: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]
     """Reads what the settings name again, and switches to it as one generation once all of it is loaded and warm. Nothing
     changes where any of it is missing, damaged or does not belong together: FAILED_PRECONDITION with the reason. While
-    another reload is under way: ABORTED.
+    another reload is under way: ABORTED. Where images were taken down, the reply comes once the last answer that began
+    before the switch has been made: from it on no answer shows them.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Says NOT_SERVING to health checks, lets accepted work end, and ends the process, as SIGTERM does."""
@@ -55,7 +56,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Reload: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]  # type: ignore[assignment]
     """Reads what the settings name again, and switches to it as one generation once all of it is loaded and warm. Nothing
     changes where any of it is missing, damaged or does not belong together: FAILED_PRECONDITION with the reason. While
-    another reload is under way: ABORTED.
+    another reload is under way: ABORTED. Where images were taken down, the reply comes once the last answer that began
+    before the switch has been made: from it on no answer shows them.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Says NOT_SERVING to health checks, lets accepted work end, and ends the process, as SIGTERM does."""
@@ -75,7 +77,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ReloadResponse, _abc.Awaitable[_admin_pb2.ReloadResponse]]:
         """Reads what the settings name again, and switches to it as one generation once all of it is loaded and warm. Nothing
         changes where any of it is missing, damaged or does not belong together: FAILED_PRECONDITION with the reason. While
-        another reload is under way: ABORTED.
+        another reload is under way: ABORTED. Where images were taken down, the reply comes once the last answer that began
+        before the switch has been made: from it on no answer shows them.
         """
 
     @_abc_1.abstractmethod

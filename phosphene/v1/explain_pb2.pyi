@@ -96,6 +96,8 @@ class ExplainRequest(_message.Message):
     SIMILAR_COUNT_FIELD_NUMBER: _builtins.int
     SCORE_COUNT_FIELD_NUMBER: _builtins.int
     INCLUDE_THUMBNAILS_FIELD_NUMBER: _builtins.int
+    INCLUDE_PATCH_MAPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """Name of a bundle. Empty: the default one. Unknown: NOT_FOUND."""
     corpus: _builtins.str
@@ -117,6 +119,12 @@ class ExplainRequest(_message.Message):
     include_thumbnails: _builtins.bool
     """Whether every listed image carries its thumbnail. A request that could list more than 1024 images
     ((neurons + nearest neurons) x exemplars + similar images) with thumbnails: INVALID_ARGUMENT. False: none does.
+    """
+    include_patch_maps: _builtins.bool
+    """Whether every top image carries the map of the neuron that it is listed for (`PatchMap`). False: none does."""
+    include_sensitive: _builtins.bool
+    """Whether the answer may show neurons and images that the service's flags call sensitive. False: it leaves them out, and
+    what is asked for by itself and is sensitive is NOT_FOUND.
     """
     @_builtins.property
     def image(self) -> _values_pb2.ImageQuery:
@@ -142,10 +150,12 @@ class ExplainRequest(_message.Message):
         similar_count: _builtins.int | None = ...,
         score_count: _builtins.int | None = ...,
         include_thumbnails: _builtins.bool = ...,
+        include_patch_maps: _builtins.bool = ...,
+        include_sensitive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exemplars_per_neuron", b"_exemplars_per_neuron", "_nearest_count", b"_nearest_count", "_score_count", b"_score_count", "_similar_count", b"_similar_count", "_top_n", b"_top_n", "exemplars_per_neuron", b"exemplars_per_neuron", "image", b"image", "nearest_count", b"nearest_count", "score_count", b"score_count", "similar_count", b"similar_count", "top_n", b"top_n"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exemplars_per_neuron", b"_exemplars_per_neuron", "_nearest_count", b"_nearest_count", "_score_count", b"_score_count", "_similar_count", b"_similar_count", "_top_n", b"_top_n", "bundle", b"bundle", "corpus", b"corpus", "exemplars_per_neuron", b"exemplars_per_neuron", "image", b"image", "include_thumbnails", b"include_thumbnails", "nearest_count", b"nearest_count", "parts", b"parts", "score_count", b"score_count", "similar_count", b"similar_count", "top_n", b"top_n"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exemplars_per_neuron", b"_exemplars_per_neuron", "_nearest_count", b"_nearest_count", "_score_count", b"_score_count", "_similar_count", b"_similar_count", "_top_n", b"_top_n", "bundle", b"bundle", "corpus", b"corpus", "exemplars_per_neuron", b"exemplars_per_neuron", "image", b"image", "include_patch_maps", b"include_patch_maps", "include_sensitive", b"include_sensitive", "include_thumbnails", b"include_thumbnails", "nearest_count", b"nearest_count", "parts", b"parts", "score_count", b"score_count", "similar_count", b"similar_count", "top_n", b"top_n"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exemplars_per_neuron: _TypeAlias = _typing.Literal["exemplars_per_neuron"]  # noqa: Y015
     _WhichOneofArgType__exemplars_per_neuron: _TypeAlias = _typing.Literal["_exemplars_per_neuron", b"_exemplars_per_neuron"]  # noqa: Y015
@@ -186,6 +196,9 @@ class ExplainResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     CODE_SEARCH_FIELD_NUMBER: _builtins.int
+    HIDDEN_COUNT_FIELD_NUMBER: _builtins.int
+    hidden_count: _builtins.int
+    """Different neurons and images that would be listed with `include_sensitive` and are not. 0: none."""
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -245,10 +258,11 @@ class ExplainResponse(_message.Message):
         scores: _abc.Iterable[Global___Score] | None = ...,
         code: Global___Code | None = ...,
         code_search: _values_pb2.CodeSearch | None = ...,
+        hidden_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "code_search", b"code_search", "fidelity", b"fidelity", "grid", b"grid", "image", b"image", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "code_search", b"code_search", "fidelity", b"fidelity", "grid", b"grid", "image", b"image", "nearest_neurons", b"nearest_neurons", "neurons", b"neurons", "provenance", b"provenance", "scores", b"scores", "similar_images", b"similar_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "code_search", b"code_search", "fidelity", b"fidelity", "grid", b"grid", "hidden_count", b"hidden_count", "image", b"image", "nearest_neurons", b"nearest_neurons", "neurons", b"neurons", "provenance", b"provenance", "scores", b"scores", "similar_images", b"similar_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

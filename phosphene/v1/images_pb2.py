@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from phosphene.v1 import values_pb2 as phosphene_dot_v1_dot_values__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phosphene/v1/images.proto\x12\x0cphosphene.v1\x1a\x19phosphene/v1/values.proto\"\xce\x01\n\x13SearchImagesRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12)\n\x05image\x18\x03 \x01(\x0b\x32\x18.phosphene.v1.ImageQueryH\x00\x12\x13\n\tneuron_id\x18\x04 \x01(\rH\x00\x12\x14\n\nexpression\x18\x07 \x01(\tH\x00\x12\x12\n\x05\x63ount\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x06 \x01(\x08\x42\x07\n\x05queryB\x08\n\x06_count\"\xf2\x01\n\x14SearchImagesResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12)\n\x06metric\x18\x02 \x01(\x0e\x32\x19.phosphene.v1.ImageMetric\x12(\n\x06images\x18\x03 \x03(\x0b\x32\x18.phosphene.v1.ImageMatch\x12\x18\n\x0btotal_count\x18\x04 \x01(\rH\x00\x88\x01\x01\x12-\n\x0b\x63ode_search\x18\x05 \x01(\x0b\x32\x18.phosphene.v1.CodeSearchB\x0e\n\x0c_total_count\"A\n\x0fGetImageRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"j\n\x10GetImageResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12(\n\x05image\x18\x02 \x01(\x0b\x32\x19.phosphene.v1.CorpusImage*\x83\x01\n\x0bImageMetric\x12\x1c\n\x18IMAGE_METRIC_UNSPECIFIED\x10\x00\x12\x1c\n\x18IMAGE_METRIC_CODE_COSINE\x10\x01\x12\x1b\n\x17IMAGE_METRIC_ACTIVATION\x10\x02\x12\x1b\n\x17IMAGE_METRIC_EXPRESSION\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19phosphene/v1/images.proto\x12\x0cphosphene.v1\x1a\x19phosphene/v1/values.proto\"\xdd\x02\n\x13SearchImagesRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12)\n\x05image\x18\x03 \x01(\x0b\x32\x18.phosphene.v1.ImageQueryH\x00\x12\x13\n\tneuron_id\x18\x04 \x01(\rH\x00\x12\x14\n\nexpression\x18\x07 \x01(\tH\x00\x12\x0e\n\x04text\x18\x08 \x01(\tH\x00\x12\x12\n\x05\x63ount\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x06 \x01(\x08\x12-\n\nsimilarity\x18\t \x01(\x0e\x32\x19.phosphene.v1.ImageMetric\x12\x17\n\x0fonly_neuron_ids\x18\n \x03(\r\x12\x1a\n\x12include_patch_maps\x18\x0b \x01(\x08\x12\x19\n\x11include_sensitive\x18\x0c \x01(\x08\x42\x07\n\x05queryB\x08\n\x06_count\"\xd4\x02\n\x14SearchImagesResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12)\n\x06metric\x18\x02 \x01(\x0e\x32\x19.phosphene.v1.ImageMetric\x12(\n\x06images\x18\x03 \x03(\x0b\x32\x18.phosphene.v1.ImageMatch\x12\x18\n\x0btotal_count\x18\x04 \x01(\rH\x00\x88\x01\x01\x12-\n\x0b\x63ode_search\x18\x05 \x01(\x0b\x32\x18.phosphene.v1.CodeSearch\x12\x13\n\x06recall\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0chidden_count\x18\x07 \x01(\r\x12*\n\x06\x65ngine\x18\x08 \x01(\x0e\x32\x1a.phosphene.v1.SearchEngineB\x0e\n\x0c_total_countB\t\n\x07_recall\"\\\n\x0fGetImageRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x19\n\x11include_sensitive\x18\x04 \x01(\x08\"j\n\x10GetImageResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12(\n\x05image\x18\x02 \x01(\x0b\x32\x19.phosphene.v1.CorpusImage*\xe8\x01\n\x0bImageMetric\x12\x1c\n\x18IMAGE_METRIC_UNSPECIFIED\x10\x00\x12\x1c\n\x18IMAGE_METRIC_CODE_COSINE\x10\x01\x12\x1b\n\x17IMAGE_METRIC_ACTIVATION\x10\x02\x12\x1b\n\x17IMAGE_METRIC_EXPRESSION\x10\x03\x12#\n\x1fIMAGE_METRIC_CODE_INNER_PRODUCT\x10\x04\x12 \n\x1cIMAGE_METRIC_RESIDUAL_COSINE\x10\x05\x12\x1c\n\x18IMAGE_METRIC_TEXT_COSINE\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phosphene.v1.images_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEMETRIC']._serialized_start=700
-  _globals['_IMAGEMETRIC']._serialized_end=831
+  _globals['_IMAGEMETRIC']._serialized_start=968
+  _globals['_IMAGEMETRIC']._serialized_end=1200
   _globals['_SEARCHIMAGESREQUEST']._serialized_start=71
-  _globals['_SEARCHIMAGESREQUEST']._serialized_end=277
-  _globals['_SEARCHIMAGESRESPONSE']._serialized_start=280
-  _globals['_SEARCHIMAGESRESPONSE']._serialized_end=522
-  _globals['_GETIMAGEREQUEST']._serialized_start=524
-  _globals['_GETIMAGEREQUEST']._serialized_end=589
-  _globals['_GETIMAGERESPONSE']._serialized_start=591
-  _globals['_GETIMAGERESPONSE']._serialized_end=697
+  _globals['_SEARCHIMAGESREQUEST']._serialized_end=420
+  _globals['_SEARCHIMAGESRESPONSE']._serialized_start=423
+  _globals['_SEARCHIMAGESRESPONSE']._serialized_end=763
+  _globals['_GETIMAGEREQUEST']._serialized_start=765
+  _globals['_GETIMAGEREQUEST']._serialized_end=857
+  _globals['_GETIMAGERESPONSE']._serialized_start=859
+  _globals['_GETIMAGERESPONSE']._serialized_end=965
 # @@protoc_insertion_point(module_scope)

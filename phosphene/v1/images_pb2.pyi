@@ -37,6 +37,14 @@ class _ImageMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageMetr
     to the number of such neurons. A neuron is asked to fire by standing alone, by `>` or by `>=`, outside an odd number
     of `!`; by `<` or `<=` inside one.
     """
+    IMAGE_METRIC_CODE_INNER_PRODUCT: _ImageMetric.ValueType  # 4
+    """Inner product of the codes of two images, over the neurons that `CodeSearch` does not leave out; above 0."""
+    IMAGE_METRIC_RESIDUAL_COSINE: _ImageMetric.ValueType  # 5
+    """Cosine between the residuals of two images at the site, means over its tokens; in [-1, 1]."""
+    IMAGE_METRIC_TEXT_COSINE: _ImageMetric.ValueType  # 6
+    """Cosine between the words' vector and the image's projected embedding; in [-1, 1]. Vectors of words and of images lie
+    in two cones: scores compare images, and a good one is often below 0.4.
+    """
 
 class ImageMetric(_ImageMetric, metaclass=_ImageMetricEnumTypeWrapper):
     """What the score of an image measures."""
@@ -52,6 +60,14 @@ IMAGE_METRIC_EXPRESSION: ImageMetric.ValueType  # 3
 to the number of such neurons. A neuron is asked to fire by standing alone, by `>` or by `>=`, outside an odd number
 of `!`; by `<` or `<=` inside one.
 """
+IMAGE_METRIC_CODE_INNER_PRODUCT: ImageMetric.ValueType  # 4
+"""Inner product of the codes of two images, over the neurons that `CodeSearch` does not leave out; above 0."""
+IMAGE_METRIC_RESIDUAL_COSINE: ImageMetric.ValueType  # 5
+"""Cosine between the residuals of two images at the site, means over its tokens; in [-1, 1]."""
+IMAGE_METRIC_TEXT_COSINE: ImageMetric.ValueType  # 6
+"""Cosine between the words' vector and the image's projected embedding; in [-1, 1]. Vectors of words and of images lie
+in two cones: scores compare images, and a good one is often below 0.4.
+"""
 Global___ImageMetric: _TypeAlias = ImageMetric  # noqa: Y015
 
 @_typing.final
@@ -65,8 +81,13 @@ class SearchImagesRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     NEURON_ID_FIELD_NUMBER: _builtins.int
     EXPRESSION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     INCLUDE_THUMBNAILS_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    ONLY_NEURON_IDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_PATCH_MAPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """Name of a bundle. Empty: the default one. Unknown: NOT_FOUND."""
     corpus: _builtins.str
@@ -74,21 +95,46 @@ class SearchImagesRequest(_message.Message):
     NOT_FOUND.
     """
     neuron_id: _builtins.int
-    """Images that excite this neuron. `Model.neuron_count` or more: NOT_FOUND."""
+    """Images that excite this neuron: of its top exemplars, which are as many as the index keeps. All images on which it
+    fires are those of the expression that is its number. `Model.neuron_count` or more: NOT_FOUND.
+    """
     expression: _builtins.str
     """Images that fire as a neuron expression asks: `12>0.5 & 907 & !55` are those on which neuron 12 is above 0.5,
     907 fires and 55 does not. A neuron alone means that it fires; `>`, `>=`, `<`, `<=` compare its activation, 0 where
     it does not fire, with a number of at least 0; `!` binds closest, then `&`, then `|`; parentheses group. 1 to 2048
     characters, at most 64 neurons, at most 16 `!` and parentheses about one; anything else, and what is no expression,
-    is INVALID_ARGUMENT that names the column, from 1. A neuron that does not exist: NOT_FOUND.
+    is INVALID_ARGUMENT that names the column, from 1. A neuron that does not exist, or is sensitive without
+    `include_sensitive`: NOT_FOUND.
+    """
+    text: _builtins.str
+    """Images that these words describe, by the text tower: 1 to 1024 characters, not white space alone, else
+    INVALID_ARGUMENT. A bundle without a text tower: FAILED_PRECONDITION.
     """
     count: _builtins.int
     """How many images to list: 1 to 100, else INVALID_ARGUMENT. Unset: 12. Fewer where fewer match."""
     include_thumbnails: _builtins.bool
     """Whether every listed image carries its thumbnail. False: none does."""
+    similarity: Global___ImageMetric.ValueType
+    """How `image` is compared: IMAGE_METRIC_CODE_COSINE, IMAGE_METRIC_CODE_INNER_PRODUCT or IMAGE_METRIC_RESIDUAL_COSINE.
+    IMAGE_METRIC_UNSPECIFIED: by cosine of codes. Any other value, and any with another query: INVALID_ARGUMENT.
+    """
+    include_patch_maps: _builtins.bool
+    """Whether every listed image carries the map of the queried neuron (`PatchMap`). False: none does."""
+    include_sensitive: _builtins.bool
+    """Whether the answer may show neurons and images that the service's flags call sensitive. False: it leaves them out, and
+    what is asked for by itself and is sensitive is NOT_FOUND.
+    """
     @_builtins.property
     def image(self) -> _values_pb2.ImageQuery:
-        """Images with a similar code. The queried image itself (equal digest) is left out."""
+        """Images like this one, by `similarity`. The queried image itself (equal digest) is left out."""
+
+    @_builtins.property
+    def only_neuron_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Neurons whose products alone make up the similarity of two codes; norms stay those of the whole codes, so that a
+        cosine is the part of the similarity that these neurons account for. Those that `CodeSearch` leaves out do not count
+        here either: of them alone nothing is found. At most 64, and only for `image` by codes, else
+        INVALID_ARGUMENT. `Model.neuron_count` or more, or sensitive without `include_sensitive`: NOT_FOUND. Empty: all neurons.
+        """
 
     def __init__(
         self,
@@ -98,16 +144,21 @@ class SearchImagesRequest(_message.Message):
         image: _values_pb2.ImageQuery | None = ...,
         neuron_id: _builtins.int = ...,
         expression: _builtins.str = ...,
+        text: _builtins.str = ...,
         count: _builtins.int | None = ...,
         include_thumbnails: _builtins.bool = ...,
+        similarity: Global___ImageMetric.ValueType = ...,
+        only_neuron_ids: _abc.Iterable[_builtins.int] | None = ...,
+        include_patch_maps: _builtins.bool = ...,
+        include_sensitive: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "expression", b"expression", "image", b"image", "neuron_id", b"neuron_id", "query", b"query"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "expression", b"expression", "image", b"image", "neuron_id", b"neuron_id", "query", b"query", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "bundle", b"bundle", "corpus", b"corpus", "count", b"count", "expression", b"expression", "image", b"image", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "bundle", b"bundle", "corpus", b"corpus", "count", b"count", "expression", b"expression", "image", b"image", "include_patch_maps", b"include_patch_maps", "include_sensitive", b"include_sensitive", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "only_neuron_ids", b"only_neuron_ids", "query", b"query", "similarity", b"similarity", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
-    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "neuron_id", "expression"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["image", "neuron_id", "expression", "text"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
@@ -127,10 +178,21 @@ class SearchImagesResponse(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     CODE_SEARCH_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    HIDDEN_COUNT_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     metric: Global___ImageMetric.ValueType
     """What the scores measure."""
     total_count: _builtins.int
     """Images of the corpus that fire as the expression asks, listed or not. Unset: the query is no expression."""
+    recall: _builtins.float
+    """Share of the ten nearest images that this search finds, in [0, 1], measured when the index was built (for words with
+    images in their place). 1: it is exact. Unset: the query is no image and no words.
+    """
+    hidden_count: _builtins.int
+    """Different neurons and images that would be listed with `include_sensitive` and are not. 0: none."""
+    engine: _values_pb2.SearchEngine.ValueType
+    """What found the images."""
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -141,7 +203,7 @@ class SearchImagesResponse(_message.Message):
 
     @_builtins.property
     def code_search(self) -> _values_pb2.CodeSearch:
-        """How images with similar codes were looked for. Unset: the query is no image."""
+        """How images with similar codes were looked for. Unset: codes were not compared."""
 
     def __init__(
         self,
@@ -151,13 +213,21 @@ class SearchImagesResponse(_message.Message):
         images: _abc.Iterable[_values_pb2.ImageMatch] | None = ...,
         total_count: _builtins.int | None = ...,
         code_search: _values_pb2.CodeSearch | None = ...,
+        recall: _builtins.float | None = ...,
+        hidden_count: _builtins.int = ...,
+        engine: _values_pb2.SearchEngine.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_count", b"_total_count", "code_search", b"code_search", "provenance", b"provenance", "total_count", b"total_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "_total_count", b"_total_count", "code_search", b"code_search", "provenance", b"provenance", "recall", b"recall", "total_count", b"total_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_count", b"_total_count", "code_search", b"code_search", "images", b"images", "metric", b"metric", "provenance", b"provenance", "total_count", b"total_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall", b"_recall", "_total_count", b"_total_count", "code_search", b"code_search", "engine", b"engine", "hidden_count", b"hidden_count", "images", b"images", "metric", b"metric", "provenance", b"provenance", "recall", b"recall", "total_count", b"total_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
     _WhichOneofReturnType__total_count: _TypeAlias = _typing.Literal["total_count"]  # noqa: Y015
     _WhichOneofArgType__total_count: _TypeAlias = _typing.Literal["_total_count", b"_total_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total_count) -> _WhichOneofReturnType__total_count | None: ...
 
 Global___SearchImagesResponse: _TypeAlias = SearchImagesResponse  # noqa: Y015
@@ -171,6 +241,7 @@ class GetImageRequest(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     CORPUS_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """Name of a bundle. Empty: the default one. Unknown: NOT_FOUND."""
     corpus: _builtins.str
@@ -181,16 +252,21 @@ class GetImageRequest(_message.Message):
     """SHA-256 of the encoded file: 64 lowercase hexadecimal digits, anything else is INVALID_ARGUMENT. An image that the
     corpus does not hold: NOT_FOUND.
     """
+    include_sensitive: _builtins.bool
+    """Whether the answer may show neurons and images that the service's flags call sensitive. False: it leaves them out, and
+    what is asked for by itself and is sensitive is NOT_FOUND.
+    """
     def __init__(
         self,
         *,
         bundle: _builtins.str = ...,
         corpus: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        include_sensitive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "corpus", b"corpus", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "corpus", b"corpus", "include_sensitive", b"include_sensitive", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -351,6 +351,7 @@ class CorpusSummary(_message.Message):
     HAS_LABELS_FIELD_NUMBER: _builtins.int
     TEXT_SEARCH_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    PATCH_MAPS_FIELD_NUMBER: _builtins.int
     corpus: _builtins.str
     """Its name, which requests give as `corpus`."""
     index_id: _builtins.str
@@ -367,6 +368,8 @@ class CorpusSummary(_message.Message):
     """Whether SearchNeurons takes words."""
     created_by: _builtins.str
     """The program and version that built the index."""
+    patch_maps: _builtins.bool
+    """Whether the index keeps patch maps, which requests ask for by `include_patch_maps`."""
     def __init__(
         self,
         *,
@@ -378,10 +381,11 @@ class CorpusSummary(_message.Message):
         has_labels: _builtins.bool = ...,
         text_search: _builtins.bool = ...,
         created_by: _builtins.str = ...,
+        patch_maps: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus", b"corpus", "created_by", b"created_by", "has_labels", b"has_labels", "image_count", b"image_count", "index_id", b"index_id", "plan_id", b"plan_id", "quarantined_image_count", b"quarantined_image_count", "text_search", b"text_search"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus", b"corpus", "created_by", b"created_by", "has_labels", b"has_labels", "image_count", b"image_count", "index_id", b"index_id", "patch_maps", b"patch_maps", "plan_id", b"plan_id", "quarantined_image_count", b"quarantined_image_count", "text_search", b"text_search"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

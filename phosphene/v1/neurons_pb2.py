@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from phosphene.v1 import values_pb2 as phosphene_dot_v1_dot_values__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aphosphene/v1/neurons.proto\x12\x0cphosphene.v1\x1a\x19phosphene/v1/values.proto\"\xd3\x02\n\x10GetNeuronRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12\x16\n\tneuron_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\'\n\x05parts\x18\x04 \x03(\x0e\x32\x18.phosphene.v1.NeuronPart\x12\x1b\n\x0e\x65xemplar_count\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\rsimilar_count\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x07 \x01(\x08\x12\x16\n\tbin_count\x18\x08 \x01(\rH\x03\x88\x01\x01\x12\x1c\n\x0f\x63o_active_count\x18\t \x01(\rH\x04\x88\x01\x01\x42\x0c\n\n_neuron_idB\x11\n\x0f_exemplar_countB\x10\n\x0e_similar_countB\x0c\n\n_bin_countB\x12\n\x10_co_active_count\"\xc9\x03\n\x11GetNeuronResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12+\n\x06neuron\x18\x02 \x01(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\x32\n\nstatistics\x18\x03 \x01(\x0b\x32\x1e.phosphene.v1.NeuronStatistics\x12\'\n\x05names\x18\x04 \x03(\x0b\x32\x18.phosphene.v1.NeuronName\x12*\n\ntop_images\x18\x05 \x03(\x0b\x32\x16.phosphene.v1.Exemplar\x12-\n\rspread_images\x18\x06 \x03(\x0b\x32\x16.phosphene.v1.Exemplar\x12\x32\n\x0fsimilar_neurons\x18\x07 \x03(\x0b\x32\x19.phosphene.v1.NeuronMatch\x12\x34\n\thistogram\x18\x08 \x01(\x0b\x32!.phosphene.v1.ActivationHistogram\x12\x37\n\x11\x63o_active_neurons\x18\t \x03(\x0b\x32\x1c.phosphene.v1.CoActiveNeuron\"4\n\x13\x41\x63tivationHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\"`\n\x0e\x43oActiveNeuron\x12+\n\x06neuron\x18\x01 \x01(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\x0c\n\x04npmi\x18\x02 \x01(\x01\x12\x13\n\x0bimage_count\x18\x03 \x01(\r\"\xa3\x01\n\x10NeuronStatistics\x12\x14\n\x0c\x66iring_count\x18\x01 \x01(\r\x12\x13\n\x0bimage_count\x18\x02 \x01(\r\x12\x0c\n\x04mean\x18\x03 \x01(\x02\x12\x1a\n\x12standard_deviation\x18\x04 \x01(\x02\x12\x0f\n\x07maximum\x18\x05 \x01(\x02\x12)\n\tquantiles\x18\x06 \x03(\x0b\x32\x16.phosphene.v1.Quantile\"-\n\x08Quantile\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x12\n\nactivation\x18\x02 \x01(\x02\"\xc4\x01\n\x12ListNeuronsRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12(\n\x05order\x18\x03 \x01(\x0e\x32\x19.phosphene.v1.NeuronOrder\x12*\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x1a.phosphene.v1.NeuronFilter\x12\x16\n\tpage_size\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x06 \x01(\tB\x0c\n\n_page_size\"\x8d\x01\n\x0cNeuronFilter\x12\x18\n\x0bmin_density\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x0bmax_density\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\rname_contains\x18\x03 \x01(\t\x12\x12\n\nalive_only\x18\x04 \x01(\x08\x42\x0e\n\x0c_min_densityB\x0e\n\x0c_max_density\"\x9f\x01\n\x13ListNeuronsResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12,\n\x07neurons\x18\x02 \x03(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x13\n\x0btotal_count\x18\x04 \x01(\r\"\xf6\x01\n\x14SearchNeuronsRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x13\n\tneuron_id\x18\x04 \x01(\rH\x00\x12\x12\n\x05\x63ount\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\x12include_top_images\x18\x06 \x01(\x08\x12!\n\x14\x65xemplars_per_neuron\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x08 \x01(\x08\x42\x07\n\x05queryB\x08\n\x06_countB\x17\n\x15_exemplars_per_neuron\"\x9d\x01\n\x15SearchNeuronsResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12*\n\x06metric\x18\x02 \x01(\x0e\x32\x1a.phosphene.v1.NeuronMetric\x12*\n\x07neurons\x18\x03 \x03(\x0b\x32\x19.phosphene.v1.NeuronMatch\"u\n\x0bNeuronMatch\x12+\n\x06neuron\x18\x01 \x01(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\r\n\x05score\x18\x02 \x01(\x02\x12*\n\ntop_images\x18\x03 \x03(\x0b\x32\x16.phosphene.v1.Exemplar*\xc3\x01\n\nNeuronPart\x12\x1b\n\x17NEURON_PART_UNSPECIFIED\x10\x00\x12\x1a\n\x16NEURON_PART_TOP_IMAGES\x10\x01\x12\x1d\n\x19NEURON_PART_SPREAD_IMAGES\x10\x02\x12\x1f\n\x1bNEURON_PART_SIMILAR_NEURONS\x10\x03\x12\x19\n\x15NEURON_PART_HISTOGRAM\x10\x04\x12!\n\x1dNEURON_PART_CO_ACTIVE_NEURONS\x10\x05*\xc8\x01\n\x0bNeuronOrder\x12\x1c\n\x18NEURON_ORDER_UNSPECIFIED\x10\x00\x12\x13\n\x0fNEURON_ORDER_ID\x10\x01\x12\x18\n\x14NEURON_ORDER_DENSITY\x10\x02\x12\x18\n\x14NEURON_ORDER_MAXIMUM\x10\x03\x12\x15\n\x11NEURON_ORDER_MEAN\x10\x04\x12\x1e\n\x1aNEURON_ORDER_LABEL_ENTROPY\x10\x05\x12\x1b\n\x17NEURON_ORDER_NAME_SCORE\x10\x06*\x8f\x01\n\x0cNeuronMetric\x12\x1d\n\x19NEURON_METRIC_UNSPECIFIED\x10\x00\x12 \n\x1cNEURON_METRIC_TEXT_EXEMPLARS\x10\x01\x12 \n\x1cNEURON_METRIC_TEXT_DIRECTION\x10\x02\x12\x1c\n\x18NEURON_METRIC_DIRECTIONS\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aphosphene/v1/neurons.proto\x12\x0cphosphene.v1\x1a\x19phosphene/v1/values.proto\"\x8a\x03\n\x10GetNeuronRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12\x16\n\tneuron_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\'\n\x05parts\x18\x04 \x03(\x0e\x32\x18.phosphene.v1.NeuronPart\x12\x1b\n\x0e\x65xemplar_count\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\rsimilar_count\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x07 \x01(\x08\x12\x16\n\tbin_count\x18\x08 \x01(\rH\x03\x88\x01\x01\x12\x1c\n\x0f\x63o_active_count\x18\t \x01(\rH\x04\x88\x01\x01\x12\x1a\n\x12include_patch_maps\x18\n \x01(\x08\x12\x19\n\x11include_sensitive\x18\x0b \x01(\x08\x42\x0c\n\n_neuron_idB\x11\n\x0f_exemplar_countB\x10\n\x0e_similar_countB\x0c\n\n_bin_countB\x12\n\x10_co_active_count\"\xdf\x03\n\x11GetNeuronResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12+\n\x06neuron\x18\x02 \x01(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\x32\n\nstatistics\x18\x03 \x01(\x0b\x32\x1e.phosphene.v1.NeuronStatistics\x12\'\n\x05names\x18\x04 \x03(\x0b\x32\x18.phosphene.v1.NeuronName\x12*\n\ntop_images\x18\x05 \x03(\x0b\x32\x16.phosphene.v1.Exemplar\x12-\n\rspread_images\x18\x06 \x03(\x0b\x32\x16.phosphene.v1.Exemplar\x12\x32\n\x0fsimilar_neurons\x18\x07 \x03(\x0b\x32\x19.phosphene.v1.NeuronMatch\x12\x34\n\thistogram\x18\x08 \x01(\x0b\x32!.phosphene.v1.ActivationHistogram\x12\x37\n\x11\x63o_active_neurons\x18\t \x03(\x0b\x32\x1c.phosphene.v1.CoActiveNeuron\x12\x14\n\x0chidden_count\x18\n \x01(\r\"4\n\x13\x41\x63tivationHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\"`\n\x0e\x43oActiveNeuron\x12+\n\x06neuron\x18\x01 \x01(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\x0c\n\x04npmi\x18\x02 \x01(\x01\x12\x13\n\x0bimage_count\x18\x03 \x01(\r\"\xa3\x01\n\x10NeuronStatistics\x12\x14\n\x0c\x66iring_count\x18\x01 \x01(\r\x12\x13\n\x0bimage_count\x18\x02 \x01(\r\x12\x0c\n\x04mean\x18\x03 \x01(\x02\x12\x1a\n\x12standard_deviation\x18\x04 \x01(\x02\x12\x0f\n\x07maximum\x18\x05 \x01(\x02\x12)\n\tquantiles\x18\x06 \x03(\x0b\x32\x16.phosphene.v1.Quantile\"-\n\x08Quantile\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x12\n\nactivation\x18\x02 \x01(\x02\"\xdf\x01\n\x12ListNeuronsRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12(\n\x05order\x18\x03 \x01(\x0e\x32\x19.phosphene.v1.NeuronOrder\x12*\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x1a.phosphene.v1.NeuronFilter\x12\x16\n\tpage_size\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x19\n\x11include_sensitive\x18\x07 \x01(\x08\x42\x0c\n\n_page_size\"\xed\x01\n\x0cNeuronFilter\x12\x18\n\x0bmin_density\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x0bmax_density\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\rname_contains\x18\x03 \x01(\t\x12\x12\n\nalive_only\x18\x04 \x01(\x08\x12\x1d\n\x10in_dense_cluster\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x19\n\x0cis_sensitive\x18\x06 \x01(\x08H\x03\x88\x01\x01\x42\x0e\n\x0c_min_densityB\x0e\n\x0c_max_densityB\x13\n\x11_in_dense_clusterB\x0f\n\r_is_sensitive\"\xb5\x01\n\x13ListNeuronsResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12,\n\x07neurons\x18\x02 \x03(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x13\n\x0btotal_count\x18\x04 \x01(\r\x12\x14\n\x0chidden_count\x18\x05 \x01(\r\"\xad\x02\n\x14SearchNeuronsRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x13\n\tneuron_id\x18\x04 \x01(\rH\x00\x12\x12\n\x05\x63ount\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\x12include_top_images\x18\x06 \x01(\x08\x12!\n\x14\x65xemplars_per_neuron\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x1a\n\x12include_thumbnails\x18\x08 \x01(\x08\x12\x1a\n\x12include_patch_maps\x18\t \x01(\x08\x12\x19\n\x11include_sensitive\x18\n \x01(\x08\x42\x07\n\x05queryB\x08\n\x06_countB\x17\n\x15_exemplars_per_neuron\"\xb3\x01\n\x15SearchNeuronsResponse\x12,\n\nprovenance\x18\x01 \x01(\x0b\x32\x18.phosphene.v1.Provenance\x12*\n\x06metric\x18\x02 \x01(\x0e\x32\x1a.phosphene.v1.NeuronMetric\x12*\n\x07neurons\x18\x03 \x03(\x0b\x32\x19.phosphene.v1.NeuronMatch\x12\x14\n\x0chidden_count\x18\x04 \x01(\r\"u\n\x0bNeuronMatch\x12+\n\x06neuron\x18\x01 \x01(\x0b\x32\x1b.phosphene.v1.NeuronSummary\x12\r\n\x05score\x18\x02 \x01(\x02\x12*\n\ntop_images\x18\x03 \x03(\x0b\x32\x16.phosphene.v1.Exemplar*\xc3\x01\n\nNeuronPart\x12\x1b\n\x17NEURON_PART_UNSPECIFIED\x10\x00\x12\x1a\n\x16NEURON_PART_TOP_IMAGES\x10\x01\x12\x1d\n\x19NEURON_PART_SPREAD_IMAGES\x10\x02\x12\x1f\n\x1bNEURON_PART_SIMILAR_NEURONS\x10\x03\x12\x19\n\x15NEURON_PART_HISTOGRAM\x10\x04\x12!\n\x1dNEURON_PART_CO_ACTIVE_NEURONS\x10\x05*\xea\x01\n\x0bNeuronOrder\x12\x1c\n\x18NEURON_ORDER_UNSPECIFIED\x10\x00\x12\x13\n\x0fNEURON_ORDER_ID\x10\x01\x12\x18\n\x14NEURON_ORDER_DENSITY\x10\x02\x12\x18\n\x14NEURON_ORDER_MAXIMUM\x10\x03\x12\x15\n\x11NEURON_ORDER_MEAN\x10\x04\x12\x1e\n\x1aNEURON_ORDER_LABEL_ENTROPY\x10\x05\x12\x1b\n\x17NEURON_ORDER_NAME_SCORE\x10\x06\x12 \n\x1cNEURON_ORDER_MONOSEMANTICITY\x10\x07*\x8f\x01\n\x0cNeuronMetric\x12\x1d\n\x19NEURON_METRIC_UNSPECIFIED\x10\x00\x12 \n\x1cNEURON_METRIC_TEXT_EXEMPLARS\x10\x01\x12 \n\x1cNEURON_METRIC_TEXT_DIRECTION\x10\x02\x12\x1c\n\x18NEURON_METRIC_DIRECTIONS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phosphene.v1.neurons_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NEURONPART']._serialized_start=2272
-  _globals['_NEURONPART']._serialized_end=2467
-  _globals['_NEURONORDER']._serialized_start=2470
-  _globals['_NEURONORDER']._serialized_end=2670
-  _globals['_NEURONMETRIC']._serialized_start=2673
-  _globals['_NEURONMETRIC']._serialized_end=2816
+  _globals['_NEURONPART']._serialized_start=2571
+  _globals['_NEURONPART']._serialized_end=2766
+  _globals['_NEURONORDER']._serialized_start=2769
+  _globals['_NEURONORDER']._serialized_end=3003
+  _globals['_NEURONMETRIC']._serialized_start=3006
+  _globals['_NEURONMETRIC']._serialized_end=3149
   _globals['_GETNEURONREQUEST']._serialized_start=72
-  _globals['_GETNEURONREQUEST']._serialized_end=411
-  _globals['_GETNEURONRESPONSE']._serialized_start=414
-  _globals['_GETNEURONRESPONSE']._serialized_end=871
-  _globals['_ACTIVATIONHISTOGRAM']._serialized_start=873
-  _globals['_ACTIVATIONHISTOGRAM']._serialized_end=925
-  _globals['_COACTIVENEURON']._serialized_start=927
-  _globals['_COACTIVENEURON']._serialized_end=1023
-  _globals['_NEURONSTATISTICS']._serialized_start=1026
-  _globals['_NEURONSTATISTICS']._serialized_end=1189
-  _globals['_QUANTILE']._serialized_start=1191
-  _globals['_QUANTILE']._serialized_end=1236
-  _globals['_LISTNEURONSREQUEST']._serialized_start=1239
-  _globals['_LISTNEURONSREQUEST']._serialized_end=1435
-  _globals['_NEURONFILTER']._serialized_start=1438
-  _globals['_NEURONFILTER']._serialized_end=1579
-  _globals['_LISTNEURONSRESPONSE']._serialized_start=1582
-  _globals['_LISTNEURONSRESPONSE']._serialized_end=1741
-  _globals['_SEARCHNEURONSREQUEST']._serialized_start=1744
-  _globals['_SEARCHNEURONSREQUEST']._serialized_end=1990
-  _globals['_SEARCHNEURONSRESPONSE']._serialized_start=1993
-  _globals['_SEARCHNEURONSRESPONSE']._serialized_end=2150
-  _globals['_NEURONMATCH']._serialized_start=2152
-  _globals['_NEURONMATCH']._serialized_end=2269
+  _globals['_GETNEURONREQUEST']._serialized_end=466
+  _globals['_GETNEURONRESPONSE']._serialized_start=469
+  _globals['_GETNEURONRESPONSE']._serialized_end=948
+  _globals['_ACTIVATIONHISTOGRAM']._serialized_start=950
+  _globals['_ACTIVATIONHISTOGRAM']._serialized_end=1002
+  _globals['_COACTIVENEURON']._serialized_start=1004
+  _globals['_COACTIVENEURON']._serialized_end=1100
+  _globals['_NEURONSTATISTICS']._serialized_start=1103
+  _globals['_NEURONSTATISTICS']._serialized_end=1266
+  _globals['_QUANTILE']._serialized_start=1268
+  _globals['_QUANTILE']._serialized_end=1313
+  _globals['_LISTNEURONSREQUEST']._serialized_start=1316
+  _globals['_LISTNEURONSREQUEST']._serialized_end=1539
+  _globals['_NEURONFILTER']._serialized_start=1542
+  _globals['_NEURONFILTER']._serialized_end=1779
+  _globals['_LISTNEURONSRESPONSE']._serialized_start=1782
+  _globals['_LISTNEURONSRESPONSE']._serialized_end=1963
+  _globals['_SEARCHNEURONSREQUEST']._serialized_start=1966
+  _globals['_SEARCHNEURONSREQUEST']._serialized_end=2267
+  _globals['_SEARCHNEURONSRESPONSE']._serialized_start=2270
+  _globals['_SEARCHNEURONSRESPONSE']._serialized_end=2449
+  _globals['_NEURONMATCH']._serialized_start=2451
+  _globals['_NEURONMATCH']._serialized_end=2568
 # @@protoc_insertion_point(module_scope)

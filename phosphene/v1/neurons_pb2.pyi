@@ -76,6 +76,8 @@ class _NeuronOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NeuronOrd
     """Purest labels first (smallest entropy)."""
     NEURON_ORDER_NAME_SCORE: _NeuronOrder.ValueType  # 6
     """Best named first."""
+    NEURON_ORDER_MONOSEMANTICITY: _NeuronOrder.ValueType  # 7
+    """Those that show one thing first (greatest `NeuronSummary.monosemanticity`)."""
 
 class NeuronOrder(_NeuronOrder, metaclass=_NeuronOrderEnumTypeWrapper):
     """The order of a list of neurons. Ties, and neurons that lack the figure (which come last), are by neuron id."""
@@ -94,6 +96,8 @@ NEURON_ORDER_LABEL_ENTROPY: NeuronOrder.ValueType  # 5
 """Purest labels first (smallest entropy)."""
 NEURON_ORDER_NAME_SCORE: NeuronOrder.ValueType  # 6
 """Best named first."""
+NEURON_ORDER_MONOSEMANTICITY: NeuronOrder.ValueType  # 7
+"""Those that show one thing first (greatest `NeuronSummary.monosemanticity`)."""
 Global___NeuronOrder: _TypeAlias = NeuronOrder  # noqa: Y015
 
 class _NeuronMetric:
@@ -139,6 +143,8 @@ class GetNeuronRequest(_message.Message):
     INCLUDE_THUMBNAILS_FIELD_NUMBER: _builtins.int
     BIN_COUNT_FIELD_NUMBER: _builtins.int
     CO_ACTIVE_COUNT_FIELD_NUMBER: _builtins.int
+    INCLUDE_PATCH_MAPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """Name of a bundle. Empty: the default one. Unknown: NOT_FOUND."""
     corpus: _builtins.str
@@ -159,6 +165,12 @@ class GetNeuronRequest(_message.Message):
     """How many bins the histogram has: 1 to 100, else INVALID_ARGUMENT. Unset: 10."""
     co_active_count: _builtins.int
     """How many co-active neurons to list: 1 to 100, else INVALID_ARGUMENT. Unset: 10. An index keeps 16."""
+    include_patch_maps: _builtins.bool
+    """Whether every listed image carries the map of the neuron that it is listed for (`PatchMap`). False: none does."""
+    include_sensitive: _builtins.bool
+    """Whether the answer may show neurons and images that the service's flags call sensitive. False: it leaves them out, and
+    what is asked for by itself and is sensitive is NOT_FOUND.
+    """
     @_builtins.property
     def parts(self) -> _containers.RepeatedScalarFieldContainer[Global___NeuronPart.ValueType]:
         """What to answer beside statistics and names. Empty: only those. Order and repetition do not matter.
@@ -177,10 +189,12 @@ class GetNeuronRequest(_message.Message):
         include_thumbnails: _builtins.bool = ...,
         bin_count: _builtins.int | None = ...,
         co_active_count: _builtins.int | None = ...,
+        include_patch_maps: _builtins.bool = ...,
+        include_sensitive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bin_count", b"_bin_count", "_co_active_count", b"_co_active_count", "_exemplar_count", b"_exemplar_count", "_neuron_id", b"_neuron_id", "_similar_count", b"_similar_count", "bin_count", b"bin_count", "co_active_count", b"co_active_count", "exemplar_count", b"exemplar_count", "neuron_id", b"neuron_id", "similar_count", b"similar_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bin_count", b"_bin_count", "_co_active_count", b"_co_active_count", "_exemplar_count", b"_exemplar_count", "_neuron_id", b"_neuron_id", "_similar_count", b"_similar_count", "bin_count", b"bin_count", "bundle", b"bundle", "co_active_count", b"co_active_count", "corpus", b"corpus", "exemplar_count", b"exemplar_count", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "parts", b"parts", "similar_count", b"similar_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bin_count", b"_bin_count", "_co_active_count", b"_co_active_count", "_exemplar_count", b"_exemplar_count", "_neuron_id", b"_neuron_id", "_similar_count", b"_similar_count", "bin_count", b"bin_count", "bundle", b"bundle", "co_active_count", b"co_active_count", "corpus", b"corpus", "exemplar_count", b"exemplar_count", "include_patch_maps", b"include_patch_maps", "include_sensitive", b"include_sensitive", "include_thumbnails", b"include_thumbnails", "neuron_id", b"neuron_id", "parts", b"parts", "similar_count", b"similar_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bin_count: _TypeAlias = _typing.Literal["bin_count"]  # noqa: Y015
     _WhichOneofArgType__bin_count: _TypeAlias = _typing.Literal["_bin_count", b"_bin_count"]  # noqa: Y015
@@ -220,6 +234,9 @@ class GetNeuronResponse(_message.Message):
     SIMILAR_NEURONS_FIELD_NUMBER: _builtins.int
     HISTOGRAM_FIELD_NUMBER: _builtins.int
     CO_ACTIVE_NEURONS_FIELD_NUMBER: _builtins.int
+    HIDDEN_COUNT_FIELD_NUMBER: _builtins.int
+    hidden_count: _builtins.int
+    """Different neurons and images that would be listed with `include_sensitive` and are not. 0: none."""
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -242,7 +259,7 @@ class GetNeuronResponse(_message.Message):
 
     @_builtins.property
     def spread_images(self) -> _containers.RepeatedCompositeFieldContainer[_values_pb2.Exemplar]:
-        """Images that sample its range of activations evenly by rank, strongest first. Empty: not asked for, or it never
+        """Images that sample the range of its activations evenly, strongest first. Empty: not asked for, or it never
         fires.
         """
 
@@ -272,10 +289,11 @@ class GetNeuronResponse(_message.Message):
         similar_neurons: _abc.Iterable[Global___NeuronMatch] | None = ...,
         histogram: Global___ActivationHistogram | None = ...,
         co_active_neurons: _abc.Iterable[Global___CoActiveNeuron] | None = ...,
+        hidden_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["histogram", b"histogram", "neuron", b"neuron", "provenance", b"provenance", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["co_active_neurons", b"co_active_neurons", "histogram", b"histogram", "names", b"names", "neuron", b"neuron", "provenance", b"provenance", "similar_neurons", b"similar_neurons", "spread_images", b"spread_images", "statistics", b"statistics", "top_images", b"top_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["co_active_neurons", b"co_active_neurons", "hidden_count", b"hidden_count", "histogram", b"histogram", "names", b"names", "neuron", b"neuron", "provenance", b"provenance", "similar_neurons", b"similar_neurons", "spread_images", b"spread_images", "statistics", b"statistics", "top_images", b"top_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,7 +315,9 @@ class ActivationHistogram(_message.Message):
 
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Images in each bin, from the lowest. Their sum is `NeuronStatistics.firing_count`."""
+        """Images in each bin, from the lowest. Their sum is `NeuronStatistics.firing_count`, less the images that were taken down
+        since the index was built.
+        """
 
     def __init__(
         self,
@@ -427,6 +447,7 @@ class ListNeuronsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """Name of a bundle. Empty: the default one. Unknown: NOT_FOUND."""
     corpus: _builtins.str
@@ -441,6 +462,10 @@ class ListNeuronsRequest(_message.Message):
     """`next_page_token` of the page before, with every other field but `page_size` as it was. Empty: the first page. A
     token of another request or of another generation: INVALID_ARGUMENT; begin again.
     """
+    include_sensitive: _builtins.bool
+    """Whether the answer may show neurons and images that the service's flags call sensitive. False: it leaves them out, and
+    what is asked for by itself and is sensitive is NOT_FOUND.
+    """
     @_builtins.property
     def filter(self) -> Global___NeuronFilter:
         """Which neurons. Unset: all."""
@@ -454,10 +479,11 @@ class ListNeuronsRequest(_message.Message):
         filter: Global___NeuronFilter | None = ...,
         page_size: _builtins.int | None = ...,
         page_token: _builtins.str = ...,
+        include_sensitive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "filter", b"filter", "page_size", b"page_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "bundle", b"bundle", "corpus", b"corpus", "filter", b"filter", "order", b"order", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "bundle", b"bundle", "corpus", b"corpus", "filter", b"filter", "include_sensitive", b"include_sensitive", "order", b"order", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
     _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
@@ -475,16 +501,26 @@ class NeuronFilter(_message.Message):
     MAX_DENSITY_FIELD_NUMBER: _builtins.int
     NAME_CONTAINS_FIELD_NUMBER: _builtins.int
     ALIVE_ONLY_FIELD_NUMBER: _builtins.int
+    IN_DENSE_CLUSTER_FIELD_NUMBER: _builtins.int
+    IS_SENSITIVE_FIELD_NUMBER: _builtins.int
     min_density: _builtins.float
-    """Least density, in [0, 1], else INVALID_ARGUMENT. Unset: no bound."""
+    """Least density, in [0, 1], else INVALID_ARGUMENT; densities are compared as answers give them
+    (`NeuronSummary.density`), in 32 bits. Unset: no bound.
+    """
     max_density: _builtins.float
-    """Greatest density, in [0, 1] and not below `min_density`, else INVALID_ARGUMENT. Unset: no bound."""
+    """Greatest density, in [0, 1] and not below `min_density`, else INVALID_ARGUMENT; compared likewise. Unset: no bound."""
     name_contains: _builtins.str
     """A text that one of the neuron's names contains, letter case aside: at most 256 characters, else INVALID_ARGUMENT.
     Empty: any name, or none. This looks at names as they are written; SearchNeurons looks at meaning.
     """
     alive_only: _builtins.bool
     """Whether to leave out neurons that fire on no image of the corpus. False: they stay."""
+    in_dense_cluster: _builtins.bool
+    """Only neurons of the dense cluster (`NeuronSummary.in_dense_cluster`), or only the others. Unset: both."""
+    is_sensitive: _builtins.bool
+    """Only neurons that the service's flags call sensitive, or only the others. True without `include_sensitive`, which would
+    list none: INVALID_ARGUMENT. Unset: both, as far as the request may see them.
+    """
     def __init__(
         self,
         *,
@@ -492,15 +528,25 @@ class NeuronFilter(_message.Message):
         max_density: _builtins.float | None = ...,
         name_contains: _builtins.str = ...,
         alive_only: _builtins.bool = ...,
+        in_dense_cluster: _builtins.bool | None = ...,
+        is_sensitive: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_density", b"_max_density", "_min_density", b"_min_density", "max_density", b"max_density", "min_density", b"min_density"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_in_dense_cluster", b"_in_dense_cluster", "_is_sensitive", b"_is_sensitive", "_max_density", b"_max_density", "_min_density", b"_min_density", "in_dense_cluster", b"in_dense_cluster", "is_sensitive", b"is_sensitive", "max_density", b"max_density", "min_density", b"min_density"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_density", b"_max_density", "_min_density", b"_min_density", "alive_only", b"alive_only", "max_density", b"max_density", "min_density", b"min_density", "name_contains", b"name_contains"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_in_dense_cluster", b"_in_dense_cluster", "_is_sensitive", b"_is_sensitive", "_max_density", b"_max_density", "_min_density", b"_min_density", "alive_only", b"alive_only", "in_dense_cluster", b"in_dense_cluster", "is_sensitive", b"is_sensitive", "max_density", b"max_density", "min_density", b"min_density", "name_contains", b"name_contains"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__in_dense_cluster: _TypeAlias = _typing.Literal["in_dense_cluster"]  # noqa: Y015
+    _WhichOneofArgType__in_dense_cluster: _TypeAlias = _typing.Literal["_in_dense_cluster", b"_in_dense_cluster"]  # noqa: Y015
+    _WhichOneofReturnType__is_sensitive: _TypeAlias = _typing.Literal["is_sensitive"]  # noqa: Y015
+    _WhichOneofArgType__is_sensitive: _TypeAlias = _typing.Literal["_is_sensitive", b"_is_sensitive"]  # noqa: Y015
     _WhichOneofReturnType__max_density: _TypeAlias = _typing.Literal["max_density"]  # noqa: Y015
     _WhichOneofArgType__max_density: _TypeAlias = _typing.Literal["_max_density", b"_max_density"]  # noqa: Y015
     _WhichOneofReturnType__min_density: _TypeAlias = _typing.Literal["min_density"]  # noqa: Y015
     _WhichOneofArgType__min_density: _TypeAlias = _typing.Literal["_min_density", b"_min_density"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__in_dense_cluster) -> _WhichOneofReturnType__in_dense_cluster | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_sensitive) -> _WhichOneofReturnType__is_sensitive | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_density) -> _WhichOneofReturnType__max_density | None: ...
     @_typing.overload
@@ -518,10 +564,13 @@ class ListNeuronsResponse(_message.Message):
     NEURONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    HIDDEN_COUNT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Asks for the next page. Empty: this is the last one."""
     total_count: _builtins.int
     """Neurons that satisfy the filter, on all pages."""
+    hidden_count: _builtins.int
+    """Different neurons and images that would be listed, on all pages, with `include_sensitive` and are not. 0: none."""
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -537,10 +586,11 @@ class ListNeuronsResponse(_message.Message):
         neurons: _abc.Iterable[_values_pb2.NeuronSummary] | None = ...,
         next_page_token: _builtins.str = ...,
         total_count: _builtins.int = ...,
+        hidden_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["neurons", b"neurons", "next_page_token", b"next_page_token", "provenance", b"provenance", "total_count", b"total_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hidden_count", b"hidden_count", "neurons", b"neurons", "next_page_token", b"next_page_token", "provenance", b"provenance", "total_count", b"total_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -560,6 +610,8 @@ class SearchNeuronsRequest(_message.Message):
     INCLUDE_TOP_IMAGES_FIELD_NUMBER: _builtins.int
     EXEMPLARS_PER_NEURON_FIELD_NUMBER: _builtins.int
     INCLUDE_THUMBNAILS_FIELD_NUMBER: _builtins.int
+    INCLUDE_PATCH_MAPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """Name of a bundle. Empty: the default one. Unknown: NOT_FOUND."""
     corpus: _builtins.str
@@ -584,6 +636,12 @@ class SearchNeuronsRequest(_message.Message):
     """Whether every listed image carries its thumbnail. More than 1024 images with thumbnails: INVALID_ARGUMENT. False:
     none does.
     """
+    include_patch_maps: _builtins.bool
+    """Whether every listed image carries the map of the neuron that it is listed for (`PatchMap`). False: none does."""
+    include_sensitive: _builtins.bool
+    """Whether the answer may show neurons and images that the service's flags call sensitive. False: it leaves them out, and
+    what is asked for by itself and is sensitive is NOT_FOUND.
+    """
     def __init__(
         self,
         *,
@@ -595,10 +653,12 @@ class SearchNeuronsRequest(_message.Message):
         include_top_images: _builtins.bool = ...,
         exemplars_per_neuron: _builtins.int | None = ...,
         include_thumbnails: _builtins.bool = ...,
+        include_patch_maps: _builtins.bool = ...,
+        include_sensitive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_exemplars_per_neuron", b"_exemplars_per_neuron", "count", b"count", "exemplars_per_neuron", b"exemplars_per_neuron", "neuron_id", b"neuron_id", "query", b"query", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_exemplars_per_neuron", b"_exemplars_per_neuron", "bundle", b"bundle", "corpus", b"corpus", "count", b"count", "exemplars_per_neuron", b"exemplars_per_neuron", "include_thumbnails", b"include_thumbnails", "include_top_images", b"include_top_images", "neuron_id", b"neuron_id", "query", b"query", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_exemplars_per_neuron", b"_exemplars_per_neuron", "bundle", b"bundle", "corpus", b"corpus", "count", b"count", "exemplars_per_neuron", b"exemplars_per_neuron", "include_patch_maps", b"include_patch_maps", "include_sensitive", b"include_sensitive", "include_thumbnails", b"include_thumbnails", "include_top_images", b"include_top_images", "neuron_id", b"neuron_id", "query", b"query", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
@@ -624,8 +684,11 @@ class SearchNeuronsResponse(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
     NEURONS_FIELD_NUMBER: _builtins.int
+    HIDDEN_COUNT_FIELD_NUMBER: _builtins.int
     metric: Global___NeuronMetric.ValueType
     """What the scores measure."""
+    hidden_count: _builtins.int
+    """Different neurons and images that would be listed with `include_sensitive` and are not. 0: none."""
     @_builtins.property
     def provenance(self) -> _values_pb2.Provenance:
         """From what the answer was made."""
@@ -640,10 +703,11 @@ class SearchNeuronsResponse(_message.Message):
         provenance: _values_pb2.Provenance | None = ...,
         metric: Global___NeuronMetric.ValueType = ...,
         neurons: _abc.Iterable[Global___NeuronMatch] | None = ...,
+        hidden_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "neurons", b"neurons", "provenance", b"provenance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hidden_count", b"hidden_count", "metric", b"metric", "neurons", b"neurons", "provenance", b"provenance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,6 +33,8 @@ class _NameSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NameSource
     """A label of the corpus."""
     NAME_SOURCE_CAPTION: _NameSource.ValueType  # 2
     """A word, or two neighbouring words, of the captions of the corpus."""
+    NAME_SOURCE_VOCABULARY: _NameSource.ValueType  # 3
+    """A word of a vocabulary, by the encoder's text tower."""
 
 class NameSource(_NameSource, metaclass=_NameSourceEnumTypeWrapper):
     """Where a neuron's name comes from."""
@@ -43,7 +45,33 @@ NAME_SOURCE_LABEL: NameSource.ValueType  # 1
 """A label of the corpus."""
 NAME_SOURCE_CAPTION: NameSource.ValueType  # 2
 """A word, or two neighbouring words, of the captions of the corpus."""
+NAME_SOURCE_VOCABULARY: NameSource.ValueType  # 3
+"""A word of a vocabulary, by the encoder's text tower."""
 Global___NameSource: _TypeAlias = NameSource  # noqa: Y015
+
+class _SearchEngine:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchEngineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchEngine.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_ENGINE_UNSPECIFIED: _SearchEngine.ValueType  # 0
+    """Never sent by a service that knows this field."""
+    SEARCH_ENGINE_INDEX: _SearchEngine.ValueType  # 1
+    """The index that the service has open."""
+    SEARCH_ENGINE_QDRANT: _SearchEngine.ValueType  # 2
+    """A Qdrant that holds the codes of that index, and gives the answers that the index would give by exact search."""
+
+class SearchEngine(_SearchEngine, metaclass=_SearchEngineEnumTypeWrapper):
+    """What finds the images that answer a question."""
+
+SEARCH_ENGINE_UNSPECIFIED: SearchEngine.ValueType  # 0
+"""Never sent by a service that knows this field."""
+SEARCH_ENGINE_INDEX: SearchEngine.ValueType  # 1
+"""The index that the service has open."""
+SEARCH_ENGINE_QDRANT: SearchEngine.ValueType  # 2
+"""A Qdrant that holds the codes of that index, and gives the answers that the index would give by exact search."""
+Global___SearchEngine: _TypeAlias = SearchEngine  # noqa: Y015
 
 @_typing.final
 class ImageQuery(_message.Message):
@@ -207,7 +235,10 @@ class NeuronName(_message.Message):
     name: _builtins.str
     """The word or words. Never empty."""
     score: _builtins.float
-    """The name's share among the neuron's top exemplars, weighted by activation, less its share of the corpus; in (0, 1]."""
+    """The name's share among the neuron's top exemplars, weighted by activation, less its share of the corpus; in (0, 1].
+    Of NAME_SOURCE_VOCABULARY: the cosine of the word with those exemplars, weighted by activation, less its mean over
+    the corpus; images and words both less their own mean; in (0, 1].
+    """
     margin: _builtins.float
     """`score` less that of the best competing name of the same kind: 0 means that another name fits as well."""
     source: Global___NameSource.ValueType
@@ -242,6 +273,8 @@ class NeuronSummary(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MONOSEMANTICITY_FIELD_NUMBER: _builtins.int
     IS_DENSE_FIELD_NUMBER: _builtins.int
+    IN_DENSE_CLUSTER_FIELD_NUMBER: _builtins.int
+    IS_SENSITIVE_FIELD_NUMBER: _builtins.int
     neuron_id: _builtins.int
     """The neuron: 0 to `Model.neuron_count` - 1."""
     density: _builtins.float
@@ -263,6 +296,12 @@ class NeuronSummary(_message.Message):
     """Whether it fires on more of the corpus's images than max(10 %, 8 x the mean number of neurons of a code / all
     neurons). Unset: no corpus.
     """
+    in_dense_cluster: _builtins.bool
+    """Whether it is dense and fires mostly together with other dense neurons: with them it makes up the largest such set.
+    Unset: no corpus.
+    """
+    is_sensitive: _builtins.bool
+    """Whether the service's flags call it sensitive; never true without `include_sensitive`. Unset: no corpus."""
     @_builtins.property
     def name(self) -> Global___NeuronName:
         """Its best name. Unset: it has none."""
@@ -278,15 +317,21 @@ class NeuronSummary(_message.Message):
         name: Global___NeuronName | None = ...,
         monosemanticity: _builtins.float | None = ...,
         is_dense: _builtins.bool | None = ...,
+        in_dense_cluster: _builtins.bool | None = ...,
+        is_sensitive: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_is_dense", b"_is_dense", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "_monosemanticity", b"_monosemanticity", "density", b"density", "is_dense", b"is_dense", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "monosemanticity", b"monosemanticity", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_in_dense_cluster", b"_in_dense_cluster", "_is_dense", b"_is_dense", "_is_sensitive", b"_is_sensitive", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "_monosemanticity", b"_monosemanticity", "density", b"density", "in_dense_cluster", b"in_dense_cluster", "is_dense", b"is_dense", "is_sensitive", b"is_sensitive", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "monosemanticity", b"monosemanticity", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_is_dense", b"_is_dense", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "_monosemanticity", b"_monosemanticity", "density", b"density", "is_dense", b"is_dense", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "monosemanticity", b"monosemanticity", "name", b"name", "neuron_id", b"neuron_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_in_dense_cluster", b"_in_dense_cluster", "_is_dense", b"_is_dense", "_is_sensitive", b"_is_sensitive", "_label_entropy", b"_label_entropy", "_maximum", b"_maximum", "_mean", b"_mean", "_monosemanticity", b"_monosemanticity", "density", b"density", "in_dense_cluster", b"in_dense_cluster", "is_dense", b"is_dense", "is_sensitive", b"is_sensitive", "label_entropy", b"label_entropy", "maximum", b"maximum", "mean", b"mean", "monosemanticity", b"monosemanticity", "name", b"name", "neuron_id", b"neuron_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__density: _TypeAlias = _typing.Literal["density"]  # noqa: Y015
     _WhichOneofArgType__density: _TypeAlias = _typing.Literal["_density", b"_density"]  # noqa: Y015
+    _WhichOneofReturnType__in_dense_cluster: _TypeAlias = _typing.Literal["in_dense_cluster"]  # noqa: Y015
+    _WhichOneofArgType__in_dense_cluster: _TypeAlias = _typing.Literal["_in_dense_cluster", b"_in_dense_cluster"]  # noqa: Y015
     _WhichOneofReturnType__is_dense: _TypeAlias = _typing.Literal["is_dense"]  # noqa: Y015
     _WhichOneofArgType__is_dense: _TypeAlias = _typing.Literal["_is_dense", b"_is_dense"]  # noqa: Y015
+    _WhichOneofReturnType__is_sensitive: _TypeAlias = _typing.Literal["is_sensitive"]  # noqa: Y015
+    _WhichOneofArgType__is_sensitive: _TypeAlias = _typing.Literal["_is_sensitive", b"_is_sensitive"]  # noqa: Y015
     _WhichOneofReturnType__label_entropy: _TypeAlias = _typing.Literal["label_entropy"]  # noqa: Y015
     _WhichOneofArgType__label_entropy: _TypeAlias = _typing.Literal["_label_entropy", b"_label_entropy"]  # noqa: Y015
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
@@ -298,7 +343,11 @@ class NeuronSummary(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__density) -> _WhichOneofReturnType__density | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__in_dense_cluster) -> _WhichOneofReturnType__in_dense_cluster | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__is_dense) -> _WhichOneofReturnType__is_dense | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_sensitive) -> _WhichOneofReturnType__is_sensitive | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label_entropy) -> _WhichOneofReturnType__label_entropy | None: ...
     @_typing.overload
@@ -369,6 +418,7 @@ class Exemplar(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     ACTIVATION_FIELD_NUMBER: _builtins.int
     QUANTILE_FIELD_NUMBER: _builtins.int
+    PATCH_MAP_FIELD_NUMBER: _builtins.int
     activation: _builtins.float
     """The neuron's activation on it; above 0."""
     quantile: _builtins.float
@@ -377,16 +427,21 @@ class Exemplar(_message.Message):
     def image(self) -> Global___CorpusImage:
         """The image."""
 
+    @_builtins.property
+    def patch_map(self) -> Global___PatchMap:
+        """Where on the image the neuron fires. Unset: not asked for, or the index keeps none (`CorpusSummary.patch_maps`)."""
+
     def __init__(
         self,
         *,
         image: Global___CorpusImage | None = ...,
         activation: _builtins.float = ...,
         quantile: _builtins.float = ...,
+        patch_map: Global___PatchMap | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "patch_map", b"patch_map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "image", b"image", "quantile", b"quantile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "image", b"image", "patch_map", b"patch_map", "quantile", b"quantile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,6 +456,7 @@ class ImageMatch(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     SHARED_NEURON_IDS_FIELD_NUMBER: _builtins.int
+    PATCH_MAP_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """How well it matches, in the metric that the answer states. Higher is better."""
     @_builtins.property
@@ -413,16 +469,23 @@ class ImageMatch(_message.Message):
         query is no image.
         """
 
+    @_builtins.property
+    def patch_map(self) -> Global___PatchMap:
+        """Where on the image the queried neuron fires. Unset: not asked for, the query is no neuron, or the index keeps none
+        (`CorpusSummary.patch_maps`).
+        """
+
     def __init__(
         self,
         *,
         image: Global___CorpusImage | None = ...,
         score: _builtins.float = ...,
         shared_neuron_ids: _abc.Iterable[_builtins.int] | None = ...,
+        patch_map: Global___PatchMap | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "patch_map", b"patch_map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "score", b"score", "shared_neuron_ids", b"shared_neuron_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "patch_map", b"patch_map", "score", b"score", "shared_neuron_ids", b"shared_neuron_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,8 +499,11 @@ class CodeSearch(_message.Message):
 
     RECALL_FIELD_NUMBER: _builtins.int
     LEFT_OUT_NEURON_IDS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     recall: _builtins.float
     """Share of the ten nearest images that this search finds, in [0, 1], measured when the index was built. 1: it is exact."""
+    engine: Global___SearchEngine.ValueType
+    """What found them."""
     @_builtins.property
     def left_out_neuron_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Neurons that do not count, because they fire on too many images to tell them apart, ascending. Empty: all count."""
@@ -447,10 +513,11 @@ class CodeSearch(_message.Message):
         *,
         recall: _builtins.float = ...,
         left_out_neuron_ids: _abc.Iterable[_builtins.int] | None = ...,
+        engine: Global___SearchEngine.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out_neuron_ids", b"left_out_neuron_ids", "recall", b"recall"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "left_out_neuron_ids", b"left_out_neuron_ids", "recall", b"recall"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,26 +525,101 @@ Global___CodeSearch: _TypeAlias = CodeSearch  # noqa: Y015
 
 @_typing.final
 class PatchGrid(_message.Message):
-    """The tokens of a site with patches, as a grid over the preprocessed image (after resize and crop)."""
+    """The tokens of a site with patches, as a grid over a part of the image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     COLUMN_COUNT_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
     row_count: _builtins.int
     """Rows, from the top. At least 1."""
     column_count: _builtins.int
     """Columns, from the left. At least 1."""
+    @_builtins.property
+    def region(self) -> Global___ImageRegion:
+        """The part of the image that the grid covers: preprocessing resizes and crops. Unset: not of one image
+        (`Model.grid`).
+        """
+
     def __init__(
         self,
         *,
         row_count: _builtins.int = ...,
         column_count: _builtins.int = ...,
+        region: Global___ImageRegion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["region", b"region"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["column_count", b"column_count", "row_count", b"row_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column_count", b"column_count", "region", b"region", "row_count", b"row_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PatchGrid: _TypeAlias = PatchGrid  # noqa: Y015
+
+@_typing.final
+class ImageRegion(_message.Message):
+    """A rectangle of an image as it is shown (after the orientation that the file states), in shares of its width and
+    height: 0 is the left or upper edge, 1 the right or lower one. Preprocessing that pads an image reaches beyond it,
+    below 0 and above 1.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    BOTTOM_FIELD_NUMBER: _builtins.int
+    left: _builtins.float
+    """Left edge. Below `right`."""
+    top: _builtins.float
+    """Upper edge. Below `bottom`."""
+    right: _builtins.float
+    """Right edge."""
+    bottom: _builtins.float
+    """Lower edge."""
+    def __init__(
+        self,
+        *,
+        left: _builtins.float = ...,
+        top: _builtins.float = ...,
+        right: _builtins.float = ...,
+        bottom: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bottom", b"bottom", "left", b"left", "right", b"right", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageRegion: _TypeAlias = ImageRegion  # noqa: Y015
+
+@_typing.final
+class PatchMap(_message.Message):
+    """Where on an image a neuron fires."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRID_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    shares: _builtins.bytes
+    """A byte for each patch, row by row: its activation / the neuron's activation on the image, x 255, rounded, at least 1;
+    0 where it does not fire. The largest is 255, or less where it fires most on a token that is no patch.
+    """
+    @_builtins.property
+    def grid(self) -> Global___PatchGrid:
+        """The patches, and which part of the image they cover."""
+
+    def __init__(
+        self,
+        *,
+        grid: Global___PatchGrid | None = ...,
+        shares: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchMap: _TypeAlias = PatchMap  # noqa: Y015

@@ -112,7 +112,14 @@ class Admission:
         return self._pixels.total
 
     def admit(
-        self, *, claim: Claim, size_bytes: int, pixel_count: int, cost: float, is_decoded: bool = False
+        self,
+        *,
+        claim: Claim,
+        size_bytes: int,
+        pixel_count: int,
+        cost: float,
+        is_decoded: bool = False,
+        held: Held | None = None,
     ) -> Admitted:
         """Take one image in hand, before any work on it; or a text, which the engine's queue holds as well.
 
@@ -122,6 +129,7 @@ class Admission:
             pixel_count: width times height; 0 where it is not known.
             cost: of the engine's work, in block-passes.
             is_decoded: whether it goes to the engine's queue at once.
+            held: room that was reserved for it, which becomes its own; None: there is none.
 
         Returns:
             What gives the room back, on leaving its `with` block.
@@ -133,11 +141,18 @@ class Admission:
         left_s = math.inf if claim.deadline_s is None else claim.deadline_s - self._clock()
         if left_s <= 0:
             raise DeadlineExpired("the deadline had passed when the image arrived; allow more time")
-        self._check_room(claim, size_bytes, pixel_count)
+        if held is None:
+            self._check_room(claim, size_bytes, pixel_count)
+        elif full := self._excess_pixels(claim, pixel_count):
+            raise self._refused(claim, *full)
         if left_s < math.inf:
             self._check_time(claim, cost, left_s, decode_wait_s=0.0 if is_decoded else self._decode_wait_s(claim))
         self._coming.add(claim, cost)
-        self._change(claim, 1, size_bytes, pixel_count)
+        if held is None:
+            self._change(claim, 1, size_bytes, pixel_count)
+        else:
+            held.pass_on()
+            self._change(claim, 0, 0, pixel_count)
         return Admitted(
             entered_queue=partial(self._entered_queue, claim, cost),
             left=partial(self._left, claim, size_bytes, pixel_count),
@@ -167,7 +182,7 @@ class Admission:
             size_bytes: of the file.
 
         Returns:
-            What gives the room back: just before `admit`, which counts the image itself, or where that is not needed.
+            What gives the room back where `admit` has not taken it over.
         """
         return None if self._excess(claim, size_bytes, 0) else self._held(claim, size_bytes)
 
@@ -189,13 +204,19 @@ class Admission:
             )
         if excess := self._bytes.excess(claim, size_bytes):
             return Refusal.BYTES, _too_much(excess, size_bytes, "bytes", "PHOSPHENE_QUEUE_BYTES")
+        return self._excess_pixels(claim, pixel_count)
+
+    def _excess_pixels(self, claim: Claim, pixel_count: int) -> tuple[str, str] | None:
         if excess := self._pixels.excess(claim, pixel_count):
             return Refusal.PIXELS, _too_much(excess, pixel_count, "pixels", "PHOSPHENE_QUEUE_PIXELS")
         return None
 
     def _check_time(self, claim: Claim, cost: float, left_s: float, *, decode_wait_s: float) -> None:
-        now_queued_s = self._engine_wait_s(claim, cost)
         all_queued_s = self._engine_wait_s(claim, self._coming.cost_ahead(claim, cost) + cost)
+        # The queue of now is no longer than that of all: where there is time for both there is no need to ask.
+        if self._margin * (decode_wait_s + all_queued_s) <= left_s:
+            return
+        now_queued_s = self._engine_wait_s(claim, cost)
         needed_s = self._margin * max(decode_wait_s + now_queued_s, all_queued_s)
         if needed_s > left_s:
             held = f"an answer would take about {needed_s:.2f} s and the deadline is in {left_s:.2f} s"
@@ -254,10 +275,14 @@ class Held:
         self.give_back()
 
     def give_back(self) -> None:
-        """Give it back, now or before."""
+        """Give it back, unless that was done or it was passed on."""
         if self._give_back is not None:
             give_back, self._give_back = self._give_back, None
             give_back()
+
+    def pass_on(self) -> None:
+        """Somebody else gives it back."""
+        self._give_back = None
 
 
 class Admitted:

@@ -94,12 +94,14 @@ class Flight:
     collect: Callable[[], Sequence[Any]] | None = None
     """What its launch gave; None until then."""
 
+    cost: float = field(init=False)
+    """Of all its items, in block-passes."""
+
+    def __post_init__(self) -> None:
+        """Sum up once: every admission asks."""
+        self.cost = sum(work.cost for work in self.works)
+
     @property
     def operation(self) -> Operation[Any, Any]:
         """What all its items ask for."""
         return self.works[0].operation
-
-    @property
-    def cost(self) -> float:
-        """Of all its items, in block-passes."""
-        return sum(work.cost for work in self.works)

@@ -109,8 +109,8 @@ class CacheKey:
 
     def digest(self) -> bytes:
         """32 bytes that differ for keys that differ."""
-        parts = (self.sha256, self.bundle_id, self.code_id, self.generation, self.engine, self.want, self.caller)
-        return hashlib.sha256(json.dumps(parts).encode()).digest()
+        setting = _setting(self.bundle_id, self.code_id, self.generation, self.engine, self.want, self.caller)
+        return hashlib.sha256(setting + self.sha256.encode()).digest()
 
     def text(self) -> str:
         """The digest in hexadecimal; it gives nothing of the key away."""
@@ -315,6 +315,12 @@ class CodeCache:
 
     def _tell(self, result: CacheResult) -> None:
         self._events.cache_result(result.value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _setting(*parts: str) -> bytes:
+    """32 bytes that differ for what differs in all but the image, of which many are asked about in a row."""
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def _meaning(claimed: Claimed) -> CacheResult:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeAlias, TypeVar, assert_never
 
 from service.claims import Lane
@@ -31,7 +31,7 @@ _Key: TypeAlias = tuple[bytes, Lane]
 class _Flight(Generic[Value]):
     key: _Key
     task: asyncio.Task[Value]
-    party_count: int = 0
+    party: list[asyncio.Future[None]] = field(default_factory=list)
 
 
 class SingleFlight(Generic[Value]):
@@ -109,20 +109,13 @@ class SingleFlight(Generic[Value]):
         return flight
 
     async def _wait(self, flight: _Flight[Value]) -> None:
-        flight.party_count += 1
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def tell(_: asyncio.Task[Value]) -> None:
-            if not ended.done():
-                ended.set_result(None)
-
-        flight.task.add_done_callback(tell)
+        flight.party.append(ended)
         try:
             await ended
         finally:
-            flight.task.remove_done_callback(tell)
-            flight.party_count -= 1
-            if flight.party_count == 0 and not flight.task.done():
+            flight.party.remove(ended)
+            if not flight.party and not flight.task.done():
                 self._forget(flight)
                 flight.task.cancel()
 
@@ -131,6 +124,9 @@ class SingleFlight(Generic[Value]):
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # Seen: where the whole party has left, nobody else looks.
+        for ended in flight.party:
+            if not ended.done():
+                ended.set_result(None)
 
     def _forget(self, flight: _Flight[Value]) -> None:
         if self._flights.get(flight.key) is flight:

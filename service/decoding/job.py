@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from phosphene.errors import ImageTooSlow, ImageUnreadable, Unavailable
-from phosphene.image_headers import image_size
 from phosphene.images import PreparedImage
 from phosphene.preprocessing import Preprocessing
 from service.claims import Claim
@@ -81,10 +80,9 @@ class Job:
         )
 
 
-def decode_cost(data: bytes) -> float:
-    """Megapixels; the bytes stand in where the file does not tell, and where they are more."""
-    width, height = image_size(data) or (0, 0)
-    return max(width * height, len(data)) / 1e6
+def decode_cost(pixel_count: int, data: bytes) -> float:
+    """Megapixels; the bytes stand in where the file does not tell (0 pixels), and where they are more."""
+    return max(pixel_count, len(data)) / 1e6
 
 
 def _unreadable() -> ImageUnreadable:

@@ -14,8 +14,9 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 from phosphene.errors import ImageError, SettingError, Unavailable
 from phosphene.image_limits import ImageLimits, check_file_size
@@ -27,14 +28,29 @@ from service.batching.refusals import closing, expired, overloaded
 from service.claims import Claim
 from service.decoding.decode_events import DecodeEvents
 from service.decoding.job import Job, decode_cost
-from service.decoding.process import Death, DecodeProcess, WorkerEnded, WorkerGone, open_decode_process
+from service.decoding.process import Death, WorkerEnded, WorkerGone, open_decode_process
 from service.observing.logs import log_event
 
 __all__ = ["DecodeEvents", "DecodePool"]
 
 _OPERATION = "decode"
 
-OpenWorker = Callable[[ImageLimits, float], AbstractAsyncContextManager[DecodeProcess]]
+
+@runtime_checkable
+class Worker(Protocol):
+    """What is used of a `DecodeProcess`."""
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done once the worker is gone."""
+
+    def begin(
+        self, data: bytes, preprocessing: Preprocessing, done: Callable[[PreparedImage | Exception], None]
+    ) -> None:
+        """Begin to prepare one image, and tell what came of it."""
+
+
+OpenWorker = Callable[[ImageLimits, float], AbstractAsyncContextManager[Worker]]
 """Starts a worker for these limits and seconds for an image, and ends it."""
 
 
@@ -77,7 +93,7 @@ class DecodePool:
         self._second_tries: deque[Job] = deque()
         self._latency = LatencyModel()
         self._running: set[Job] = set()
-        self._idle: list[asyncio.Future[None]] = []
+        self._idle: list[Callable[[Job], None]] = []
         self._seats: list[asyncio.Task[None]] = []
         self._is_open = False
 
@@ -132,13 +148,16 @@ class DecodePool:
             waiting_s = self._latency.seconds(ahead, math.ceil(ahead / mean_cost))
         return (running_s + waiting_s) / self._worker_count
 
-    async def prepare(self, data: bytes, preprocessing: Preprocessing, *, claim: Claim) -> PreparedImage:
+    async def prepare(
+        self, data: bytes, preprocessing: Preprocessing, *, claim: Claim, pixel_count: int = 0
+    ) -> PreparedImage:
         """Prepare one image in a worker, as `phosphene.images.prepare` does.
 
         Args:
             data: the file as it arrived.
             preprocessing: what the encoder asks of its pixels.
             claim: on whose behalf, and until when.
+            pixel_count: width times height as the file tells; 0 where it does not.
 
         Raises:
             ImageError: the image cannot be used; `ImageTooSlow` beyond the time limit, `ImageUnreadable` also where it
@@ -160,12 +179,16 @@ class DecodePool:
             data=data,
             preprocessing=preprocessing,
             claim=claim,
-            cost=decode_cost(data),
+            cost=decode_cost(pixel_count, data),
             answer=asyncio.get_running_loop().create_future(),
         )
-        self._queue.put(job, claim=claim, cost=job.cost)
-        self._events.decode_depth_changed(len(self._queue))
-        self._call_one()
+        if self._queue or not self._idle:
+            self._queue.put(job, claim=claim, cost=job.cost)
+            self._events.decode_depth_changed(len(self._queue))
+            self._call_one()
+        elif self._is_awaited(job):
+            # Nobody waits whose turn it could be.
+            self._idle.pop()(job)
         try:
             return await job.answer
         except asyncio.CancelledError:
@@ -181,9 +204,7 @@ class DecodePool:
                 async with self._open_worker(self._limits, self._time_limit_s) as worker:
                     if not started.done():
                         started.set_result(None)
-                    job = self._take_second_try() or await self._next_job(worker.ended)
-                    while job is not None and await self._decode(worker, job):
-                        job = await self._next_job(worker.ended)
+                    await self._work(worker)
             except SettingError as error:
                 if not started.done():
                     started.set_exception(error)
@@ -191,33 +212,39 @@ class DecodePool:
                 await self._fail_one(error)
 
     async def _fail_one(self, error: SettingError) -> None:
-        """Where a worker cannot be replaced, the next image pays for the next attempt, so that none waits for ever."""
-        never = asyncio.get_running_loop().create_future()
-        if job := self._take_second_try() or await self._next_job(never):
+        """Where a worker cannot be replaced, the next image that no other takes pays for the next attempt."""
+        paid: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def pay(job: Job) -> None:
             job.fail(Unavailable(f"{error}; until then ask another instance"))
+            paid.set_result(None)
 
-    async def _next_job(self, ended: asyncio.Future[None]) -> Job | None:
-        """Wait for work; None where the worker ended while it had none."""
-        while not ended.done():
-            if job := self._take():
-                return job
-            call: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if job := self._take_second_try() or self._take():
+            pay(job)
+        else:
+            self._idle.insert(0, pay)  # Called last: where a worker is idle, no image has to pay.
+        try:
+            await paid
+        finally:
+            with suppress(ValueError):
+                self._idle.remove(pay)
 
-            def wake(_: asyncio.Future[None], call: asyncio.Future[None] = call) -> None:
-                if not call.done():
-                    call.set_result(None)
-
-            self._idle.append(call)
-            ended.add_done_callback(wake)
-            try:
-                await call
-            finally:
-                ended.remove_done_callback(wake)
-                with suppress(ValueError):
-                    self._idle.remove(call)
-        # Whoever called this seat is owed another one.
-        self._call_one()
-        return None
+    async def _work(self, worker: Worker) -> None:
+        """Have a worker take image after image until it ends, or has to."""
+        seat = _Seat(worker, self._begin)
+        worker.ended.add_done_callback(lambda _: seat.leave())
+        try:
+            self._occupy(seat.begin, self._take_second_try() or self._take())
+            await seat.over
+        except asyncio.CancelledError:
+            if seat.job is not None:
+                seat.job.fail(closing())
+            raise
+        finally:
+            with suppress(ValueError):
+                self._idle.remove(seat.begin)
+            if seat.job is not None:
+                self._running.discard(seat.job)
 
     def _take(self) -> Job | None:
         """The next image that somebody still waits for."""
@@ -247,43 +274,52 @@ class DecodePool:
             return False
         return True
 
-    async def _decode(self, worker: DecodeProcess, job: Job) -> bool:
-        """Answer one image; tells whether the worker can go on."""
-        begun_s = self._clock()
+    def _occupy(self, begin: Callable[[Job], None], job: Job | None) -> None:
+        """Have an image begun; None: the next one that comes."""
+        if job is None:
+            self._idle.append(begin)
+        else:
+            begin(job)
+
+    def _begin(self, seat: _Seat, job: Job) -> None:
+        seat.job, seat.begun_s = job, self._clock()
         self._running.add(job)
         try:
-            async with asyncio.timeout(self._time_limit_s):
-                image = await worker.prepare(job.data, job.preprocessing)
-        except ImageError as error:
-            job.fail(error)
-            return True
-        except WorkerGone:
-            self._give_back(job)
-            return False
-        except WorkerEnded as error:
-            self._lose_worker(job, error)
-            return False
-        except TimeoutError:
-            self._events.decode_killed("timeout")
-            job.take_too_long(self._time_limit_s)
-            return False
-        except asyncio.CancelledError:
-            job.fail(closing())
-            raise
+            seat.worker.begin(job.data, job.preprocessing, partial(self._ended, seat, job))
         except Exception as error:
-            # Whatever it is, one image has it, and the queue goes on.
-            self._events.decode_killed("crash")
-            job.fail(error)
-            return False
-        finally:
-            self._running.discard(job)
-        duration_s = self._clock() - begun_s
-        self._latency.observe(_OPERATION, cost=job.cost, duration_s=duration_s)
-        self._events.decode_done(
-            duration_s=duration_s, size_bytes=len(job.data), pixel_count=image.width * image.height
-        )
-        job.succeed(image)
-        return True
+            self._ended(seat, job, error)
+
+    def _ended(self, seat: _Seat, job: Job, outcome: PreparedImage | Exception) -> None:
+        """Answer one image, and give its worker the next one if it can go on."""
+        seat.job = None
+        self._running.discard(job)
+        match outcome:
+            case PreparedImage() as image:
+                duration_s = self._clock() - seat.begun_s
+                self._latency.observe(_OPERATION, cost=job.cost, duration_s=duration_s)
+                self._events.decode_done(
+                    duration_s=duration_s, size_bytes=len(job.data), pixel_count=image.width * image.height
+                )
+                job.succeed(image)
+            case ImageError() as error:
+                job.fail(error)
+            case WorkerGone():
+                seat.leave()
+                self._give_back(job)
+            case WorkerEnded() as error:
+                seat.leave()
+                self._lose_worker(job, error)
+            case TimeoutError():
+                seat.leave()
+                self._events.decode_killed("timeout")
+                job.take_too_long(self._time_limit_s)
+            case error:
+                # Whatever it is, one image has it, and the queue goes on.
+                seat.leave()
+                self._events.decode_killed("crash")
+                job.fail(error)
+        if not seat.over.done():
+            self._occupy(seat.begin, self._take())
 
     def _give_back(self, job: Job) -> None:
         """Have another worker do what this one had not begun."""
@@ -306,12 +342,17 @@ class DecodePool:
             caller=job.claim.caller,
         )
         if job.lose_worker(error.death, time_limit_s=self._time_limit_s):
-            self._second_tries.append(job)
+            if self._is_open:
+                self._second_tries.append(job)
+            else:
+                # Those that waited have been told already.
+                self._events.dropped("closed", "decode")
+                job.fail(closing())
 
     def _call_one(self) -> None:
-        """Wake the seat that worked last: its memory is warm."""
-        if self._idle and self._queue:
-            self._idle.pop().set_result(None)
+        """Call the seat that worked last: its memory is warm."""
+        if self._idle and (job := self._take()):
+            self._idle.pop()(job)
 
     async def _end_seats(self) -> None:
         for seat in self._seats:
@@ -319,3 +360,19 @@ class DecodePool:
         for end in await asyncio.gather(*self._seats, return_exceptions=True):
             if isinstance(end, Exception):
                 raise end
+
+
+class _Seat:
+    """Where one worker works."""
+
+    def __init__(self, worker: Worker, begin: Callable[[_Seat, Job], None]) -> None:
+        self.worker = worker
+        self.begin = partial(begin, self)
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the worker is to be replaced."""
+        self.job: Job | None = None
+        self.begun_s = 0.0
+
+    def leave(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)

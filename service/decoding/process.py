@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from enum import Enum, auto
 from functools import lru_cache
@@ -23,7 +23,7 @@ import numpy as np
 from phosphene.errors import SettingError
 from phosphene.image_limits import ImageLimits
 from phosphene.images import PreparedImage
-from phosphene.preprocessing import Preprocessing
+from phosphene.preprocessing import ExactSize, Preprocessing
 from service.decoding.messages import (
     REPLY_BYTES,
     DecodeReply,
@@ -88,19 +88,25 @@ class WorkerGone(Exception):
 class DecodeProcess:
     """A worker that has started and prepares one image at a time."""
 
-    def __init__(self, *, channel: socket.socket, area: SharedArea, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, *, channel: socket.socket, area: SharedArea, process: subprocess.Popen[bytes], time_limit_s: float
+    ) -> None:
         """Listen to a worker.
 
         Args:
             channel: the parent's end of the socket, not blocking.
             area: the memory that is shared with the worker.
             process: the worker; it is killed and collected here.
+            time_limit_s: how long one image may take.
         """
         self._channel = channel
         self._area = area
         self._process = process
+        self._time_limit_s = time_limit_s
         self._loop = asyncio.get_running_loop()
-        self._reply: asyncio.Future[DecodeReply] | None = None
+        self._on_reply: Callable[[DecodeReply | Exception], None] | None = None
+        self._due_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done once the worker is gone."""
         self._loop.add_reader(channel, self._hear)
@@ -111,23 +117,41 @@ class DecodeProcess:
         Raises:
             WorkerEnded: it ended instead.
         """
-        reply = await self._next_reply()
-        if not isinstance(reply, Ready):
-            raise ValueError(f"a decode worker began with {reply}")
+        if self.ended.done():
+            raise _ended(self._collect())
+        first: asyncio.Future[DecodeReply | Exception] = self._loop.create_future()
+        # Who waits may have been cancelled in this very turn.
+        self._on_reply = lambda reply: None if first.done() else first.set_result(reply)
+        match await first:
+            case Ready():
+                return
+            case Exception() as error:
+                raise error
+            case reply:
+                raise ValueError(f"a decode worker began with {reply}")
 
-    async def prepare(self, data: bytes, preprocessing: Preprocessing) -> PreparedImage:
-        """Prepare one image, as `phosphene.images.prepare` does.
+    def begin(
+        self, data: bytes, preprocessing: Preprocessing, done: Callable[[PreparedImage | Exception], None]
+    ) -> None:
+        """Begin to prepare one image, as `phosphene.images.prepare` does.
 
         A caller that gives up must end the worker: it goes on with the image.
 
+        Args:
+            data: the file.
+            preprocessing: what the encoder asks of its pixels.
+            done: told once, later, what came of it: the image; an `ImageError` as `phosphene.images.prepare` raises it;
+                `WorkerEnded`; `TimeoutError` where it takes longer than it may, and then the worker must be ended, as
+                after whatever else went wrong.
+
         Raises:
-            ImageError: as `phosphene.images.prepare` raises it.
-            WorkerEnded: the worker ended in the middle of this image.
-            WorkerGone: it had ended before.
+            WorkerGone: the worker had ended before.
         """
+        if self.ended.done():
+            # Its end of the socket may be open still, with nobody at this one who would hear an answer.
+            raise WorkerGone
         config, size = _config(preprocessing), preprocessing.size
-        pixel_bytes = 3 * size.height * size.width
-        self._area.reserve(max(len(config) + len(data), pixel_bytes))
+        self._area.reserve(max(len(config) + len(data), 3 * size.height * size.width))
         self._area.write(config, data)
         request = DecodeRequest(area_bytes=len(self._area), config_bytes=len(config), image_bytes=len(data))
         try:
@@ -135,10 +159,21 @@ class DecodeProcess:
             self._channel.send(pack_request(request))
         except (BrokenPipeError, ConnectionResetError) as error:
             raise WorkerGone from error
-        reply = await self._next_reply()
+        self._on_reply = lambda reply: done(self._outcome(reply, size))
+        self._due_s = self._loop.time() + self._time_limit_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due_s, self._look)
+
+    def _outcome(self, reply: DecodeReply | Exception, size: ExactSize) -> PreparedImage | Exception:
+        try:
+            return self._read(reply, size)
+        except Exception as error:  # Such as MemoryError: whoever waits is told in any case.
+            return error
+
+    def _read(self, reply: DecodeReply | Exception, size: ExactSize) -> PreparedImage | Exception:
         match reply:
             case Succeeded():
-                pixels = np.frombuffer(self._area.read_writable(pixel_bytes), np.uint8)
+                pixels = np.frombuffer(self._area.read_writable(3 * size.height * size.width), np.uint8)
                 return PreparedImage(
                     pixels=pixels.reshape(3, size.height, size.width),
                     width=reply.width,
@@ -147,13 +182,18 @@ class DecodeProcess:
                     drafted=reply.drafted,
                 )
             case Refused(kind=kind, text_bytes=text_bytes):
-                raise kind(self._area.read(0, text_bytes).decode(errors="replace"))
+                return kind(self._area.read(0, text_bytes).decode(errors="replace"))
             case Ready():
-                raise ValueError("a decode worker said that it is ready in the middle of an image")
+                return ValueError("a decode worker said that it is ready in the middle of an image")
+            case _:
+                return reply
 
     async def end(self) -> None:
-        """End the worker, and wait until it has."""
+        """End the worker, and wait until it has; nobody is told of its image any more."""
+        self._on_reply = None
         self._process.kill()
+        if self._timer is not None:
+            self._timer.cancel()
         try:
             await self.ended
         finally:
@@ -168,11 +208,15 @@ class DecodeProcess:
         self._process.kill()
         return self._process.wait()
 
-    async def _next_reply(self) -> DecodeReply:
-        if self.ended.done():
-            raise _ended(self._collect())
-        self._reply = self._loop.create_future()
-        return await self._reply
+    def _look(self) -> None:
+        """Give up an image that is due; one timer stands for all, for to set one for each costs more than it waits."""
+        self._timer = None
+        if self._on_reply is None:
+            return
+        if self._loop.time() < self._due_s:
+            self._timer = self._loop.call_at(self._due_s, self._look)
+        else:
+            self._tell(TimeoutError())
 
     def _hear(self) -> None:
         try:
@@ -181,18 +225,23 @@ class DecodeProcess:
             return
         except ConnectionResetError:
             message = b""
-        waiting, self._reply = self._reply, None
-        is_awaited = waiting is not None and not waiting.done()
         if len(message) < REPLY_BYTES:
             self._loop.remove_reader(self._channel)
             self.ended.set_result(None)
-            if waiting is not None and is_awaited:
-                waiting.set_exception(_ended(self._collect()))
-        elif waiting is not None and is_awaited:
-            try:
-                waiting.set_result(unpack_reply(message))
-            except ValueError as error:
-                waiting.set_exception(error)
+            if self._on_reply is not None:
+                self._tell(_ended(self._collect()))
+            return
+        try:
+            reply = unpack_reply(message)
+        except ValueError as error:
+            self._tell(error)
+        else:
+            self._tell(reply)
+
+    def _tell(self, reply: DecodeReply | Exception) -> None:
+        on_reply, self._on_reply = self._on_reply, None
+        if on_reply is not None:
+            on_reply(reply)
 
 
 @asynccontextmanager
@@ -216,7 +265,7 @@ async def open_decode_process(limits: ImageLimits, time_limit_s: float) -> Async
                 "files, or set PHOSPHENE_DECODE_WORKERS lower"
             ) from error
         with channel:
-            worker = DecodeProcess(channel=channel, area=area, process=process)
+            worker = DecodeProcess(channel=channel, area=area, process=process, time_limit_s=time_limit_s)
             try:
                 await _await_start(worker)
                 yield worker

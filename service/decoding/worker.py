@@ -8,7 +8,6 @@ ends with its parent, even in the middle of a picture that never ends.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -22,6 +21,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from phosphene.errors import ImageError
+from phosphene.freed_memory import keep_freed_memory
 from phosphene.image_limits import ImageLimits
 from phosphene.preprocessing import Preprocessing
 from service.decoding.messages import (
@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerSettings"]
 
-# Names and numbers of <malloc.h>; the default thresholds give back all but 128 KiB after each image.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES, _OWN_MAPPING_BYTES = 64 * 2**20, 32 * 2**20
+# Of what an image took, for the next one; by default all but 128 KiB is given back after each.
+_KEPT_BYTES = 64 * 2**20
 
 Prepare = Callable[[bytes, Preprocessing, ImageLimits], "PreparedImage"]
 
@@ -98,7 +97,7 @@ def _fence(settings: WorkerSettings) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(settings.memory_limit_bytes)
     os.putenv("OPENBLAS_NUM_THREADS", "1")
-    _keep_freed_memory()
+    keep_freed_memory(_KEPT_BYTES)
 
 
 def _limit_memory(limit_bytes: int) -> None:
@@ -107,14 +106,6 @@ def _limit_memory(limit_bytes: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         soft = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what an image needed for the next one; to fault it in anew costs up to half a decode."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
-        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _serve(channel: socket.socket, area: SharedArea, prepare: Prepare, settings: WorkerSettings) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 import phosphene
-from index.values import NameSource, NeuronName
+from index.values import NameSource, NeuronName, SearchEngine
 from phosphene.images import ImageLimits
 from phosphene.selection import JumpReLU, TopK
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
 from service.generation import Generation, ModelFacts, ServedBundle, ServedCorpus, generation_id
+from service.queries import LikeNeuron, LikeText, NeuronSearch
 from service.values import (
+    ActiveNeuron,
     CodeSearch,
     CorpusImage,
     ExemplarImage,
@@ -20,13 +22,12 @@ from service.values import (
     ImageList,
     ImageMatch,
     ImageMetric,
-    LikeNeuron,
-    LikeText,
     NeuronList,
     NeuronMatch,
     NeuronProfile,
-    NeuronSearch,
     NeuronView,
+    PatchGrid,
+    PatchMap,
     QueriedImage,
 )
 
@@ -43,11 +44,19 @@ __all__ = [
 _NAME_SOURCES = {
     NameSource.LABEL: values_pb2.NAME_SOURCE_LABEL,
     NameSource.CAPTION: values_pb2.NAME_SOURCE_CAPTION,
+    NameSource.VOCABULARY: values_pb2.NAME_SOURCE_VOCABULARY,
 }
 _IMAGE_METRICS = {
     ImageMetric.CODE_COSINE: images_pb2.IMAGE_METRIC_CODE_COSINE,
     ImageMetric.ACTIVATION: images_pb2.IMAGE_METRIC_ACTIVATION,
     ImageMetric.EXPRESSION: images_pb2.IMAGE_METRIC_EXPRESSION,
+    ImageMetric.CODE_INNER_PRODUCT: images_pb2.IMAGE_METRIC_CODE_INNER_PRODUCT,
+    ImageMetric.RESIDUAL_COSINE: images_pb2.IMAGE_METRIC_RESIDUAL_COSINE,
+    ImageMetric.TEXT_COSINE: images_pb2.IMAGE_METRIC_TEXT_COSINE,
+}
+_SEARCH_ENGINES = {
+    SearchEngine.INDEX: values_pb2.SEARCH_ENGINE_INDEX,
+    SearchEngine.QDRANT: values_pb2.SEARCH_ENGINE_QDRANT,
 }
 _READOUTS = {
     "none": models_pb2.READOUT_KIND_NONE,
@@ -60,20 +69,12 @@ def explain_response(generation: Generation, explanation: Explanation) -> explai
     """The reply to Explain."""
     code = explanation.code
     return explain_pb2.ExplainResponse(
+        hidden_count=generation.hidden_count,
         provenance=_provenance(generation, engine=explanation.engine),
         image=_queried_image(explanation.image),
         fidelity=None if explanation.fidelity is None else _fidelity(explanation.fidelity),
-        neurons=[
-            explain_pb2.ActiveNeuron(
-                neuron=_summary(active.neuron),
-                activation=active.activation,
-                quantile=active.quantile,
-                patch_activations=active.patch_activations,
-                top_images=_exemplars(active.top_images),
-            )
-            for active in explanation.neurons
-        ],
-        grid=_grid(explanation.grid),
+        neurons=[_active_neuron(active) for active in explanation.neurons],
+        grid=None if explanation.grid is None else _grid(explanation.grid),
         nearest_neurons=[
             explain_pb2.NearestNeuron(
                 neuron=_summary(near.neuron), cosine=near.score, top_images=_exemplars(near.top_images)
@@ -91,12 +92,25 @@ def explain_response(generation: Generation, explanation: Explanation) -> explai
     )
 
 
+def _active_neuron(active: ActiveNeuron) -> explain_pb2.ActiveNeuron:
+    shown = explain_pb2.ActiveNeuron(neuron=_summary(active.neuron), activation=active.activation)
+    # What is empty is left out: to say so takes as long as all the rest, and an answer has dozens of neurons.
+    if active.quantile is not None:
+        shown.quantile = active.quantile
+    if active.patch_activations:
+        shown.patch_activations.extend(active.patch_activations)
+    if active.top_images:
+        shown.top_images.extend(_exemplars(active.top_images))
+    return shown
+
+
 def neuron_response(generation: Generation, profile: NeuronProfile) -> neurons_pb2.GetNeuronResponse:
     """The reply to GetNeuron."""
     row = profile.row
     return neurons_pb2.GetNeuronResponse(
+        hidden_count=generation.hidden_count,
         provenance=_provenance(generation),
-        neuron=_summary(NeuronView(neuron_id=row.neuron_id, row=row)),
+        neuron=_summary(profile.neuron),
         statistics=neurons_pb2.NeuronStatistics(
             firing_count=row.firing_count,
             image_count=profile.image_count,
@@ -125,6 +139,7 @@ def neuron_response(generation: Generation, profile: NeuronProfile) -> neurons_p
 def neuron_list_response(generation: Generation, page: NeuronList) -> neurons_pb2.ListNeuronsResponse:
     """The reply to ListNeurons."""
     return neurons_pb2.ListNeuronsResponse(
+        hidden_count=generation.hidden_count,
         provenance=_provenance(generation),
         neurons=[_summary(view) for view in page.neurons],
         next_page_token=page.next_page_token,
@@ -144,18 +159,24 @@ def neuron_search_response(
         case _:
             assert_never(search.like)
     return neurons_pb2.SearchNeuronsResponse(
-        provenance=_provenance(generation), metric=metric, neurons=_neuron_matches(matches)
+        provenance=_provenance(generation),
+        metric=metric,
+        neurons=_neuron_matches(matches),
+        hidden_count=generation.hidden_count,
     )
 
 
 def image_search_response(generation: Generation, found: ImageList) -> images_pb2.SearchImagesResponse:
     """The reply to SearchImages."""
     return images_pb2.SearchImagesResponse(
+        hidden_count=generation.hidden_count,
         provenance=_provenance(generation),
         metric=_IMAGE_METRICS[found.metric],
         images=_image_matches(found.images),
         total_count=found.total_count,
         code_search=_code_search(found.code_search),
+        recall=found.recall,
+        engine=_SEARCH_ENGINES[found.engine],
     )
 
 
@@ -178,7 +199,7 @@ def model(bundle: ServedBundle, corpora: Sequence[ServedCorpus], limits: ImageLi
         bundle=bundle.name,
         bundle_id=facts.bundle_id,
         code_id=facts.code_id,
-        generation=generation_id(facts, {corpus.name: corpus.reader.id for corpus in corpora}),
+        generation=generation_id(facts, corpora),
         encoder=_encoder(facts),
         site=models_pb2.Site(
             block=facts.site.block,
@@ -193,7 +214,7 @@ def model(bundle: ServedBundle, corpora: Sequence[ServedCorpus], limits: ImageLi
         token_code_limit=facts.limits.token_code_limit,
         readout=_READOUTS[facts.readout],
         score_count=len(bundle.score_names),
-        grid=_grid(facts.grid),
+        grid=None if facts.grid is None else values_pb2.PatchGrid(row_count=facts.grid[0], column_count=facts.grid[1]),
         corpora=[_corpus(bundle, corpus) for corpus in corpora],
         limits=models_pb2.ImageLimits(
             byte_limit=limits.file_bytes, pixel_limit=limits.pixels, webp_pixel_limit=limits.webp_pixels
@@ -224,6 +245,7 @@ def _corpus(bundle: ServedBundle, corpus: ServedCorpus) -> models_pb2.CorpusSumm
         has_labels=corpus.reader.has_labels,
         text_search=bundle.text is not None and corpus.reader.has_text,
         created_by=corpus.created_by,
+        patch_maps=corpus.reader.patch_grid is not None,
     )
 
 
@@ -282,6 +304,8 @@ def _summary(view: NeuronView) -> values_pb2.NeuronSummary:
         name=_name(row.names[0]) if row.names else None,
         monosemanticity=row.monosemanticity,
         is_dense=row.is_dense,
+        in_dense_cluster=row.in_dense_cluster,
+        is_sensitive=view.is_sensitive,
     )
 
 
@@ -308,7 +332,10 @@ def _corpus_image(image: CorpusImage) -> values_pb2.CorpusImage:
 def _exemplars(exemplars: Iterable[ExemplarImage]) -> list[values_pb2.Exemplar]:
     return [
         values_pb2.Exemplar(
-            image=_corpus_image(exemplar.image), activation=exemplar.activation, quantile=exemplar.quantile
+            image=_corpus_image(exemplar.image),
+            activation=exemplar.activation,
+            quantile=exemplar.quantile,
+            patch_map=_patch_map(exemplar.patch_map),
         )
         for exemplar in exemplars
     ]
@@ -317,7 +344,10 @@ def _exemplars(exemplars: Iterable[ExemplarImage]) -> list[values_pb2.Exemplar]:
 def _image_matches(matches: Iterable[ImageMatch]) -> list[values_pb2.ImageMatch]:
     return [
         values_pb2.ImageMatch(
-            image=_corpus_image(match.image), score=match.score, shared_neuron_ids=match.shared_neuron_ids
+            image=_corpus_image(match.image),
+            score=match.score,
+            shared_neuron_ids=match.shared_neuron_ids,
+            patch_map=_patch_map(match.patch_map),
         )
         for match in matches
     ]
@@ -326,7 +356,11 @@ def _image_matches(matches: Iterable[ImageMatch]) -> list[values_pb2.ImageMatch]
 def _code_search(search: CodeSearch | None) -> values_pb2.CodeSearch | None:
     if search is None:
         return None
-    return values_pb2.CodeSearch(recall=search.recall, left_out_neuron_ids=search.left_out_neuron_ids)
+    return values_pb2.CodeSearch(
+        recall=search.recall,
+        left_out_neuron_ids=search.left_out_neuron_ids,
+        engine=_SEARCH_ENGINES[search.engine],
+    )
 
 
 def _neuron_matches(matches: Iterable[NeuronMatch]) -> list[neurons_pb2.NeuronMatch]:
@@ -338,5 +372,14 @@ def _neuron_matches(matches: Iterable[NeuronMatch]) -> list[neurons_pb2.NeuronMa
     ]
 
 
-def _grid(grid: tuple[int, int] | None) -> values_pb2.PatchGrid | None:
-    return None if grid is None else values_pb2.PatchGrid(row_count=grid[0], column_count=grid[1])
+def _patch_map(drawn: PatchMap | None) -> values_pb2.PatchMap | None:
+    return None if drawn is None else values_pb2.PatchMap(grid=_grid(drawn.grid), shares=drawn.shares)
+
+
+def _grid(grid: PatchGrid) -> values_pb2.PatchGrid:
+    region = grid.region
+    return values_pb2.PatchGrid(
+        row_count=grid.row_count,
+        column_count=grid.column_count,
+        region=values_pb2.ImageRegion(left=region.left, top=region.top, right=region.right, bottom=region.bottom),
+    )

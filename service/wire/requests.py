@@ -6,16 +6,17 @@ Every fault is an `InputError` that names the field, its value and the limit. Re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from enum import Enum
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 from google.protobuf.message import Message
 
-from index.values import NeuronOrder
+from index.values import CodeMetric, NeuronFilter, NeuronOrder
 from phosphene.errors import InputError
 from phosphene.v1 import explain_pb2, images_pb2, neurons_pb2, values_pb2
-from service.values import (
+from service.queries import (
+    CodesAlike,
     ExplainPart,
     ExplainQuery,
     ImageBytes,
@@ -28,12 +29,14 @@ from service.values import (
     LikeImage,
     LikeNeuron,
     LikeText,
-    NeuronFilter,
     NeuronListQuery,
     NeuronPart,
     NeuronQuery,
     NeuronSearch,
+    Pictures,
+    ResidualsAlike,
     Scope,
+    Similarity,
 )
 
 __all__ = [
@@ -45,7 +48,7 @@ __all__ = [
     "neuron_search",
 ]
 
-Choice = TypeVar("Choice", bound=Enum)
+Choice = TypeVar("Choice", bound=Hashable)
 
 _LIST_LIMIT = 100
 _EXEMPLAR_LIMIT = 128
@@ -53,6 +56,7 @@ _SCORE_LIMIT = 1000
 _PAGE_LIMIT = 1000
 _THUMBNAIL_LIMIT = 1024
 _TEXT_LIMIT_CHARACTERS = 1024
+_ONLY_LIMIT = 64
 _NAME_LIMIT_CHARACTERS = 256
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,6 +77,12 @@ _NEURON_PARTS: Mapping[int, NeuronPart] = {
     neurons_pb2.NEURON_PART_HISTOGRAM: NeuronPart.HISTOGRAM,
     neurons_pb2.NEURON_PART_CO_ACTIVE_NEURONS: NeuronPart.CO_ACTIVE_NEURONS,
 }
+_SIMILARITIES: Mapping[int, Similarity] = {
+    images_pb2.IMAGE_METRIC_UNSPECIFIED: CodesAlike(),
+    images_pb2.IMAGE_METRIC_CODE_COSINE: CodesAlike(),
+    images_pb2.IMAGE_METRIC_CODE_INNER_PRODUCT: CodesAlike(metric=CodeMetric.INNER_PRODUCT),
+    images_pb2.IMAGE_METRIC_RESIDUAL_COSINE: ResidualsAlike(),
+}
 _ORDERS: Mapping[int, NeuronOrder] = {
     neurons_pb2.NEURON_ORDER_UNSPECIFIED: NeuronOrder.NEURON_ID,
     neurons_pb2.NEURON_ORDER_ID: NeuronOrder.NEURON_ID,
@@ -81,6 +91,7 @@ _ORDERS: Mapping[int, NeuronOrder] = {
     neurons_pb2.NEURON_ORDER_MEAN: NeuronOrder.MEAN,
     neurons_pb2.NEURON_ORDER_LABEL_ENTROPY: NeuronOrder.LABEL_ENTROPY,
     neurons_pb2.NEURON_ORDER_NAME_SCORE: NeuronOrder.NAME_SCORE,
+    neurons_pb2.NEURON_ORDER_MONOSEMANTICITY: NeuronOrder.MONOSEMANTICITY,
 }
 
 
@@ -90,6 +101,16 @@ class _Scoped(Protocol):
     def bundle(self) -> str: ...
     @property
     def corpus(self) -> str: ...
+    @property
+    def include_sensitive(self) -> bool: ...
+
+
+@runtime_checkable
+class _Listing(Protocol):
+    @property
+    def include_thumbnails(self) -> bool: ...
+    @property
+    def include_patch_maps(self) -> bool: ...
 
 
 def explain_query(request: explain_pb2.ExplainRequest, *, upload_limit_bytes: int | None = None) -> ExplainQuery:
@@ -114,9 +135,9 @@ def explain_query(request: explain_pb2.ExplainRequest, *, upload_limit_bytes: in
         exemplars_per_neuron=_count(request, "exemplars_per_neuron", default=9, limit=_EXEMPLAR_LIMIT),
         similar_count=_count(request, "similar_count", default=12, limit=_LIST_LIMIT),
         score_count=_count(request, "score_count", default=10, limit=_SCORE_LIMIT),
-        with_thumbnails=request.include_thumbnails,
+        pictures=_pictures(request),
     )
-    if query.with_thumbnails:
+    if query.pictures.thumbnails:
         neuron_count = query.top_n + (query.nearest_count if ExplainPart.NEAREST_NEURONS in parts else 0)
         image_count = neuron_count * query.exemplars_per_neuron if ExplainPart.TOP_IMAGES in parts else 0
         image_count += query.similar_count if ExplainPart.SIMILAR_IMAGES in parts else 0
@@ -136,13 +157,19 @@ def neuron_query(request: neurons_pb2.GetNeuronRequest) -> NeuronQuery:
         similar_count=_count(request, "similar_count", default=10, limit=_LIST_LIMIT),
         bin_count=_count(request, "bin_count", default=10, limit=_LIST_LIMIT),
         co_active_count=_count(request, "co_active_count", default=10, limit=_LIST_LIMIT),
-        with_thumbnails=request.include_thumbnails,
+        pictures=_pictures(request),
     )
 
 
 def neuron_list_query(request: neurons_pb2.ListNeuronsRequest) -> NeuronListQuery:
     """Read a ListNeurons request; raises `InputError`."""
     (order,) = _choices([request.order], _ORDERS, field="order")
+    if request.filter.is_sensitive and not request.include_sensitive:
+        raise InputError(
+            "filter.is_sensitive is true and include_sensitive is not, so that nothing could be listed; set both, or "
+            "neither",
+            field="filter.is_sensitive",
+        )
     return NeuronListQuery(
         scope=_scope(request),
         order=order,
@@ -171,28 +198,48 @@ def neuron_search(request: neurons_pb2.SearchNeuronsRequest) -> NeuronSearch:
         like=like,
         count=count,
         exemplars_per_neuron=exemplar_count if request.include_top_images else 0,
-        with_thumbnails=request.include_thumbnails,
+        pictures=_pictures(request),
     )
 
 
 def image_search(request: images_pb2.SearchImagesRequest) -> ImageSearch:
     """Read a SearchImages request; raises `InputError`."""
-    like: LikeImage | LikeNeuron | LikeExpression
-    match request.WhichOneof("query"):
+    like: LikeImage | LikeNeuron | LikeExpression | LikeText
+    query = request.WhichOneof("query")
+    similarity = _similarity(request, query)
+    match query:
         case "image":
-            like = LikeImage(_image_query(request.image))
+            like = LikeImage(_image_query(request.image), similarity)
         case "neuron_id":
             like = LikeNeuron(request.neuron_id)
         case "expression":
             like = LikeExpression(request.expression)
+        case "text":
+            like = LikeText(_words(request.text))
         case _:
-            raise InputError("query is not set; set image, neuron_id or expression", field="query")
+            raise InputError("query is not set; set image, neuron_id, expression or text", field="query")
     return ImageSearch(
         scope=_scope(request),
         like=like,
         count=_count(request, "count", default=12, limit=_LIST_LIMIT),
-        with_thumbnails=request.include_thumbnails,
+        pictures=_pictures(request),
     )
+
+
+def _similarity(request: images_pb2.SearchImagesRequest, query: str | None) -> Similarity:
+    (similarity,) = _choices([request.similarity], _SIMILARITIES, field="similarity")
+    only = tuple(request.only_neuron_ids)
+    if request.similarity and query != "image":
+        raise InputError(f"similarity is for an image; the query is {query or 'not set'}", field="similarity")
+    if not only:
+        return similarity
+    if query != "image" or isinstance(similarity, ResidualsAlike):
+        raise InputError("only_neuron_ids is for an image by codes; leave it empty", field="only_neuron_ids")
+    if len(only) > _ONLY_LIMIT:
+        raise InputError(
+            f"only_neuron_ids has {len(only)} neurons; the limit is {_ONLY_LIMIT}", field="only_neuron_ids"
+        )
+    return replace(similarity, only_neuron_ids=only)
 
 
 def image_lookup(request: images_pb2.GetImageRequest) -> ImageLookup:
@@ -200,8 +247,12 @@ def image_lookup(request: images_pb2.GetImageRequest) -> ImageLookup:
     return ImageLookup(scope=_scope(request), sha256=_digest(request.sha256, field="sha256"))
 
 
+def _pictures(request: _Listing) -> Pictures:
+    return Pictures(thumbnails=request.include_thumbnails, patch_maps=request.include_patch_maps)
+
+
 def _scope(request: _Scoped) -> Scope:
-    return Scope(bundle=request.bundle, corpus=request.corpus)
+    return Scope(bundle=request.bundle, corpus=request.corpus, include_sensitive=request.include_sensitive)
 
 
 def _image_query(image: values_pb2.ImageQuery, upload_limit_bytes: int | None = None) -> ImageQuery:
@@ -285,6 +336,8 @@ def _neuron_filter(message: neurons_pb2.NeuronFilter) -> NeuronFilter:
         max_density=high,
         name_contains=message.name_contains,
         alive_only=message.alive_only,
+        in_dense_cluster=message.in_dense_cluster if message.HasField("in_dense_cluster") else None,
+        is_sensitive=message.is_sensitive if message.HasField("is_sensitive") else None,
     )
 
 

@@ -12,7 +12,9 @@ from benchmarks.index_load.contestant import Task, unit_rows
 from benchmarks.index_load.directions import make_search
 from benchmarks.index_load.figures import FIGURES, LARGE, SMALL
 from benchmarks.index_load.ours import Ours
+from benchmarks.index_load.ours_sketch import OurSketch
 from benchmarks.index_load.peers import PEERS, PINS
+from benchmarks.index_load.photos import PhotosMissing, cut_queries, photo_recipe
 from benchmarks.index_load.processes import ContestantFailed, Running
 from benchmarks.index_load.streamed import dense_tops, our_tops
 from benchmarks.index_load.synthetic import Recipe, dense_neurons, load_rows, make_rows, write_rows
@@ -110,6 +112,42 @@ def test_both_searches_of_directions_find_the_same():
         assert make_search(who, directions)(directions[3])[0] in np.argsort(-(directions @ directions[3]))[:1]
 
 
+def test_photos_are_cut_into_images_and_queries_without_empty_codes(rows):
+    images = rows[0]
+    lengths = np.diff(images.offsets).copy()
+    lengths[[3, 16]] = 0
+    kept = np.repeat(lengths > 0, np.diff(images.offsets))
+    some = type(images)(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        neuron_ids=images.neuron_ids[kept],
+        values=images.values[kept],
+    )
+    found, queries = cut_queries(some)
+    assert found.row_count + queries.row_count == 2_998
+    # The first is a query; the sixteenth after it is row 18, because two codes are empty.
+    for place, row in ((0, 0), (1, 18)):
+        assert (queries.part(place, place + 1).values == images.part(row, row + 1).values).all()
+    assert (found.part(0, 1).neuron_ids == images.part(1, 2).neuron_ids).all()
+
+
+def test_photos_that_are_not_there_are_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PhotosMissing, match="not there: ../shared/photos"):
+        photo_recipe(tmp_path, may_make=True)
+
+
+def test_the_sketch_finds_what_it_says(rows, tmp_path):
+    folder = write_rows(RECIPE, tmp_path)
+    images, queries = load_rows(folder, "images"), load_rows(folder, "queries")
+    is_dense = dense_neurons(images, RECIPE)
+    exact = Ours(Task(folder=str(folder), scratch="", recipe={}), images, is_dense)
+    sketch = OurSketch(Task(folder=str(folder), scratch=str(tmp_path), recipe={}), images, is_dense)
+    asked = [(part.neuron_ids, part.values.astype(np.float32)) for part in (queries.part(n, n + 1) for n in range(20))]
+    found, due = ([each.rows(each.ask(query)) for query in asked] for each in (sketch, exact))
+    assert bench.recall(found, due) == pytest.approx(sketch.notes["stated_recall"], abs=0.1)
+    assert sketch.notes["stated_recall"] > 0.9
+
+
 def test_recall_is_the_share_that_was_found():
     assert bench.recall([[1, 2], [3]], [[2, 5], [3, 4]]) == 0.5
 
@@ -130,6 +168,21 @@ def test_figures_follow_from_samples_and_the_rest_is_named():
     assert found["codes + postings, bytes per image (aim 200)"].value == 280
     assert len(found) == 2
     assert all(must.holds for must in found.values())
+
+
+def test_one_race_with_a_wrong_answer_is_enough_to_miss_the_bar():
+    samples = Samples()
+    for equal in (1.0, 0.9, 1.0):
+        samples.add("equal_to_brute_force", equal)
+    (must,) = musts(FIGURES, samples).values()
+    assert (must.value, must.holds) == (0.9, False)
+
+
+def test_faiss_is_compared_as_everybody_else_is():
+    samples = Samples()
+    samples.add(f"{LARGE}.sketch.cpu_s", 1e-4)
+    samples.add(f"{LARGE}.scipy.cpu_s", 5e-3)
+    assert musts(FIGURES, samples)["FAISS tier, 1000 k, against scipy, CPU-seconds (aim 60)"].value == pytest.approx(50)
 
 
 def test_every_peer_has_exact_versions():

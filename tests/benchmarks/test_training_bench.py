@@ -333,5 +333,5 @@ def test_every_peer_has_pins_and_torch_is_pinned_once():
         pins_of("other", text)
 
 
-def test_k_is_that_of_the_issue():
+def test_k_is_that_of_the_bars():
     assert K == 32

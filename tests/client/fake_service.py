@@ -198,12 +198,16 @@ class FakeService(PhospheneServiceServicer):
             "image": ImageMetric.IMAGE_METRIC_CODE_COSINE,
             "neuron_id": ImageMetric.IMAGE_METRIC_ACTIVATION,
             "expression": ImageMetric.IMAGE_METRIC_EXPRESSION,
+            "text": ImageMetric.IMAGE_METRIC_TEXT_COSINE,
         }
         return SearchImagesResponse(
             provenance=provenance(),
-            metric=metrics[query],
+            metric=request.similarity or metrics[query],
             total_count=340 if query == "expression" else None,
-            code_search=CodeSearch(recall=0.97, left_out_neuron_ids=range(10)) if query == "image" else None,
+            code_search=CodeSearch(recall=0.97, left_out_neuron_ids=range(10))
+            if query == "image" and request.similarity != ImageMetric.IMAGE_METRIC_RESIDUAL_COSINE
+            else None,
+            recall=0.96 if query in ("image", "text") else None,
             images=[
                 ImageMatch(image=corpus_image(row, thumbnail=request.include_thumbnails), score=0.9 - 0.01 * row)
                 for row in range(request.count or 12)

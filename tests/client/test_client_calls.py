@@ -10,6 +10,7 @@ from phosphene.client.options import ExplainPartName, NeuronOrderName, NeuronPar
 from phosphene.client.requests import explain_request, image_query
 from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError, SettingError
 from phosphene.v1.explain_pb2 import ExplainPart
+from phosphene.v1.images_pb2 import ImageMetric
 from phosphene.v1.neurons_pb2 import NeuronOrder, NeuronPart
 from tests.client.fake_service import FakeService
 from tests.client.sample_answers import NEURON_COUNT, drawing
@@ -154,6 +155,14 @@ def test_searches_send_their_query(client: Client, service: FakeService) -> None
     assert client.search_images(expression="12>0.5 & 907 & !55").total_count == 340
     assert service.requests[-1].WhichOneof("query") == "expression"
     assert service.requests[-1].expression == "12>0.5 & 907 & !55"
+    client.search_images(text="red stripes")
+    assert service.requests[-1].text == "red stripes"
+    client.search_images(sha256=SHA256, similarity="residual_cosine")
+    assert service.requests[-1].similarity == ImageMetric.IMAGE_METRIC_RESIDUAL_COSINE
+    client.search_images(sha256=SHA256, only_neuron_ids=[3, 5])
+    assert list(service.requests[-1].only_neuron_ids) == [3, 5]
+    with pytest.raises(InputError, match="similarity"):
+        client.search_images(sha256=SHA256, similarity="taste")
 
 
 def test_images_and_models(client: Client) -> None:

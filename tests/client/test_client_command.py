@@ -116,6 +116,13 @@ def test_lists_say_how_much_there_is(service: FakeService, capsys) -> None:
     assert request.order == NeuronOrder.NEURON_ORDER_DENSITY
     assert (request.filter.name_contains, request.filter.alive_only, request.filter.max_density) == ("red", True, 0.5)
     assert not request.filter.HasField("min_density")
+    assert not request.filter.HasField("in_dense_cluster")
+    assert not request.filter.HasField("is_sensitive")
+    assert (
+        main(["neurons", "--no-dense-cluster", "--sensitive", "--include-sensitive", "--server", service.address]) == 0
+    )
+    chosen = service.requests[-1].filter
+    assert (chosen.HasField("in_dense_cluster"), chosen.in_dense_cluster, chosen.is_sensitive) == (True, False, True)
 
 
 def test_the_other_verbs_print_tables(service: FakeService, photo: Path, capsys) -> None:
@@ -126,6 +133,10 @@ def test_the_other_verbs_print_tables(service: FakeService, photo: Path, capsys)
         (["similar", str(photo)], "cosine of codes"),
         (["similar", "--sha256", SHA256], "cosine of codes"),
         (["similar", "--neuron", "3"], "activation"),
+        (["similar", "--text", "red stripes"], "cosine with the words"),
+        (["similar", str(photo), "--by", "residual_cosine"], "finds 96 % of the nearest"),
+        (["similar", str(photo), "--by", "code_inner_product"], "inner product of codes"),
+        (["similar", str(photo), "--only", "3", "5"], "cosine of codes"),
         (["images", "12>0.5 & !55"], "Images for 12>0.5 & !55: 12 of 340"),
         (["images", "12"], "sum of activation / largest"),
         (["models"], "scenes: 4096 images, 2 quarantined"),
@@ -156,8 +167,11 @@ def test_similar_images_come_with_what_their_search_misses(service: FakeService,
     out = capsys.readouterr().out
     assert "finds 97 % of the nearest images" in out
     assert "do not count: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more." in out
-    assert main(["similar", "--neuron", "3", "--server", service.address]) == 0
-    assert "do not count" not in capsys.readouterr().out
+    for asked in (["similar", "--neuron", "3"], ["images", "12"]):
+        assert main([*asked, "--server", service.address]) == 0
+        out = capsys.readouterr().out
+        assert "do not count" not in out
+        assert "of the nearest images" not in out
 
 
 def test_pages_are_written_whole(service: FakeService, photo: Path, tmp_path: Path, capsys) -> None:

@@ -1,14 +1,18 @@
 """Pages: whole, self-contained, escaped, and with everything that the answer holds."""
 
+import io
 import re
+from base64 import b64decode
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from phosphene.client import explanation_page, neuron_page
 from phosphene.client.page_figures import data_uri
 from phosphene.v1.explain_pb2 import ExplainResponse
 from phosphene.v1.neurons_pb2 import GetNeuronResponse
+from phosphene.v1.values_pb2 import CodeSearch, ImageRegion, PatchGrid, PatchMap, SearchEngine
 from tests.client.sample_answers import HOSTILE, drawing, explanation, neuron_answer
 
 VOID = {"meta", "img", "br", "link"}
@@ -124,6 +128,40 @@ def test_maps_lie_on_the_photo_only_where_they_match_it(pages: dict[str, str]) -
     assert sum(tag == "i" and "opacity" in attributes.get("style", "") for tag, attributes in reader.elements) == 6 * 64
 
 
+def test_a_map_lies_on_the_part_of_the_photo_that_it_covers() -> None:
+    answer = explanation(width=200, height=100)
+    answer.grid.region.CopyFrom(ImageRegion(left=0.25, top=0.0, right=0.75, bottom=1.0))
+    page = explanation_page(answer, image=drawing("crimson", "circle", size_px=64))
+    assert page.count("photo over") == 6
+    # Twice as wide as what is shown, so that half of it is; its middle in the middle.
+    assert "--photo-size: 200.00% 100.00%; --photo-place: 50.00% 0.00%;" in page
+    assert "the part of the photo that the model was shown" in Reader(page).words
+
+
+def test_exemplars_glow_where_the_neuron_fires() -> None:
+    answer = neuron_answer()
+    shares = bytes([0, 255, 51, 0, 0, 102])
+    region = ImageRegion(left=0.25, top=0.0, right=0.75, bottom=1.0)
+    for exemplar in answer.top_images[:2]:
+        exemplar.image.width, exemplar.image.height = 200, 100
+        grid = PatchGrid(row_count=2, column_count=3, region=region)
+        exemplar.patch_map.CopyFrom(PatchMap(grid=grid, shares=shares))
+    answer.top_images[1].image.thumbnail = b""  # Nothing to lie on.
+    page = neuron_page(answer)
+    reader = Reader(page)
+    assert "What glows is where it fires." in reader.words
+    assert reader.count("div", "mapped") == 1
+    (drawn,) = [
+        attributes["style"] for tag, attributes in reader.elements if "image/png" in attributes.get("style", "")
+    ]
+    assert drawn.startswith("left:25.00%;top:0.00%;width:50.00%;height:100.00%;")
+    # The thumbnail is cut to a square: twice as wide as its frame, its middle in the middle.
+    assert 'style="width:200.00%;height:100.00%;left:-50.00%;top:0.00%"' in page
+    with Image.open(io.BytesIO(b64decode(drawn.partition("base64,")[2].partition('"')[0]))) as picture:
+        assert (picture.mode, picture.size) == ("RGBA", (3, 2))
+        assert picture.getchannel("A").tobytes() == bytes(round(0.85 * share) for share in shares)
+
+
 def test_parts_that_were_not_asked_for_are_left_out(pages: dict[str, str]) -> None:
     reader = Reader(pages["bare"])
     for words in ("neurons", "Similar images", "trust", "would call it"):
@@ -170,3 +208,15 @@ def test_images_are_told_by_content(kind: str, name: str) -> None:
 def test_what_is_no_image_is_not_embedded() -> None:
     assert data_uri(b"<svg onload=alert(1)>") is None
     assert data_uri(b"") is None
+
+
+def test_a_page_says_what_the_search_for_similar_images_missed() -> None:
+    answer = explanation()
+    assert "of the nearest images" not in Reader(explanation_page(answer)).words
+    answer.code_search.CopyFrom(
+        CodeSearch(recall=0.97, left_out_neuron_ids=[3, 17], engine=SearchEngine.SEARCH_ENGINE_QDRANT)
+    )
+    words = Reader(explanation_page(answer)).words
+    assert "Such a search finds 97 % of the nearest images." in words
+    assert "Neurons that fire on too many images do not count: 3, 17." in words
+    assert "Qdrant found them" in words

@@ -13,7 +13,7 @@ from phosphene.client.words import (
     plain,
     quantile_words,
 )
-from phosphene.v1.values_pb2 import CodeSearch, CorpusImage, Exemplar, NeuronSummary
+from phosphene.v1.values_pb2 import CodeSearch, CorpusImage, Exemplar, NeuronSummary, SearchEngine
 
 
 @given(st.floats(0, 1))
@@ -53,6 +53,9 @@ def test_quantiles_and_densities() -> None:
 def test_nothing_is_said_of_an_exact_search_or_an_unmeasured_neuron() -> None:
     assert code_search_words(CodeSearch(recall=1.0)) == ""
     assert code_search_words(CodeSearch(recall=1.0, left_out_neuron_ids=[3, 17])).endswith("do not count: 3, 17.")
+    assert code_search_words(CodeSearch(recall=1.0, engine=SearchEngine.SEARCH_ENGINE_INDEX)) == ""
+    by_qdrant = CodeSearch(recall=1.0, engine=SearchEngine.SEARCH_ENGINE_QDRANT)
+    assert code_search_words(by_qdrant) == "Qdrant found them, from the codes of the index."
     assert code_search_words(CodeSearch(recall=0.999)) == "Such a search finds 99.9 % of the nearest images."
     assert meaning_words(NeuronSummary()) == ""
     assert meaning_words(NeuronSummary(monosemanticity=0.0)) == "monosemanticity 0.00 (1: its images are all alike)"

@@ -1,10 +1,11 @@
 """explain_images of both clients: every image is answered once, whatever breaks, and no more is held than may be."""
 
 import asyncio
+import gc
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from typing import Any
 
 import grpc
@@ -312,3 +313,27 @@ async def test_closing_a_client_ends_its_streams(service: FakeService) -> None:
     await other.close()
     with pytest.raises(StreamBroken, match="was closed"):
         await asyncio.wait_for(pending, timeout=20)
+
+
+@pytest.mark.parametrize("ends", ["all is said", "the loop is left", "the call breaks", "the call is refused"])
+def test_no_ended_call_is_left_to_the_garbage_collector(service: FakeService, ends: str) -> None:
+    """Freed as the process ends, a call would wait for a lock that a thread of gRPC may have died with."""
+    match ends:
+        case "the call breaks":
+            service.breaks.append(Break(2, AWAY))
+        case "the call is refused":
+            service.failures.append(Failure(CODE.UNAUTHENTICATED))
+
+    def ask() -> None:
+        with Client(service.address) as client, suppress(PhospheneError):
+            for _ in client.explain_images([image(number) for number in range(5)], in_flight=2):
+                if ends == "the loop is left":
+                    return
+
+    gc.collect()
+    gc.disable()
+    try:
+        ask()
+        assert not [each for each in gc.get_objects() if issubclass(type(each), grpc.Call)]
+    finally:
+        gc.enable()

@@ -85,10 +85,10 @@ def test_every_image_is_closed_once_and_asked_boundedly_often(
             sent.clear()
             if any(question.retry_count == retries for question in book.all_open()):
                 with pytest.raises(StreamBroken) as broken:
-                    book.broke_off(None)
+                    book.broke_off(book.error_from(None))
                 assert set(broken.value.open_positions) == set(range(taken)) - set(closed)
                 return
-            clock.now_s += book.broke_off(None)
+            clock.now_s += book.broke_off(book.error_from(None))
             send(*book.all_open())
         else:
             question = sent.pop(data.draw(st.integers(0, len(sent) - 1)))
@@ -144,7 +144,8 @@ def test_an_answer_that_overtakes_its_delay_is_not_asked_for_again() -> None:
 
 
 def test_a_call_that_ends_while_nothing_is_open_is_no_loss() -> None:
-    assert questions(retries=0).broke_off(None) == 0.0
+    book = questions(retries=0)
+    assert book.broke_off(book.error_from(None)) == 0.0
 
 
 @given(st.integers(1, 4 * CHUNK_BYTES))
@@ -175,5 +176,5 @@ def test_what_a_new_call_cannot_mend_is_raised(code: grpc.StatusCode) -> None:
     book.ask(b"image")
     failure = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")
     with pytest.raises(PhospheneError, match="no") as caught:
-        book.broke_off(failure)
+        book.broke_off(book.error_from(failure))
     assert not isinstance(caught.value, StreamBroken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 
 import phosphene
-from index.reader import open_index
+from embedded.concepts import FACTORS, values_of
+from index.exemplars import ExemplarStore
+from index.image_vectors import ImageVectors
+from index.plan import plan_shards
+from index.reader import IndexReader, open_index
+from index.shards import open_shards
+from index.text_naming import prepared_vocabulary, with_text_names
+from index.text_search import mean_embedding
+from index.values import ExemplarKind
 from phosphene.client import Client
 from phosphene.errors import InputError, NotFound
 from tests.end_to_end.house import House, Value, top_exemplars
@@ -194,3 +203,32 @@ def test_metrics_count_what_was_served(client: Client, scenes_house: House) -> N
     with urlopen(f"http://{scenes_house.metrics}/metrics") as page:
         text = page.read().decode()
     assert 'phosphene_requests_total{code="OK",method="ListModels"}' in text
+
+
+def test_the_text_tower_names_concept_neurons(scenes_house: House, corpus_truth: dict[str, frozenset[Value]]) -> None:
+    """A word of the vocabulary of scenes names a neuron only where its exemplars show it, nearly always."""
+    words = tuple(value for factor in FACTORS for value in values_of(factor))
+    pipeline = phosphene.open_bundle(scenes_house.bundle, thread_count=1)
+    with open_index(scenes_house.index) as index:
+        shards = open_shards(scenes_house.index, plan_shards(index.row_count, index.config["shard_image_count"]))
+        embeddings, readable = ImageVectors(shards), np.ones(index.row_count, dtype=bool)
+        mean = mean_embedding(embeddings, readable)
+        vocabulary = prepared_vocabulary(words, pipeline.text_vectors(words), embeddings, readable, mean)
+        rows = [replace(index.neuron(neuron_id), names=()) for neuron_id in range(index.neuron_count)]
+        named = with_text_names(rows, vocabulary, ExemplarStore(scenes_house.index), embeddings, mean)
+        bases = Counter(value for shown in corpus_truth.values() for _, value in shown)
+        right = [
+            _exemplar_share(index, row.neuron_id, row.names[0].name, corpus_truth)
+            >= bases[row.names[0].name] / len(corpus_truth) + 0.3
+            for row in named
+            if row.names
+        ]
+    assert len(right) >= 0.6 * len(named)
+    assert sum(right) >= 0.9 * len(right)
+
+
+def _exemplar_share(index: IndexReader, neuron_id: int, word: str, truth: dict[str, frozenset[Value]]) -> float:
+    """Return the share of a neuron's exemplars that show what the word says, weighted by activation."""
+    exemplars = index.exemplars(neuron_id, ExemplarKind.TOP, 32)
+    shows = [word in {value for _, value in truth[index.image(exemplar.row).uri]} for exemplar in exemplars]
+    return float(np.average(shows, weights=[exemplar.value for exemplar in exemplars]))

@@ -30,6 +30,7 @@ WRONG_ARROWS = [
     ("door: numba", "index/wrong.py", "import numba"),
     ("door: matplotlib", "index/wrong.py", "import matplotlib"),
     ("door: tensorboardX", "index/wrong.py", "import tensorboardX"),
+    ("door: Qdrant", "index/wrong.py", "import qdrant_client"),
     ("door: triton", "service/wrong.py", "import triton"),
     ("door: ray", "index/wrong.py", "import ray"),
 ]

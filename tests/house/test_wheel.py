@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from email.parser import HeaderParser
 from pathlib import Path
 from zipfile import ZipFile
@@ -68,7 +69,9 @@ def pins(root: Path, name: str) -> dict[str, str]:
     """The packages of a requirement file, without those of the files that it includes, and their exact versions."""
     lines = [re.split("[#;]", line)[0].strip() for line in (root / "requirements" / name).read_text().splitlines()]
     found = [
-        re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)", line) for line in lines if line and line[0] != "-"
+        re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z]+\])?==([0-9][0-9A-Za-z.]*)", line)
+        for line in lines
+        if line and line[0] != "-"
     ]
     assert all(found), f"{name}: every line names one exact version, without a local label"
     return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
@@ -82,9 +85,26 @@ def test_cpu_and_gpu_never_meet(root: Path) -> None:
     assert pins(root, "runtime.txt")["torch"] == "2.13.0"
 
 
+def test_what_is_installed_together_is_pinned_once(root: Path) -> None:
+    together = ["runtime.txt", "cpu.txt", "tracing.txt", "qdrant.txt"]
+    for names in ([*together, "dev.txt"], [*together[:3], "ray.txt"]):
+        counts = Counter(package for name in names for package in pins(root, name))
+        assert [package for package, count in counts.items() if count > 1] == []
+
+
+def test_ray_s_image_has_the_versions_that_were_tested(root: Path) -> None:
+    tested = pins(root, "dev.txt") | pins(root, "qdrant.txt")
+    ray = pins(root, "ray.txt")
+    assert "ray" in tested
+    assert {package: ray[package] for package in tested.keys() & ray.keys()} == {
+        package: tested[package] for package in tested.keys() & ray.keys()
+    }
+
+
 def test_the_applications_run_with_versions_that_the_wheel_allows(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    pinned = pins(root, "runtime.txt")
+    # Ray and Qdrant are options, which tests try.
+    pinned = pins(root, "dev.txt") | pins(root, "qdrant.txt") | pins(root, "runtime.txt")
     extras = [need for extra in project["optional-dependencies"].values() for need in extra]
     for need in map(Requirement, [*project["dependencies"], *extras]):
         assert need.specifier.contains(pinned[need.name.lower()]), need

@@ -6,6 +6,7 @@ import pytest
 
 from index.build import BuildJob, build_index
 from index.plan import IndexConfig
+from phosphene.encoder import Family, Tokens
 from tests.index.quiet import Notes
 from tests.index.small_world import write_bundle, write_corpus
 
@@ -29,4 +30,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory, bundle: Path, corpus: Path) -> Path:
     out = tmp_path_factory.mktemp("index") / "index"
     build_index(BuildJob(corpus=str(corpus), bundle=bundle, out=out, config=SMALL), Notes())
+    return out
+
+
+@pytest.fixture(scope="session")
+def patches_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("patches"), Family.VIT, tokens=Tokens.PATCHES)
+
+
+@pytest.fixture(scope="session")
+def patches_index(tmp_path_factory: pytest.TempPathFactory, patches_bundle: Path, corpus: Path) -> Path:
+    """The same pictures at a site of 4 x 4 patches."""
+    out = tmp_path_factory.mktemp("patches-index") / "index"
+    build_index(BuildJob(corpus=str(corpus), bundle=patches_bundle, out=out, config=SMALL), Notes())
     return out

@@ -9,10 +9,10 @@ import numpy as np
 
 from index.codes_store import write_codes
 from index.image_table import ImageRecord, write_images
+from index.image_vectors import EMBEDDINGS_FILE
 from index.plan import plan_shards
 from index.shard import write_turned
 from index.shards import Shards, open_shards
-from index.text_search import EMBEDDINGS_FILE
 from phosphene.codes import ImageCode
 
 

@@ -16,15 +16,16 @@ def page(root: Path) -> str:
     return (root / "docs" / "artefacts.md").read_text(encoding="utf-8").partition("\n## Index\n")[2]
 
 
-def test_every_array_has_its_dtype_and_axes(page: str, built: Path) -> None:
+def test_every_array_has_its_dtype_and_axes(page: str, built: Path, patches_index: Path) -> None:
     described = {
         name: (dtype, len(shape.split(",")) if shape else 0)
         for name, dtype, shape in re.findall(r"^\| `([\w/]+\.npy)` \| (\w+) \| \[([^]]*)\]", page, re.MULTILINE)
     }
     found = {}
-    for path in built.rglob("*.npy"):
-        array = np.load(path)
-        found[_name(path, built)] = (str(array.dtype), array.ndim)
+    for index in (built, patches_index):
+        for path in index.rglob("*.npy"):
+            array = np.load(path)
+            found[_name(path, index)] = (str(array.dtype), array.ndim)
     assert described == found
 
 

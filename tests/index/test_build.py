@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.build import BuildJob, BuildResult, build_index, plan_index
+from index.build import BuildJob, BuildResult, Sources, build_index, plan_index
 from index.contents import digest_images
-from index.plan import IndexConfig
+from index.plan import IndexConfig, Quantiser
 from index.reader import open_index
+from index.values import NeuronFilter
 from index.workspace import open_workspace
 from phosphene.bundle import load_bundle
 from phosphene.corpus import open_corpus
 from phosphene.encoder import Family, Tokens
-from phosphene.errors import ArtefactMismatch, ArtefactMissing, CorpusError, SettingError
+from phosphene.engine import Want
+from phosphene.errors import ArtefactMismatch, ArtefactMissing, CorpusError, SettingError, Unanswerable
 from phosphene.pipeline import open_bundle
+from tests.families import PROJECTION_WIDTH
 from tests.index.conftest import SMALL
 from tests.index.quiet import Notes
 from tests.index.small_world import write_bundle, write_corpus
@@ -247,7 +250,7 @@ def test_two_builders_of_one_index_do_not_meet(built: Path, bundle: Path, corpus
     opened = open_corpus(str(corpus))
     with ThreadPoolExecutor(1) as readers:
         digests = digest_images(opened, readers, lambda _: None)
-    plan = plan_index(opened, digests, load_bundle(bundle), SMALL)
+    plan = plan_index(Sources(bundle=load_bundle(bundle), corpus=opened), digests, SMALL)
     with (
         open_workspace(tmp_path / "index", plan, device="cpu", report=lambda _: None),
         pytest.raises(SettingError, match="another process"),
@@ -368,6 +371,27 @@ def test_patch_tokens_and_an_encoder_without_text(corpus: Path, tmp_path: Path) 
     with open_index(tmp_path / "index") as index:
         assert not index.has_text
         assert index.summary.mean_l0 > 8
+        # From residuals, which every encoder has.
+        assert any(index.neuron(neuron).monosemanticity is not None for neuron in range(index.neuron_count))
+        with pytest.raises(Unanswerable, match="no embeddings"):
+            index.images_by_text(np.ones(4, dtype=np.float32), 3)
+
+
+def test_every_image_s_residual_is_stored_and_finds_the_nearest(built: Path, bundle: Path, corpus: Path) -> None:
+    pipeline, photos = open_bundle(bundle), open_corpus(str(corpus))
+    live = pipeline.run([pipeline.prepare(photos.read(3))], Want(residuals=True)).residuals
+    assert live is not None
+    with open_index(built) as index:
+        stored = np.stack([index.residual(row) for row in range(index.row_count)])
+        np.testing.assert_allclose(stored[3], live[0] / np.linalg.norm(live[0]), atol=1e-3)
+        assert not stored[5].any()  # Quarantined.
+        found = index.images_by_residual(live[0], 12, exclude_row=3)
+        due = stored @ stored[3]
+        due[[3, 5]] = -2
+        np.testing.assert_allclose([cosine for _, cosine in found], np.sort(due)[::-1][:12], atol=2e-3)
+        assert index.residual_recall == index.text_recall == 1.0
+        with pytest.raises(SettingError, match="3 numbers; residuals have"):
+            index.images_by_residual(np.ones(3, dtype=np.float32), 1)
 
 
 def test_an_index_asked_for_sketches_finds_the_same_here_and_says_how_well(
@@ -381,6 +405,23 @@ def test_an_index_asked_for_sketches_finds_the_same_here_and_says_how_well(
         code = exact.code(6)
         assert sketch.similar_images(code, 10) == exact.similar_images(code, 10)
     assert not (built / "sketch.faiss").exists()
+
+
+@pytest.mark.parametrize("quantiser", list(Quantiser))
+def test_an_index_with_inverted_lists_says_how_much_each_search_finds(
+    bundle: Path, corpus: Path, tmp_path: Path, quantiser: Quantiser
+) -> None:
+    config = dataclasses.replace(SMALL, sketch_from_images=0, ivf_from_images=1, quantiser=quantiser)
+    _build(corpus, bundle, tmp_path / "index", config=config)
+    with open_index(tmp_path / "index") as index:
+        # 8 bits have more entries than this corpus has images: what is not searched by codes stays exact.
+        few = quantiser is Quantiser.EIGHT_BIT
+        assert set(index.summary.approximations) == ({"code"} if few else {"code", "residual", "text"})
+        assert index.similar_recall == index.summary.approximations["code"].recall
+        # All 6 lists are scanned where that is what it takes.
+        assert index.residual_recall > 0.8
+        assert len(index.images_by_text(np.ones(PROJECTION_WIDTH, dtype=np.float32), 5)) == 5
+        assert {image.recall for image in index.similar_images(index.code(6), 10)} == {index.similar_recall}
 
 
 def test_shards_are_in_the_index_as_they_were_written(bundle: Path, corpus: Path, tmp_path: Path) -> None:
@@ -400,7 +441,7 @@ def test_dense_neurons_are_left_out_of_similarity_and_named(bundle: Path, tmp_pa
         (corpus.parent / f"{row:04d}.png").write_bytes((corpus.parent / "0000.png").read_bytes())
     _build(corpus.parent, bundle, tmp_path / "index")
     with open_index(tmp_path / "index") as index:
-        firing = index.list_neurons(alive_only=True)
+        firing = index.list_neurons(filter=NeuronFilter(alive_only=True))
         # At least one is kept, so that codes can be compared.
         assert len(index.summary.left_out_neuron_ids) == len(firing) - 1
         kept = set(firing) - set(index.summary.left_out_neuron_ids)

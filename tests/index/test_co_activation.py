@@ -29,7 +29,7 @@ def _reference(
     return sorted((row for row in found if row[1] > 1e-6), key=lambda row: (-round(row[1], 6), row[0]))[:limit]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 @pytest.mark.parametrize(("block_numbers", "chunk_pairs"), [(1, 5), (1 << 22, 1 << 20)])
 def test_neighbours_equal_the_reference(block_numbers: int, chunk_pairs: int, data: st.DataObject) -> None:
@@ -80,7 +80,7 @@ def test_dense_is_above_a_tenth_and_above_eight_times_even() -> None:
     assert dense_neurons(density, mean_l0=0.01).tolist() == [False, True, False, True]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.5, 1.0]), min_size=1), st.floats(0.01, 4))
 def test_similarity_keeps_a_neuron_that_fires(listed: list[float], mean_l0: float) -> None:
     density = np.array(listed)
@@ -101,7 +101,7 @@ def test_the_cluster_is_who_fires_mostly_with_its_members() -> None:
     assert not dense_cluster(dense, np.full_like(ids, -1), np.zeros_like(npmi)).any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, 12))
 def test_the_cluster_supports_itself_and_is_the_largest_that_does(seed: int, neuron_count: int) -> None:
     generator = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(min_value=2.0**-100, max_value=65472, width=32), min_size=1, max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_active_neuron_stays_active_within_one_step(values: list[float]) -> None:
     live = np.array(values, dtype=np.float32)
     stored = stored_values(live)
@@ -93,3 +93,13 @@ def test_an_array_of_another_type_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "codes" / "values.npy", np.ones(3, dtype=np.float64))
     with pytest.raises(ArtefactDamaged, match="float64"):
         CodesStore(tmp_path)
+
+
+@pytest.mark.parametrize(("largest", "stored"), [(0, np.uint8), (255, np.uint8), (256, np.uint16), (65_536, np.int32)])
+def test_counts_of_cut_activations_take_the_bytes_that_the_largest_needs(
+    tmp_path: Path, largest: int, stored: type[np.integer]
+) -> None:
+    cut = ImageCode(neuron_ids=EMPTY.neuron_ids, values=EMPTY.values, cut_count=largest)
+    write_codes(tmp_path, [EMPTY, cut], neuron_count=NEURON_COUNT)
+    assert np.load(tmp_path / "codes" / "cut_counts.npy").dtype == stored
+    assert [CodesStore(tmp_path).code(row).cut_count for row in (0, 1)] == [0, largest]

@@ -1,7 +1,7 @@
 """Neuron expressions: what is written is what is read, and errors point at their column."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from index.expression import (
@@ -37,7 +37,6 @@ def expressions(
     return st.recursive(terms, around, max_leaves=16)
 
 
-@settings(deadline=None)
 @given(expressions())
 def test_what_is_written_is_read(expression: Expression) -> None:
     assert parse_expression(str(expression)) == expression
@@ -46,7 +45,7 @@ def test_what_is_written_is_read(expression: Expression) -> None:
     assert parse_expression(f"\t( {expression} ) \n") == expression
 
 
-def test_the_issues_example() -> None:
+def test_an_example_by_hand() -> None:
     expression = parse_expression("12>0.5 & 907 & !55")
     assert expression == And(
         parts=(
@@ -123,7 +122,6 @@ def test_limits_are_met_and_kept() -> None:
             parse_expression(sign * 2000 + "1")
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="0159.e+-<>=&|!() \n", max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

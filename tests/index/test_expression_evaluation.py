@@ -1,5 +1,7 @@
 """Answers to neuron expressions equal brute force over the stored activations."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from index.expression import And, Comparison, Expression, Not, Or, Term, parse_expression
 from index.expression_evaluation import ExpressionEvaluation, asked_to_fire
 from index.posting_values import activations_on, histogram, rows_above
+from index.retrieval.postings import ShardPostings
 from index.row_sets import RowSet
 from tests.index.shards import cut_places, make_shards, sparse_activations
 from tests.index.test_expression import expressions
@@ -51,7 +54,7 @@ def _scores(dense: np.ndarray, neuron_ids: list[int]) -> np.ndarray:
     return scores
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_answers_equal_brute_force(data: st.DataObject) -> None:
     dense = data.draw(sparse_activations())
@@ -103,7 +106,6 @@ def test_rounded_values_that_put_the_second_first() -> None:
     assert evaluation.best(parse_expression("0 & 1"), 1)[0].tolist() == [1]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_histograms_and_thresholds_equal_numpys(data: st.DataObject) -> None:
     dense = data.draw(sparse_activations())
@@ -127,7 +129,6 @@ def test_histograms_and_thresholds_equal_numpys(data: st.DataObject) -> None:
 ROWS = st.sets(st.integers(0, 19)).map(lambda rows: RowSet(listed=np.array(sorted(rows), dtype=np.int64)))
 
 
-@settings(deadline=None)
 @given(ROWS, ROWS, st.booleans(), st.booleans())
 def test_row_sets_are_sets(first: RowSet, second: RowSet, first_inverted: bool, second_inverted: bool) -> None:
     first, second = ~first if first_inverted else first, ~second if second_inverted else second
@@ -145,3 +146,24 @@ def test_a_bare_neuron_fires() -> None:
     assert evaluation.best(parse_expression("0"), 5)[0].tolist() == [1]
     with pytest.raises(IndexError):
         evaluation.best(parse_expression("9"), 5)
+
+
+def test_the_best_and_their_number_are_found_in_one_pass() -> None:
+    asked: list[int] = []
+
+    class Postings(ShardPostings):
+        def rows(self, neuron_id: int) -> np.ndarray:
+            asked.append(neuron_id)
+            return super().rows(neuron_id)
+
+    dense = np.array([[1, 2], [0, 3], [4, 0]], dtype=np.float16)
+    [shard] = make_shards(dense)
+    parts = {field.name: getattr(shard.postings, field.name) for field in fields(shard.postings)}
+    shards = [replace(shard, postings=Postings(**parts))]
+    evaluation = ExpressionEvaluation(shards, maxima=dense.max(axis=0).astype(np.float64))
+    assert evaluation.best(parse_expression("0"), 1)[0].tolist() == [2]
+    asked.clear()
+    assert evaluation.count(parse_expression("0")) == 2
+    assert asked == []
+    assert evaluation.count(parse_expression("0 & 1")) == 1
+    assert evaluation.count(parse_expression("0")) == 2

@@ -43,8 +43,3 @@ def test_rows_are_completed_and_come_back(tmp_path: Path) -> None:
     write_neurons(tmp_path, rows)
     table = NeuronTable(tmp_path)
     assert [table.neuron(neuron_id) for neuron_id in range(4)] == rows
-
-
-def test_without_embeddings_there_is_no_score() -> None:
-    rows = completed_rows(ROWS, monosemanticity=None, mean_l0=0.05, neighbours=NEIGHBOURS)
-    assert {row.monosemanticity for row in rows} == {None}

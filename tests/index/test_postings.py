@@ -8,7 +8,7 @@ import pytest
 from index.exemplars import ExemplarStore, write_exemplars
 from index.postings import count_below, exact_values
 from index.shards import Shards, open_shards
-from index.spread import spread_places
+from index.spread import spread_places, spread_ranks
 from index.values import ExemplarKind
 from phosphene.errors import ArtefactDamaged
 from tests.index.random_codes import NEURON_COUNT, dense, random_codes
@@ -74,7 +74,9 @@ def test_exemplars_are_the_strongest_images_each_once(tmp_path: Path, repeats: i
         assert [exemplar.row for exemplar in top] == best[:8]
         assert store.exemplars(neuron_id, ExemplarKind.TOP, 3) == top[:3]
         spread = store.exemplars(neuron_id, ExemplarKind.SPREAD, 100)
-        assert [exemplar.row for exemplar in spread] == [best[place] for place in spread_places(len(best), 5)]
+        ordered, counts = np.unique(-values[best], return_counts=True)
+        ranks = spread_ranks(-ordered, counts.astype(np.int64), 5)
+        assert [exemplar.row for exemplar in spread] == [best[rank] for rank in ranks]
         for exemplar in top + spread:
             assert exemplar.value == values[exemplar.row]
             assert exemplar.quantile == (values[values > 0] < exemplar.value).mean()

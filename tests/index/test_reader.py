@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import shutil
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from index.reader import IndexReader, open_index
-from index.values import ExemplarKind, NeuronOrder
+from index.values import ExemplarKind, NeuronFilter, NeuronOrder
 from phosphene.bundle import load_bundle
 from phosphene.errors import (
     ArtefactDamaged,
@@ -34,6 +35,21 @@ from tests.index.small_world import NEURON_COUNT
 def index(built: Path) -> Iterator[IndexReader]:
     with open_index(built) as opened:
         yield opened
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_a_closed_reader_holds_no_file(built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(built, folder)
+    opened = open_index(folder)
+    opened.similar_images(opened.code(0), 3)
+    opened.images_by_expression("1 | 2", 3)
+    assert str(folder) in Path("/proc/self/maps").read_text()
+    opened.close()
+    gc.collect()
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert opened.image_count == 39
+    opened.close()
 
 
 def test_says_what_it_was_built_from(index: IndexReader, bundle: Path) -> None:
@@ -99,11 +115,16 @@ def test_every_figure_of_every_neuron_equals_the_codes(index: IndexReader) -> No
 
 
 def test_neurons_are_listed_in_order(index: IndexReader) -> None:
-    by_density = index.list_neurons(NeuronOrder.DENSITY, alive_only=True)
+    by_density = index.list_neurons(NeuronOrder.DENSITY, NeuronFilter(alive_only=True))
     densities = [index.neuron(neuron_id).density for neuron_id in by_density]
     assert densities == sorted(densities, reverse=True)
     assert densities[-1] > 0
     assert index.list_neurons() == list(range(NEURON_COUNT))
+    scores = [index.neuron(neuron_id).monosemanticity for neuron_id in index.list_neurons(NeuronOrder.MONOSEMANTICITY)]
+    known = [score for score in scores if score is not None]
+    assert known == sorted(known, reverse=True)
+    assert scores[: len(known)] == known
+    assert 1 < len(known) < NEURON_COUNT
 
 
 def test_similar_images_leave_out_the_query_and_the_quarantined(index: IndexReader) -> None:
@@ -122,7 +143,7 @@ def test_similar_images_leave_out_the_query_and_the_quarantined(index: IndexRead
 
 def test_expressions_and_histograms_equal_brute_force(index: IndexReader) -> None:
     codes = [index.code(row) for row in range(index.row_count)]
-    alive = index.list_neurons(NeuronOrder.DENSITY, alive_only=True)
+    alive = index.list_neurons(NeuronOrder.DENSITY, NeuronFilter(alive_only=True))
     fires = {neuron: [row for row, code in enumerate(codes) if neuron in code.neuron_ids] for neuron in alive}
     first, second = next(pair for pair in permutations(alive, 2) if len(set(fires[pair[0]]) - set(fires[pair[1]])) > 2)
     due = set(fires[first]) - set(fires[second])
@@ -160,7 +181,7 @@ def test_directions_find_their_neuron(index: IndexReader, bundle: Path) -> None:
 def test_text_finds_living_neurons_and_readable_images(index: IndexReader, bundle: Path) -> None:
     vector = open_bundle(bundle, thread_count=1).text_vectors(["a red circle"])[0]
     found = index.neurons_by_text(vector, 500)
-    assert {neuron_id for neuron_id, _ in found} == set(index.list_neurons(alive_only=True))
+    assert {neuron_id for neuron_id, _ in found} == set(index.list_neurons(filter=NeuronFilter(alive_only=True)))
     assert len(index.images_by_text(vector, 500)) == 39
     with pytest.raises(SettingError, match=f"3 numbers; embeddings have {len(vector)}"):
         index.neurons_by_text(vector[:3], 5)
@@ -213,7 +234,7 @@ def test_one_flipped_bit_in_any_file_is_refused(built: Path, tmp_path: Path) -> 
     assert len({name.parent for name in names if name.match("shards/0000?/*")}) == 3
     # One shard is as good as the others.
     names = [name for name in names if not name.is_relative_to("shards") or name.parts[1] == "00001"]
-    assert len(names) == 39
+    assert len(names) == 42
     copy = tmp_path / "index"
     shutil.copytree(built, copy)
     for name in names:

@@ -25,7 +25,7 @@ def _counts(shards: list[SearchShard], neurons: range) -> ActivationCounts:
     return merge_counts([count_activations(shard.neuron_ids, shard.values, neurons=neurons) for shard in shards])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_merged_figures_equal_numpys(data: st.DataObject) -> None:
     dense = data.draw(sparse_activations())
@@ -50,7 +50,7 @@ def test_merged_figures_equal_numpys(data: st.DataObject) -> None:
                 assert counts.share_below(neuron_id, value) == (values < value).mean()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_the_cut_into_shards_and_their_order_change_no_bit(data: st.DataObject) -> None:
     dense = data.draw(sparse_activations())
@@ -71,7 +71,7 @@ def test_a_wide_block_takes_wide_keys() -> None:
     assert counts.firing_counts.sum() == 3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_label_entropies_equal_those_of_the_whole(data: st.DataObject) -> None:
     dense = data.draw(sparse_activations())
@@ -94,7 +94,7 @@ def test_label_entropies_equal_those_of_the_whole(data: st.DataObject) -> None:
             assert np.isnan(found) if due is None else found == pytest.approx(due, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(-5, 5)))))
 def test_sums_by_key_merge_to_the_sums_of_all(parts: list[list[tuple[int, int]]]) -> None:
     merged = merge_sums(

@@ -1,21 +1,23 @@
 """Tables, thumbnails and directions: equal content gives equal bytes, and answers match a plain reference."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from index.directions import DirectionSearch, write_directions
-from index.image_table import ImageRecord, ImageTable, read_quarantined, write_digests
+from index.image_table import ImageRecord, ImageTable, read_quarantined, write_digests, write_images
 from index.neuron_table import NeuronTable, write_neurons
 from index.plan import plan_shards
 from index.quarantine import write_quarantine
 from index.shards import open_shards
 from index.thumbnails import ThumbnailStore, write_thumbnails
-from index.values import NameSource, NeuronName, NeuronOrder, NeuronRow
+from index.values import NameSource, NeuronFilter, NeuronName, NeuronOrder, NeuronRow
 from phosphene.codes import ImageCode
 from phosphene.errors import ArtefactDamaged
+from phosphene.manifest import canonical_json
 from tests.index.shard_folders import image_record, write_shards
 
 
@@ -55,20 +57,37 @@ def test_rows_come_back(images: ImageTable) -> None:
     assert images.readable.tolist() == [True, False, True, True, True]
 
 
+def test_lines_are_canonical_json(tmp_path: Path) -> None:
+    texts = ['"', "\\", "a\nb\t\x00\x1f", "\u2028", "ä", "\U0001f600", "", None]
+    records = [
+        dataclasses.replace(RECORDS[0], row=row, uri=str(text), label=text, caption=text, extra=text, fvu=fvu)
+        for row, (text, fvu) in enumerate(zip(texts, (0.1, 1e-9, 1.0, 0.0, 1e22, 3.5, None, 2.0), strict=True))
+    ]
+    write_images(tmp_path, records)
+    lines = (tmp_path / "image_rows" / "records.jsonl").read_bytes()
+    assert lines == b"".join(canonical_json(list(dataclasses.asdict(record).values())) + b"\n" for record in records)
+
+
 def test_equal_rows_give_equal_bytes(images: ImageTable, tmp_path: Path) -> None:
     shard = ("images.parquet", "image_rows/offsets.npy", "image_rows/records.jsonl")
     for path in ("digests/keys.npy", "digests/rows.npy", *(f"shards/00001/{name}" for name in shard)):
         assert (tmp_path / "joined" / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
 
 
-def test_a_digest_finds_the_first_readable_row(images: ImageTable) -> None:
-    assert images.row_of(f"{0:064x}") == 0
-    assert images.row_of(f"{1:064x}") is None  # Quarantined.
-    assert images.row_of(f"{2:064x}") == 2  # Twice in the corpus.
-    assert images.row_of(f"{99:064x}") is None
-    assert images.row_of("f" * 64) is None
+def test_a_digest_finds_its_readable_rows(images: ImageTable) -> None:
+    assert list(images.rows_of(f"{0:064x}")) == [0]
+    assert list(images.rows_of(f"{1:064x}")) == []  # Quarantined.
+    assert list(images.rows_of(f"{2:064x}")) == [2, 3]  # Twice in the corpus.
+    assert list(images.rows_of(f"{99:064x}")) == []
+    assert list(images.rows_of("f" * 64)) == []
     # The same first 16 digits, another rest.
-    assert images.row_of("0" * 16 + "f" * 48) is None
+    assert list(images.rows_of("0" * 16 + "f" * 48)) == []
+
+
+def test_digests_find_all_their_rows_the_quarantined_too(images: ImageTable) -> None:
+    digests = {f"{number:064x}" for number in (1, 2, 99)}
+    assert images.rows_with(digests).tolist() == [1, 2, 3]
+    assert images.rows_with(set()).tolist() == []
 
 
 def test_the_first_row_of_each_digest_is_known(images: ImageTable) -> None:
@@ -111,7 +130,7 @@ def _name(name: str, score: float) -> NeuronName:
 NEURONS = [
     _neuron(0, density=0.3, maximum=1.0, mean=0.9, names=(_name("red", 0.4), _name("Big Star", 0.35))),
     _neuron(1, firing_count=0, density=0.0, mean=0.0, std=0.0, maximum=0.0, quantiles=(), label_entropy=None),
-    _neuron(2, density=0.3, maximum=9.0, mean=0.1, label_entropy=0.0),
+    _neuron(2, density=0.3, maximum=9.0, mean=0.1, label_entropy=0.0, in_dense_cluster=True),
     _neuron(3, density=0.01, maximum=3.0, mean=0.2, names=(_name("star", 0.9),)),
 ]
 
@@ -139,7 +158,7 @@ def test_neurons_come_back(neurons: NeuronTable) -> None:
     ],
 )
 def test_orders(neurons: NeuronTable, order: NeuronOrder, due: list[int]) -> None:
-    found = neurons.in_order(order, min_density=None, max_density=None, name_contains="", alive_only=False)
+    found = neurons.in_order(order, NeuronFilter())
     assert found == due
 
 
@@ -147,16 +166,24 @@ def test_orders(neurons: NeuronTable, order: NeuronOrder, due: list[int]) -> Non
     ("filters", "due"),
     [
         ({"min_density": 0.01}, [0, 2, 3]),
+        # As a request brings them: 0.3 and 0.01 in float32 are not those in float64.
+        ({"min_density": float(np.float32(0.3))}, [0, 2]),
+        ({"max_density": float(np.float32(0.01))}, [1, 3]),
+        ({"name_contains": "red\nbig"}, []),
         ({"min_density": 0.0, "max_density": 0.01}, [1, 3]),
         ({"name_contains": "STAR"}, [0, 3]),
         ({"name_contains": "star", "max_density": 0.1}, [3]),
         ({"alive_only": True}, [0, 2, 3]),
         ({"name_contains": "moon"}, []),
+        ({"in_dense_cluster": True}, [2]),
+        ({"in_dense_cluster": False, "alive_only": True}, [0, 3]),
+        ({"is_sensitive": True}, [1, 3]),
+        ({"is_sensitive": False}, [0, 2]),
     ],
 )
 def test_filters(neurons: NeuronTable, filters: dict[str, object], due: list[int]) -> None:
-    none = {"min_density": None, "max_density": None, "name_contains": "", "alive_only": False}
-    assert neurons.in_order(NeuronOrder.NEURON_ID, **none | filters) == due  # type: ignore[arg-type]
+    filter = NeuronFilter(**filters)  # type: ignore[arg-type]
+    assert neurons.in_order(NeuronOrder.NEURON_ID, filter, sensitive_neuron_ids={1, 3}) == due
 
 
 def test_thumbnails_come_back_across_shards(tmp_path: Path) -> None:

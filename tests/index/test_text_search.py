@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from index.exemplars import ExemplarStore, write_exemplars
-from index.plan import plan_shards
-from index.shards import open_shards
-from index.text_search import Embeddings, TextSearch, write_text_search
+from index.image_vectors import ImageVectors
+from index.text_search import TextSearch, mean_embedding, write_text_search
 from index.values import ExemplarKind
 from phosphene.codes import ImageCode
 from tests.index.shard_folders import write_shards
@@ -40,13 +39,13 @@ def made(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
     write_exemplars(tmp_path, shards, np.ones(120, dtype=bool), top_count=10, spread_count=4)
     readable, mean = np.arange(120) > 0, texts.mean(axis=0)
     store = ExemplarStore(tmp_path)
-    write_text_search(tmp_path, store, Embeddings(shards), readable, mean, neuron_count=CONCEPTS + 1)
+    stored = ImageVectors(shards)
+    write_text_search(tmp_path, store, stored, mean_embedding(stored, readable), mean, neuron_count=CONCEPTS + 1)
     return tmp_path, embeddings, texts
 
 
 def _open(folder: Path) -> TextSearch:
-    embeddings = Embeddings(open_shards(folder, plan_shards(120, 50)))
-    return TextSearch(folder, embeddings, np.arange(CONCEPTS + 1) < CONCEPTS, np.arange(120) > 0)
+    return TextSearch(folder, np.arange(CONCEPTS + 1) < CONCEPTS)
 
 
 def test_texts_find_their_neurons_across_the_gap(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
@@ -72,12 +71,3 @@ def test_neuron_embeddings_equal_the_reference(made: tuple[Path, np.ndarray, np.
 def test_dead_neurons_are_not_found(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, _, texts = made
     assert sorted(neuron_id for neuron_id, _ in _open(folder).neurons(texts[0], 100)) == list(range(CONCEPTS))
-
-
-def test_images_by_vector_equal_brute_force_without_quarantined(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
-    folder, embeddings, texts = made
-    found = _open(folder).images(texts[1], 200)
-    scores = embeddings.astype(np.float16).astype(np.float64) @ texts[1]
-    order = [row for row in np.argsort(-scores) if row > 0]
-    assert len(found) == 119
-    np.testing.assert_allclose([score for _, score in found], scores[order], atol=1e-5)

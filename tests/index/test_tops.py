@@ -26,7 +26,7 @@ def _listed(tops: Tops) -> list[list[tuple[int, float]]]:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.integers(1, 12))
 def test_tops_equal_a_sort_however_they_are_merged(data: st.DataObject, limit: int) -> None:
     dense = data.draw(sparse_activations())

@@ -15,7 +15,7 @@ from phosphene.errors import ArtefactDamaged
 from phosphene.manifest import FileEntry, Manifest, file_sha256, read_manifest
 
 
-def _seal_again(folder: Path) -> None:
+def seal_again(folder: Path) -> None:
     """Write the digests of what lies there now into the records and the manifest."""
     for record in folder.glob("shards/*/record.json"):
         body = json.loads(record.read_bytes())
@@ -43,6 +43,26 @@ def _set(place: int, value: float) -> Callable[[np.ndarray], None]:
     return change
 
 
+def _swap(one: int, other: int) -> Callable[[np.ndarray], None]:
+    def change(array: np.ndarray) -> None:
+        array[[one, other]] = array[[other, one]]
+
+    return change
+
+
+def _caption(folder: Path) -> None:
+    """Another word of the same length, so that all offsets stay."""
+    path = folder / "shards" / "00001" / "image_rows" / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"a ', b'"A ')
+    path.write_bytes(b"".join(lines))
+
+
+def _quarantine(folder: Path) -> None:
+    path = folder / "quarantine.csv"
+    path.write_text(path.read_text().replace("5,0005.png", "6,0006.png"))
+
+
 def _record(folder: Path) -> None:
     path = folder / "shards" / "00002" / "record.json"
     path.write_text(path.read_text().replace('"rows":[32,40]', '"rows":[0,8]'))
@@ -65,7 +85,15 @@ def test_a_sound_index_passes_and_every_shard_is_told(built: Path) -> None:
         (_change("shards/00001/postings/words.npy", _set(5, 1)), "00001: postings/ is not codes/ turned round"),
         (_change("shards/00002/row_norms.npy", _set(0, 1.0)), "00002: row_norms.npy"),
         (_change("shards/00000/tops/values.npy", _set(2, 3.0)), "00000: tops/"),
-        (_change("exemplars/top_values.npy", _set(0, 3.0)), "exemplars/ has other activations"),
+        (_change("exemplars/top_values.npy", _set(0, 3.0)), "exemplars/ does not hold what follows"),
+        (_change("exemplars/top_rows.npy", _swap(1, 2)), "exemplars/ does not hold what follows"),
+        (_change("exemplars/spread_values.npy", _set(3, 3.0)), "exemplars/ does not hold what follows"),
+        (_change("exemplars/top_quantiles.npy", _set(1, 0.123)), "exemplars/ does not hold what follows"),
+        (_change("digests/rows.npy", _swap(3, 4)), "digests/ does not lead to the rows"),
+        (_change("shards/00000/image_rows/offsets.npy", _set(1, 0)), "00000: .*image_rows"),
+        (_change("shards/00000/thumbnails/offsets.npy", _set(1, 0)), r"00000: thumbnails/ has one .*\[0"),
+        (_caption, r"00001: images\.parquet says something else than image_rows/ of 1 rows, such as 17"),
+        (_quarantine, "quarantine.csv lists other rows"),
         (_record, r"record.json is of the rows \[0, 8\]"),
     ],
 )
@@ -75,6 +103,6 @@ def test_what_digests_agree_with_is_found(
     copy = tmp_path / "index"
     shutil.copytree(built, copy)
     damage(copy)
-    _seal_again(copy)
+    seal_again(copy)
     with pytest.raises(ArtefactDamaged, match=finding):
         verify_index(copy, advance=lambda _: None)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-import random
-import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from index.build import BuildJob, build_index, plan_index
+from index.build import BuildJob, Sources, build_index, plan_index
 from index.contents import digest_images
-from index.plan import IndexConfig
 from index.reader import open_index
 from index.workspace import open_workspace
 from phosphene.bundle import load_bundle
 from phosphene.corpus import open_corpus
 from phosphene.errors import CorpusError, SettingError
-from phosphene.manifest import open_artefact
 from tests.index.conftest import SMALL
 from tests.index.quiet import Notes
 from tests.index.small_world import write_corpus
@@ -126,7 +120,7 @@ def test_a_job_waits_for_workers_whose_parent_was_killed(bundle: Path, corpus: P
     opened = open_corpus(str(corpus))
     with ThreadPoolExecutor(1) as readers:
         digests = digest_images(opened, readers, lambda _: None)
-    plan = plan_index(opened, digests, load_bundle(bundle), SMALL)
+    plan = plan_index(Sources(bundle=load_bundle(bundle), corpus=opened), digests, SMALL)
 
     def begin() -> None:
         with open_workspace(tmp_path / "index", plan, device="cpu", report=lambda _: None):
@@ -147,52 +141,3 @@ def test_a_job_waits_for_workers_whose_parent_was_killed(bundle: Path, corpus: P
 def test_worker_counts_out_of_bounds_are_refused(worker_count: int) -> None:
     with pytest.raises(SettingError, match="1 to 256"):
         BuildJob(corpus="x", bundle=Path("b"), out=Path("o"), config=SMALL, worker_count=worker_count)
-
-
-def _finished(partial: Path) -> dict[str, int]:
-    """Return the finished shards that lie in a workspace, and the inode of each, which tells whether it is the same."""
-    return {record.parent.name: record.stat().st_ino for record in partial.glob("index/shards/*/record.json")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kill_count", [10])
-def test_killed_for_real_with_two_workers_as_often_as_you_like(
-    bundle: Path, corpus: Path, tmp_path: Path, root: Path, kill_count: int
-) -> None:
-    config = IndexConfig(shard_image_count=2, batch_images=1, thread_count=1, top_count=10, spread_count=6)
-    due = build_index(_job(corpus, bundle, tmp_path / "due", config=config, worker_count=1), Notes()).manifest.id
-    out, partial = tmp_path / "index", tmp_path / "index.partial"
-    options = "--shard-images 2 --batch 1 --threads 1 --top 10 --spread 6 --workers 2"
-    command = [sys.executable, "-m", "index", "build", str(corpus), "--bundle", str(bundle), "--out", str(out)]
-    chance, kills = random.Random(0), 0
-    while kills < kill_count:
-        is_whole = False
-        before = _finished(partial)
-        with subprocess.Popen([*command, *options.split()], cwd=root, stderr=subprocess.PIPE) as process:
-            assert process.stderr is not None
-            for line in process.stderr:  # Up to the encoding nothing is at stake; most kills come after.
-                if b'"encode"' in line or (chance.random() < 0.1 and kills % 5 == 0):
-                    break
-            try:
-                process.wait(chance.uniform(0, 8))
-                is_whole = True
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            process.stderr.close()
-        if is_whole:
-            # It was whole before the kill came: begin anew.
-            assert process.returncode == 0
-            assert open_artefact(out, kind="index").id == due
-            for path in sorted(out.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-            out.rmdir()
-            continue
-        kills += 1
-        if out.exists():
-            assert open_artefact(out, kind="index").id == due
-        elif partial.exists():
-            # What was finished is finished for good: only what a worker was about is lost.
-            after = _finished(partial)
-            assert before.items() <= after.items()
-            assert len(list((partial / "drafts").glob("*"))) <= 2
-    assert build_index(_job(corpus, bundle, out, config=config), Notes()).manifest.id == due

@@ -91,7 +91,7 @@ class TestFolder:
         with pytest.raises(CorpusError, match=message):
             open_corpus(str(put(tmp_path, files)))
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.sets(st.text("ab/_1", min_size=1, max_size=6).map(lambda text: text.strip("/")).filter(bool), min_size=1))
     def test_order_and_digest_depend_on_the_names_alone(self, tmp_path_factory, names):
         files = sorted({f"{name.replace('//', '/x/')}.jpg".replace("//", "/y/") for name in names})
@@ -251,6 +251,10 @@ class TestTars:
         assert (second.uri, second.label, second.caption) == ("s.tar/dir/001.PNG", "dog", "a dog")
         assert second.extra == {"year": "1999"}
         assert [corpus.read(0), corpus.read(1)] == [b"first", b"second"]
+        # Whatever lies there is an image, a text of one, or skipped.
+        assert corpus.skipped_counts == {"texts without an image": 1, "of other kinds": 1}
+        put(tmp_path, {"t.tar": tar_bytes({"t.jpg": b"", "a.txt": b"", "b.json": b"{}"}), "notes.md": b""})
+        assert open_corpus(str(tmp_path)).skipped_counts == {"texts without an image": 3, "of other kinds": 2}
 
     def test_a_folder_and_a_pattern_name_the_same_tars(self, tmp_path):
         for shard in range(12):
@@ -315,6 +319,7 @@ class TestTars:
             tar.addfile(tarfile.TarInfo("./a.jpg"))
         put(tmp_path, {"s.tar": stream.getvalue()})
         assert uris(tmp_path / "s.tar") == ["s.tar/a.jpg"]
+        assert open_corpus(str(tmp_path / "s.tar")).skipped_counts == {"links, pipes or devices": 2, "hidden": 1}
 
 
 class TestUrls:

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from phosphene.current import load_current, save_current
-from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, ArtefactMissing, SchemaUnknown
+from phosphene.errors import (
+    ArtefactDamaged,
+    ArtefactError,
+    ArtefactMismatch,
+    ArtefactMissing,
+    SchemaUnknown,
+    SettingError,
+)
 from phosphene.manifest import publish
 
 
@@ -63,7 +70,7 @@ def test_what_is_not_published_is_not_named(house, tmp_path):
     [
         ("", ArtefactDamaged),
         ("[]", SchemaUnknown),
-        ('{"schema": 2, "bundles": {}, "indexes": {}}', SchemaUnknown),
+        ('{"schema": 3, "bundles": {}, "indexes": {}}', SchemaUnknown),
         ('{"schema": 1, "bundles": {}, "indexes": {}, "names": {}}', SchemaUnknown),
         ('{"schema": 1, "bundles": {}, "indexes": {}}', ArtefactDamaged),
         ('{"schema": 1, "bundles": {"a": "b1"}, "indexes": {}}', ArtefactDamaged),
@@ -75,3 +82,44 @@ def test_a_file_that_does_not_parse_is_refused(tmp_path, text, error):
     path.write_text(text)
     with pytest.raises(error):
         load_current(path)
+
+
+def test_tombstones_belong_to_an_index_that_is_named(house, tmp_path):
+    path, bundles, indexes = house
+    down = artefact(tmp_path / "down", kind="tombstones")
+    save_current(path, bundles=bundles, indexes=indexes, tombstones={"photos": down})
+    (member,) = load_current(path).tombstones
+    assert (member.name, member.path.resolve()) == ("photos", down)
+    with pytest.raises(SettingError, match="other"):
+        save_current(path, bundles=bundles, indexes=indexes, tombstones={"other": down})
+    with pytest.raises(ArtefactMismatch, match="due is 'tombstones'"):
+        save_current(path, bundles=bundles, indexes=indexes, tombstones={"photos": indexes["photos"]})
+    (down / "x").unlink()
+    down.rename(tmp_path / "gone")
+    with pytest.raises(ArtefactMissing):
+        load_current(path)
+
+
+def test_what_an_entry_says_beyond_what_is_known_is_refused(house):
+    path, bundles, indexes = house
+    save_current(path, bundles=bundles, indexes=indexes)
+    document = json.loads(path.read_text())
+    document["indexes"]["photos"]["hidden"] = {}
+    path.write_text(json.dumps(document))
+    with pytest.raises(SchemaUnknown, match="hidden"):
+        load_current(path)
+
+
+def test_a_file_of_the_first_schema_is_read(house, root):
+    path, bundles, indexes = house
+    saved = save_current(path, bundles=bundles, indexes=indexes)
+    golden = json.loads((root / "tests" / "golden" / "current-1.json").read_text())
+    for kind in ("bundles", "indexes"):
+        for member in getattr(saved, kind):
+            golden[kind][member.name]["id"] = member.id
+    path.write_text(json.dumps(golden))
+    loaded = load_current(path)
+    assert [member.id for member in loaded.bundles + loaded.indexes] == [
+        member.id for member in saved.bundles + saved.indexes
+    ]
+    assert loaded.tombstones == ()

@@ -64,7 +64,7 @@ def torch_engine(bundle: Bundle) -> TorchEngine:
 wants = st.builds(Want, token_codes=st.booleans(), fidelity=st.booleans(), residuals=st.booleans())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(wants, min_size=1, max_size=5), st.integers(0, 2**31))
 def test_rows_are_those_of_torch(engine: OnnxEngine, torch_engine: TorchEngine, asked: list[Want], seed: int) -> None:
     pixels = random_pixels(len(asked), seed)

@@ -65,7 +65,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> SharedEngine:
     return open_shared_engine([make_bundle(folder / "bundle", encoder, Site(block=1, tokens=Tokens.CLS))])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(requests, min_size=1, max_size=7), st.integers(0, 2**31))
 def test_a_row_is_what_its_image_gives_alone(engine: SharedEngine, asked: list[EngineRequest], seed: int) -> None:
     pixels = random_pixels(len(asked), seed)
@@ -73,7 +73,7 @@ def test_a_row_is_what_its_image_gives_alone(engine: SharedEngine, asked: list[E
         assert_row(row, engine.engines[request.bundle].run(pixels[place : place + 1], request.want), request.want)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(requests, min_size=1, max_size=6))
 def test_each_image_runs_the_blocks_that_its_cost_says(engine: SharedEngine, asked: list[EngineRequest]) -> None:
     passes: list[int] = []

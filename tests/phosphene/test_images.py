@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from phosphene.errors import ImageError, ImageFormatUnsupported, ImageUnreadable
-from phosphene.images import image_sha256, overlay, prepare, read_image, thumbnail
+from phosphene.images import image_sha256, overlay, prepare, prepare_with_thumbnail, read_image, thumbnail
 from phosphene.preprocessing import ExactSize, Preprocessing
 from tests.phosphene.png_writer import CHANNELS, chunk, encoded, packed_rows, photo, png_bytes, seen_over_white
 
@@ -46,7 +46,7 @@ def any_png(draw):
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(any_png())
 def test_every_kind_of_png_looks_as_on_white_paper(png):
     seen = read_image(png_bytes(**png)).pixels
@@ -55,7 +55,7 @@ def test_every_kind_of_png_looks_as_on_white_paper(png):
     assert np.abs(seen - seen_over_white(**png)).max() < (2.01 if png["depth"] == 16 else 1.01)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(any_png(), st.data())
 def test_a_flipped_bit_in_a_png_is_never_shown(png, data):
     damaged = bytearray(png_bytes(**png))
@@ -174,7 +174,7 @@ def test_interlaced_png():
         read_image(with_rows(rows[:-1]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x10\0\0\0WEBPVP8 "])
 )
@@ -183,7 +183,7 @@ def test_noise_is_refused_with_an_image_error(noise, magic):
         read_image(magic + noise)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data(), st.sampled_from(["JPEG", "WEBP"]))
 def test_damage_gives_pixels_or_an_image_error_and_nothing_else(data, kind):
     damaged = bytearray(encoded(photo(24, 24), kind))
@@ -257,6 +257,26 @@ def test_thumbnails_are_small_deterministic_and_upright():
         assert opened.size == TINY.size
     with Image.open(io.BytesIO(thumbnail(encoded(photo(1, 900), "PNG")))) as opened:
         assert opened.size == (128, 1)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (200, 300), (1203, 1801), (40, 1000)])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("thumbnail_px", [64, 1024])
+def test_one_decoding_serves_pixels_and_thumbnail(orientation, height, width, image_format, thumbnail_px):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(height, width), image_format, exif=exif)
+    prepared, small = prepare_with_thumbnail(data, CLIP, thumbnail_px=thumbnail_px)
+    alone = prepare(data, CLIP)
+    assert np.array_equal(prepared.pixels, alone.pixels)
+    assert (prepared.width, prepared.height, prepared.drafted) == (alone.width, alone.height, alone.drafted)
+    with Image.open(io.BytesIO(small)) as shared, Image.open(io.BytesIO(thumbnail(data, size_px=thumbnail_px))) as own:
+        assert shared.size == own.size
+        difference = np.abs(np.asarray(shared).astype(int) - np.asarray(own).astype(int))
+    assert difference.mean() < 2
+    if prepared.drafted and thumbnail_px == 1024:
+        assert small == thumbnail(data, size_px=thumbnail_px)  # What was decoded for 224 pixels shows too little.
 
 
 def test_an_overlay_warms_the_hot_corner_only():

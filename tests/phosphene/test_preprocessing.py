@@ -72,7 +72,7 @@ def test_equal_to_transformers_on_noise(name):
     assert_equal_pixels(Preprocessing.from_config({"image_processor_type": name}), PROCESSORS[name](), noise)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(sorted(PROCESSORS)),
     st.integers(1, 80),

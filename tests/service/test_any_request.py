@@ -54,11 +54,7 @@ def fill(message, rng, skip):
             fill(getattr(message, field.name), rng, skip)
             getattr(message, field.name).SetInParent()
         elif field.type == FieldDescriptor.TYPE_ENUM:
-            value = rng.choice([*field.enum_type.values_by_number, 99])
-            if field.is_repeated:
-                getattr(message, field.name).extend([value] * rng.randrange(3))
-            else:
-                setattr(message, field.name, value)
+            put(message, field, rng.choice([*field.enum_type.values_by_number, 99]), rng)
         else:
             choices = {
                 FieldDescriptor.TYPE_STRING: TEXTS,
@@ -68,7 +64,15 @@ def fill(message, rng, skip):
                 FieldDescriptor.TYPE_FLOAT: DENSITIES,
                 FieldDescriptor.TYPE_BOOL: [True, False],
             }
-            setattr(message, field.name, rng.choice(choices[field.type]))
+            put(message, field, rng.choice(choices[field.type]), rng)
+
+
+def put(message, field, value, rng):
+    """Set a field, or put a few of the same into a repeated one."""
+    if field.is_repeated:
+        getattr(message, field.name).extend([value] * rng.randrange(3))
+    else:
+        setattr(message, field.name, value)
 
 
 async def test_every_request_ends_in_a_status_of_the_contract(running):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from service.catalogue import Catalogue
-from service.values import Scope
+from service.queries import Scope
 from tests.fakes import FakeEngine, fake_entry
 
 

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phosphene.encoder import Tokens
@@ -308,7 +308,6 @@ async def test_every_answer_carries_its_request_id(running):
     assert len(dict(await forged.trailing_metadata())["x-request-id"]) == 32
 
 
-@settings(deadline=None)
 @given(st.text(max_size=3000))
 def test_no_foreign_exception_text_ever_reaches_a_caller(text):
     for error in (RuntimeError(text), KeyError(text), OSError(text), PhospheneError(text)):
@@ -316,7 +315,6 @@ def test_no_foreign_exception_text_ever_reaches_a_caller(text):
         assert outcome == outcome_of(RuntimeError("other"), request_id="r1")
 
 
-@settings(deadline=None)
 @given(st.text(max_size=3000))
 def test_a_status_is_short_and_plain(text):
     outcome = outcome_of(NotFound(text, field="bundle", name=text), request_id="r1")

@@ -16,7 +16,7 @@ class Shop:
 
     def __init__(self):
         self.opened, self.closed, self.warmed, self.served = [], [], [], []
-        self.next_id = "1" * 64
+        self.next_id, self.tombstones_id = "1" * 64, ""
         self.is_broken = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -27,7 +27,8 @@ class Shop:
         if self.is_broken:
             raise ArtefactDamaged("file index.faiss differs from its manifest")
         reader = FakeReader({"red-1": png((250, 10, 10))})
-        reader.id = self.next_id
+        reader.id, reader.tombstones_id = self.next_id, self.tombstones_id
+        reader.take_down_ids = frozenset({self.tombstones_id} - {""})
         catalogue = Catalogue([fake_entry(FakeEngine(), reader=reader)])
         self.opened.append(catalogue.id)
         yield catalogue
@@ -95,6 +96,34 @@ async def test_a_broken_generation_changes_nothing(fault):
         # And the next one may come.
         shop.is_broken, generations._warm = False, shop.warm
         assert await generations.load()
+
+
+async def test_a_take_down_is_answered_when_the_last_answer_from_before_is_made():
+    shop = Shop()
+    async with shop.generations() as generations:
+        await generations.load()
+        with generations.lease() as first:
+            shop.next_id = "2" * 64
+            assert await generations.load()
+            with generations.lease() as second:
+                shop.tombstones_id = "d" * 64
+                taking_down = asyncio.create_task(generations.load())
+                await settle()
+                with generations.lease() as third:
+                    assert len({first.id, second.id, third.id}) == 3
+                    assert all(generations.is_outdated(each) for each in first.generation_ids | second.generation_ids)
+                    assert not any(generations.is_outdated(each) for each in third.generation_ids)
+                assert not taking_down.done()
+                # It has switched, so another one may come.
+                assert not await generations.load()
+            await settle()
+            assert not taking_down.done()
+        assert await taking_down
+        # Back to what was served before is no take-down, and its answers are good again.
+        shop.tombstones_id = ""
+        with generations.lease():
+            assert await generations.load()
+        assert not any(generations.is_outdated(each) for each in second.generation_ids)
 
 
 async def test_one_reload_at_a_time():

@@ -53,17 +53,12 @@ class ToldContext(StuckContext):
         self.told.append(code)
 
 
-async def wrapped_unary(metrics, unary_unary, deserializer=bytes):
+def wrapped_unary(metrics, unary_unary, deserializer=bytes):
     handler = SimpleNamespace(
         request_streaming=False, unary_unary=unary_unary, request_deserializer=deserializer, response_serializer=bytes
     )
     interceptor = AnswerInterceptor(service=SERVICE, metrics=metrics, clock=lambda: 0.0)
-
-    async def continuation(details):
-        return handler
-
-    method = SimpleNamespace(method=f"/{SERVICE}/Explain", invocation_metadata=())
-    return (await interceptor.intercept_service(continuation, method)).unary_unary
+    return interceptor.wrapped(SERVICE, {"Explain": handler})["Explain"].unary_unary
 
 
 def counted(metrics, family, label):
@@ -87,7 +82,7 @@ async def test_every_status_that_is_sent_has_a_reason(raised, code, reason):
     async def fails(request, context):
         raise raised
 
-    answering = await wrapped_unary(metrics, fails)
+    answering = wrapped_unary(metrics, fails)
     assert await answering(b"", context) is None
     assert [status.name for status in context.told] == [code]
     assert counted(metrics, "phosphene_requests", "code") == {code: 1}
@@ -102,7 +97,7 @@ async def test_a_call_that_its_caller_ends_is_refused_by_nobody(left_s, code):
         begun.set()
         await asyncio.Event().wait()
 
-    answering = await wrapped_unary(metrics, stuck)
+    answering = wrapped_unary(metrics, stuck)
     call = asyncio.create_task(answering(b"", context))
     await begun.wait()
     call.cancel()
@@ -125,7 +120,7 @@ async def test_a_request_that_its_handler_is_done_with_is_gone():
         left.append(held())
         return b""
 
-    answering = await wrapped_unary(Metrics(methods=METHODS, queue_capacity=1), reads, Request)
+    answering = wrapped_unary(Metrics(methods=METHODS, queue_capacity=1), reads, Request)
     assert await answering(b"1", StuckContext()) == b""
     assert left == [None]
 
@@ -152,13 +147,7 @@ async def test_a_caller_that_leaves_while_it_is_written_to_leaves_nothing_under_
     )
     metrics = Metrics(methods=METHODS, queue_capacity=1)
     interceptor = AnswerInterceptor(service=SERVICE, metrics=metrics, clock=lambda: 0.0)
-
-    async def continuation(details):
-        return handler
-
-    wrapped = await interceptor.intercept_service(
-        continuation, SimpleNamespace(method=f"/{SERVICE}/ExplainImages", invocation_metadata=())
-    )
+    wrapped = interceptor.wrapped(SERVICE, {"ExplainImages": handler})["ExplainImages"]
     context = StuckContext()
 
     async def messages():

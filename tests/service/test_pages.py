@@ -1,18 +1,17 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from index.values import NeuronOrder
+from index.values import NeuronFilter, NeuronOrder
 from phosphene.errors import InputError
 from service.pages import page_offset, page_token
-from service.values import NeuronFilter, NeuronListQuery, Scope
+from service.queries import NeuronListQuery, Scope
 
 QUERY = NeuronListQuery(scope=Scope(), order=NeuronOrder.DENSITY, filter=NeuronFilter(min_density=0.25))
 
 
-@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=2**32 - 1))
 def test_a_token_reads_as_its_offset_whatever_the_page_size(offset):
     token = page_token(QUERY, "g", offset)
@@ -29,6 +28,8 @@ def test_no_token_is_the_first_page():
         replace(QUERY, order=NeuronOrder.MAXIMUM),
         replace(QUERY, filter=NeuronFilter(min_density=0.5)),
         replace(QUERY, filter=NeuronFilter(min_density=0.25, alive_only=True)),
+        replace(QUERY, filter=NeuronFilter(min_density=0.25, in_dense_cluster=False)),
+        replace(QUERY, filter=NeuronFilter(min_density=0.25, is_sensitive=False)),
         replace(QUERY, scope=Scope(corpus="other")),
         replace(QUERY, scope=Scope(bundle="other")),
     ],
@@ -44,7 +45,6 @@ def test_a_token_of_another_generation_is_refused():
         page_offset(replace(QUERY, page_token=page_token(QUERY, "g", 50)), "h")
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_changed_token_is_refused(data):
     token = page_token(QUERY, "g", 50)
@@ -55,7 +55,6 @@ def test_a_changed_token_is_refused(data):
         page_offset(replace(QUERY, page_token=changed), "g")
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60))
 def test_any_other_text_is_refused(text):
     with pytest.raises(InputError):

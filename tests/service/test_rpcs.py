@@ -2,8 +2,10 @@
 
 import asyncio
 
+import grpc
 import pytest
 
+from index.values import NameSource, NeuronName
 from phosphene.engine import Want
 from phosphene.images import image_sha256
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
@@ -210,6 +212,18 @@ async def test_list_neurons_filters(running):
     assert page.next_page_token == ""
 
 
+async def test_list_neurons_of_the_dense_cluster_and_the_others(running):
+    listed = {}
+    for is_in in (True, False):
+        chosen = neurons_pb2.NeuronFilter(in_dense_cluster=is_in)
+        page = await running.stub.ListNeurons(neurons_pb2.ListNeuronsRequest(filter=chosen, page_size=1))
+        again = neurons_pb2.ListNeuronsRequest(filter=chosen, page_size=9, page_token=page.next_page_token)
+        found = [*page.neurons, *(await running.stub.ListNeurons(again)).neurons]
+        assert [summary.in_dense_cluster for summary in found] == [is_in] * page.total_count
+        listed[is_in] = [summary.neuron_id for summary in found]
+    assert listed == {True: [2, 3], False: [0, 1, 4, 5]}
+
+
 async def test_search_neurons_by_text_and_by_neuron(running):
     by_text = await running.stub.SearchNeurons(
         neurons_pb2.SearchNeuronsRequest(text="green", count=2, include_top_images=True, exemplars_per_neuron=1)
@@ -255,6 +269,69 @@ async def test_search_images_by_expression(running):
     assert (none.total_count, list(none.images)) == (0, [])
 
 
+async def test_search_images_by_the_similarity_that_is_asked_for(running):
+    def ask(image, **options):
+        return running.stub.SearchImages(images_pb2.SearchImagesRequest(image=image, **options))
+
+    products = await ask(stored(RED), similarity=images_pb2.IMAGE_METRIC_CODE_INNER_PRODUCT)
+    assert products.metric == images_pb2.IMAGE_METRIC_CODE_INNER_PRODUCT
+    # White has the red of the query, and more light.
+    assert products.images[0].image.label == "white"
+    assert products.recall == 1.0
+    for image in (live(RED), stored(RED)):
+        near = await ask(image, similarity=images_pb2.IMAGE_METRIC_RESIDUAL_COSINE, count=3)
+        assert near.metric == images_pb2.IMAGE_METRIC_RESIDUAL_COSINE
+        assert near.recall == pytest.approx(0.9)
+        assert not near.HasField("code_search")
+        assert near.images[0].image.uri == "red-2.png"
+        assert len(near.images) == 3
+    whole = await ask(stored(RED), count=1)
+    parts = [await ask(stored(RED), only_neuron_ids=[neuron]) for neuron in range(4)]
+    same = [match.score for part in parts for match in part.images if match.image == whole.images[0].image]
+    assert sum(same) == pytest.approx(whole.images[0].score)
+    assert all(part.metric == images_pb2.IMAGE_METRIC_CODE_COSINE for part in parts)
+
+
+async def test_search_images_by_words(running):
+    answer = await running.stub.SearchImages(images_pb2.SearchImagesRequest(text="blue", count=3))
+    assert answer.metric == images_pb2.IMAGE_METRIC_TEXT_COSINE
+    assert {match.image.label for match in answer.images} == {"blue", "white"}
+    assert answer.recall == pytest.approx(0.8)
+    assert not answer.HasField("code_search")
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"neuron_id": 1, "similarity": images_pb2.IMAGE_METRIC_CODE_COSINE}, "similarity"),
+        ({"image": stored(RED), "similarity": images_pb2.IMAGE_METRIC_ACTIVATION}, "similarity"),
+        ({"image": stored(RED), "similarity": 77}, "similarity"),
+        ({"text": "red", "only_neuron_ids": [1]}, "only_neuron_ids"),
+        ({"image": stored(RED), "only_neuron_ids": range(65)}, "only_neuron_ids"),
+        (
+            {
+                "image": stored(RED),
+                "only_neuron_ids": [1],
+                "similarity": images_pb2.IMAGE_METRIC_RESIDUAL_COSINE,
+            },
+            "only_neuron_ids",
+        ),
+        ({"text": "  "}, "text"),
+    ],
+)
+async def test_a_similarity_that_does_not_fit_is_refused(running, options, field):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.SearchImages(images_pb2.SearchImagesRequest(**options))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in refused.value.details()
+
+
+async def test_an_unknown_neuron_among_those_that_count_is_not_found(running):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.SearchImages(images_pb2.SearchImagesRequest(image=stored(RED), only_neuron_ids=[1, 999]))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_answers_by_code_say_how_the_images_were_looked_for():
     engine, reader = FakeEngine(), FakeReader(CORPUS)
     reader.similar_recall, reader.left_out_neuron_ids = 0.75, (3, 5)
@@ -267,6 +344,7 @@ async def test_answers_by_code_say_how_the_images_were_looked_for():
         by_neuron = await running.stub.SearchImages(images_pb2.SearchImagesRequest(neuron_id=0))
     assert (found.code_search.recall, list(found.code_search.left_out_neuron_ids)) == (0.75, [3, 5])
     assert similar.code_search == found.code_search
+    assert found.code_search.engine == found.engine == values_pb2.SEARCH_ENGINE_INDEX
     assert not found.HasField("total_count")
     for answer in (others, by_neuron):
         assert not answer.HasField("code_search")
@@ -323,3 +401,23 @@ async def test_concurrent_requests_each_get_their_own_answer(running):
         code = dict(zip(answer.code.neuron_ids, answer.code.activations, strict=True))
         assert [code[0] * 255, code[1] * 255] == pytest.approx(colour[:2], abs=0.01)
     assert max(running.engine.batch_sizes) <= 32
+
+
+async def test_neurons_that_show_one_thing_come_first(running):
+    request = neurons_pb2.ListNeuronsRequest(order=neurons_pb2.NEURON_ORDER_MONOSEMANTICITY)
+    listed = (await running.stub.ListNeurons(request)).neurons
+    scores = [neuron.monosemanticity for neuron in listed if neuron.HasField("monosemanticity")]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) > 1
+
+
+@pytest.mark.parametrize("source", NameSource)
+async def test_every_source_of_names_has_a_word_in_the_contract(source):
+    class Named(FakeReader):
+        def _names(self, neuron_id):
+            return (NeuronName(name="thing", score=0.5, margin=0.1, source=source),)
+
+    engine = FakeEngine()
+    async with serving([fake_entry(engine, reader=Named(CORPUS))], engine=engine) as service:
+        answer = await service.stub.GetNeuron(neurons_pb2.GetNeuronRequest(neuron_id=0))
+        assert values_pb2.NameSource.Name(answer.names[0].source) == f"NAME_SOURCE_{source.name}"

@@ -3,7 +3,9 @@
 import asyncio
 from dataclasses import replace
 
-from phosphene.errors import Overloaded
+import pytest
+
+from phosphene.errors import DeadlineExpired, Overloaded
 from service.caching.cache import CodeCache, Places
 from service.caching.local_cache import LocalCache
 from service.claims import Claim
@@ -32,8 +34,7 @@ async def test_duplicates_are_bounded_and_do_not_crowd_out_the_one_that_they_wai
                 assert isinstance(sent, Places)
 
                 async def make():
-                    sent.give_back()
-                    with desk.admission.admit(claim=claim, size_bytes=5, pixel_count=0, cost=1.0):
+                    with sent.admit(pixel_count=0, cost=1.0):
                         sent.reserve_lookup()
                         made.append(number)
                         await gate.wait()
@@ -67,8 +68,7 @@ async def test_a_leader_that_leaves_gives_its_room_back_and_its_followers_keep_t
             with SentImage(b"12345", "0", claim=claim, admission=desk.admission, place=None) as sent:
 
                 async def make():
-                    sent.give_back()
-                    with desk.admission.admit(claim=claim, size_bytes=5, pixel_count=0, cost=1.0):
+                    with sent.admit(pixel_count=0, cost=1.0):
                         await gate.wait()
                     return b"value"
 
@@ -85,3 +85,23 @@ async def test_a_leader_that_leaves_gives_its_room_back_and_its_followers_keep_t
         gate.set()
         assert await follower == (b"value", True)
     assert desk.events.held == (0, 0, 0)
+
+
+def test_an_image_whose_request_has_left_is_counted_anew():
+    desk = Desk(replace(PLENTY, images=8))
+    with SentImage(b"12345", "0", claim=Claim(caller="a"), admission=desk.admission, place=None) as sent:
+        sent.lead()
+        assert desk.events.held == (1, 5, 0)
+    assert desk.events.held == (0, 0, 0)
+    with sent.admit(pixel_count=3, cost=1.0):
+        assert desk.events.held == (1, 5, 3)
+    assert desk.events.held == (0, 0, 0)
+
+
+def test_an_image_that_is_refused_gives_its_room_back_at_once():
+    desk = Desk(replace(PLENTY, images=8))
+    with SentImage(b"12345", "0", claim=Claim(deadline_s=-1.0), admission=desk.admission, place=None) as sent:
+        sent.lead()
+        with pytest.raises(DeadlineExpired):
+            sent.admit(pixel_count=3, cost=1.0)
+        assert desk.events.held == (0, 0, 0)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phosphene.errors import SettingError
@@ -30,7 +30,10 @@ def test_every_variable_is_read():
     values = {
         "PHOSPHENE_BUNDLES": "a=x",
         "PHOSPHENE_INDEXES": "p=y,q=z",
+        "PHOSPHENE_TOMBSTONES": "q=d",
+        "PHOSPHENE_FLAGS": "p=f",
         "PHOSPHENE_CURRENT": "",
+        "PHOSPHENE_INDEX_DEVICE": "cuda:2",
         "PHOSPHENE_LISTEN": "127.0.0.2:0",
         "PHOSPHENE_METRICS_LISTEN": "[::1]:7",
         "PHOSPHENE_ADMIN_LISTEN": "localhost:8",
@@ -64,11 +67,16 @@ def test_every_variable_is_read():
         "PHOSPHENE_CACHE_TTL_S": "14",
         "PHOSPHENE_TRACES_ENDPOINT": "http://host:4317",
         "PHOSPHENE_LOG_LEVEL": "debug",
+        "PHOSPHENE_QDRANT_URL": "https://user:word@host:6333",
+        "PHOSPHENE_QDRANT_COLLECTION": "Scenes-1",
+        "PHOSPHENE_QDRANT_KEY_FILE": "/q",
+        "PHOSPHENE_QDRANT_TIMEOUT_S": "15",
     }
     assert values.keys() == VARIABLES.keys()
     read = read_settings(values)
     assert [entry.name for entry in read.artefacts.indexes] == ["p", "q"]
     assert [entry.path for entry in read.artefacts.engines] == [Path("/e")]
+    assert read.artefacts.index_device == "cuda:2"
     assert read.network.listen == ListenAddress(host="127.0.0.2", port=0)
     assert str(read.network.metrics_listen) == "[::1]:7"
     assert str(read.network.admin_listen) == "localhost:8"
@@ -84,6 +92,10 @@ def test_every_variable_is_read():
     assert (read.image.limit_bytes, read.image.limit_pixels) == (2048, 99)
     assert (read.cache.redis_url, read.cache.limit_bytes, read.cache.ttl_s) == ("redis://user:word@host:1/2", 0, 14)
     assert (read.traces_endpoint, read.log_level) == ("http://host:4317", "debug")
+    qdrant = read.qdrant
+    assert (qdrant.url, qdrant.collection) == ("https://user:word@host:6333", "Scenes-1")
+    assert (qdrant.key_file, qdrant.timeout_s) == (Path("/q"), 15)
+    assert "word" not in str(read.to_log())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +106,13 @@ def test_every_variable_is_read():
         ("PHOSPHENE_BUNDLES", "a=/x,a=/y", "twice"),
         ("PHOSPHENE_BUNDLES", "", "is not set"),
         ("PHOSPHENE_CURRENT", "/srv/CURRENT", "unset one side"),
+        ("PHOSPHENE_QDRANT_URL", "redis://host", "http or https"),
+        ("PHOSPHENE_QDRANT_URL", "http://host:6333", "go together"),
+        ("PHOSPHENE_QDRANT_COLLECTION", "a/b", "begin with a letter or digit"),
+        ("PHOSPHENE_QDRANT_COLLECTION", "scenes", "go together"),
+        ("PHOSPHENE_QDRANT_KEY_FILE", "/k", "go together"),
         ("PHOSPHENE_INDEXES", "a=", "name=folder"),
+        ("PHOSPHENE_TOMBSTONES", "a=d", "PHOSPHENE_INDEXES does not"),
         ("PHOSPHENE_LISTEN", "50051", "host:port"),
         ("PHOSPHENE_LISTEN", "localhost:70000", "65535"),
         ("PHOSPHENE_LISTEN", ":1", "host:port"),
@@ -139,7 +157,6 @@ def test_all_faults_come_in_one_error():
         assert name in str(caught.value)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(VARIABLES)), st.text(max_size=20)))
 def test_any_text_gives_settings_within_bounds_or_a_setting_error(values):
     try:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phosphene.errors import DeadlineExpired, ImageUnreadable, InputError, Overloaded, Unavailable
+from service.queries import ExplainQuery, ImageBytes, ImageUpload, Scope
 from service.streams import Chunk, Fault, Question, UploadBudget, answer_stream
-from service.values import ExplainQuery, ImageBytes, ImageUpload, Scope
 
 IDLE_S = 0.001
 
@@ -85,7 +85,7 @@ def conversations(draw):
     return messages, due
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(conversations(), st.integers(1, 4))
 def test_every_question_gets_its_own_answer(conversation, window):
     messages, due = conversation

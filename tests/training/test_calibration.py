@@ -12,7 +12,7 @@ def identity(rows: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.integers(0, 2**16), st.integers(1, 6), st.integers(5, 60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_threshold_leaves_exactly_k_per_row_on_average(seed: int, k: int, row_count: int) -> None:
     rows = torch.rand(row_count, 12, generator=torch.Generator().manual_seed(seed)) + 0.01
     threshold = fit_threshold(identity, rows, k)

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phosphene.encoder import Family, Site, Tokens
@@ -53,7 +53,6 @@ def selectors(tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.Inference
 
 
 @given(rows=st.lists(st.lists(st.integers(-3, 3), min_size=7, max_size=7), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_ties_order_and_cuts_are_those_of_select(
     selectors: onnxruntime.InferenceSession, rows: list[list[int]]
 ) -> None:

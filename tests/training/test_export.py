@@ -25,7 +25,7 @@ def draw_scaling(seed: int, scale: float, width: int = 8) -> Scaling:
 
 
 @given(st.integers(0, 2**16), st.floats(0.01, 100), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_folding_keeps_codes_and_reconstructions(seed: int, scale: float, jumps: bool) -> None:
     weights, scaling = draw_weights(seed), draw_scaling(seed, scale)
     selection: Selection = JumpReLU(torch.full((20,), 0.4)) if jumps else TopK(4)

@@ -34,7 +34,7 @@ def slope(loss: Callable[[Tensor], float], at: Tensor, step: float = 1e-6) -> Te
 
 
 @given(st.integers(0, 2**16))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_losses_equal_a_plain_reference(seed: int) -> None:
     inputs, others = draw(seed)
     squared = sum((float(a) - float(b)) ** 2 for a, b in zip(inputs.flatten(), others.flatten(), strict=True))
@@ -221,7 +221,7 @@ def test_the_pseudo_derivatives_are_those_of_the_paper_by_hand() -> None:
 
 
 @given(st.integers(0, 2**16))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_jump_relu_gradient_equals_a_plain_loop(seed: int) -> None:
     pre_activations, weights = (tensor.double() for tensor in draw(seed))
     threshold = weights[0].abs().clone().requires_grad_()

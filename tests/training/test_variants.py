@@ -34,7 +34,7 @@ def dense(active: Active, row_count: int, neuron_count: int) -> torch.Tensor:
 
 
 @given(st.integers(0, 2**16), st.integers(1, 7), st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_topk_keeps_the_k_largest_of_every_row(seed: int, rows: int, k: int) -> None:
     pre = torch.randn(rows, 9, generator=torch.Generator().manual_seed(seed))
     due = torch.zeros_like(pre)
@@ -45,7 +45,7 @@ def test_topk_keeps_the_k_largest_of_every_row(seed: int, rows: int, k: int) -> 
 
 
 @given(st.integers(0, 2**16), st.integers(1, 7), st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batchtopk_keeps_the_k_times_rows_largest_of_the_batch(seed: int, rows: int, k: int) -> None:
     pre = torch.randn(rows, 9, generator=torch.Generator().manual_seed(seed))
     cutoff = sorted(pre.flatten().tolist(), reverse=True)[k * rows - 1]
@@ -61,7 +61,7 @@ def test_batchtopk_leaves_a_quiet_row_empty() -> None:
 
 
 @given(st.integers(0, 2**16), st.sampled_from(SPARSE))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_sparse_decoding_equals_the_dense_product_and_so_do_its_gradients(seed: int, variant: SparseVariant) -> None:
     generator = torch.Generator().manual_seed(seed)
     pre = torch.randn(5, 12, generator=generator, dtype=torch.float64).requires_grad_()

@@ -49,7 +49,7 @@ def add(command: argparse.ArgumentParser) -> None:
     shared.add_reading(activations)
     optimisation = command.add_argument_group("optimisation")
     shared.add_length(optimisation)
-    optimisation.add_argument("--lr", type=shared.number, help="peak learning rate (default: from the neurons)")
+    optimisation.add_argument("--lr", type=shared.number, help="peak learning rate (default: from width and steps)")
     shared.add_schedule(optimisation)
     optimisation.add_argument("--seed", type=shared.whole, help="decides split, start and order (default: 0)")
     shared.add_execution(optimisation)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from index.retrieval.exact import Metric, SearchShard
+from index.retrieval.exact import SearchShard
 from index.retrieval.postings import build_postings, row_norms
+from index.values import CodeMetric
 
 Code = dict[int, float]
 """Activations by neuron, in the order in which they are stored."""
@@ -41,7 +42,7 @@ def brute_force(
     query: Code,
     count: int,
     *,
-    metric: Metric = Metric.COSINE,
+    metric: CodeMetric = CodeMetric.COSINE,
     left_out: set[int] = frozenset(),
     only: set[int] | None = None,
     excluded: set[int] = frozenset(),
@@ -55,7 +56,7 @@ def brute_force(
         if row in excluded or not shared:
             continue
         score = _sum(stored[neuron] * counted[neuron] for neuron in shared)
-        if metric is Metric.COSINE:
+        if metric is CodeMetric.COSINE:
             score /= length * math.sqrt(_sum(value * value for value in stored.values()))
         found.append((row, score))
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:count]

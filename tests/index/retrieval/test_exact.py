@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.retrieval.exact import ExactSearch, Metric, SearchShard
+from index.retrieval.exact import ExactSearch, SearchShard
+from index.values import CodeMetric
+from phosphene.errors import NotFound, NumericError
 from tests.index.retrieval.brute_force import Code, brute_force, make_shards
 
 NEURONS = 24
-METRICS = list(Metric)
+METRICS = list(CodeMetric)
 # Few distinct values make ties; the others are the ends of float16 and what lies between.
 activations = st.one_of(
     st.sampled_from([0.5, 1.0, 2.0]),
@@ -38,7 +40,7 @@ def corpora(draw) -> tuple[list[Code], list[int]]:
     return everything, np.diff([0, *cuts, len(everything)]).tolist()
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     corpus=corpora(),
     query=codes,
@@ -143,12 +145,14 @@ def test_ranked_rows_have_the_scores_of_the_search():
     engine = ExactSearch(make_shards(codes, [100, 200], neuron_count=80), neuron_count=80)
     query = codes[7]
     ids, values = np.array(list(query), dtype=np.int32), np.array(list(query.values()), dtype=np.float32)
-    for options in ({}, {"metric": Metric.INNER_PRODUCT}, {"left_out": np.arange(80) < 3}, {"only": np.arange(40)}):
+    for options in ({}, {"metric": CodeMetric.INNER_PRODUCT}, {"left_out": np.arange(80) < 3}, {"only": np.arange(40)}):
         rows, scores = engine.nearest(ids, values, 20, **options)
-        some = np.random.default_rng(0).permutation(np.concatenate([rows, [299, 0, 5]]))
-        again, same = engine.ranked(ids, values, np.unique(some), 20, **options)
+        some = np.random.default_rng(0).permutation(np.unique([*rows, 299, 0, 5, -1]))
+        again, same = engine.ranked(ids, values, some, 20, **options)
         assert (again == rows).all()
         assert (same == scores).all()
+        again, _ = engine.ranked(ids, values, some, 20, excluded_rows=np.sort(rows[:3]), **options)
+        assert (again[:17] == rows[3:]).all()
 
 
 def test_other_neurons_left_out_change_the_answer_even_in_the_same_array():
@@ -184,3 +188,49 @@ def test_a_query_of_too_many_neurons_is_refused():
     engine = ExactSearch(make_shards([{0: 1.0}], [1], neuron_count=40_000), neuron_count=40_000)
     with pytest.raises(ValueError, match="33000 neurons; the limit is 32768"):
         search(engine, dict.fromkeys(range(33_000), 1.0), 1)
+
+
+ONES = np.ones(2, dtype=np.float32)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_query_without_numbers_is_refused(value):
+    engine = ExactSearch(make_shards([{0: 1.0, 1: 2.0}, {1: 3.0}], [2], neuron_count=2), neuron_count=2)
+    with pytest.raises(NumericError, match="NaN or infinite"):
+        search(engine, {0: value, 1: 1.0}, 2)
+    with pytest.raises(NumericError, match="NaN or infinite"):
+        engine.ranked(np.array([0]), np.array([value], dtype=np.float32), np.array([0, 1]), 2)
+
+
+@pytest.mark.parametrize("neuron", [-1, 2, 70_000, 2**32])
+def test_a_neuron_of_another_bundle_is_refused(neuron):
+    engine = ExactSearch(make_shards([{0: 1.0, 1: 2.0}, {1: 3.0}], [2], neuron_count=2), neuron_count=2)
+    for dtype in (np.int32, np.int64) if neuron != 2**32 else (np.int64,):
+        ids = np.array([1, neuron], dtype=dtype)
+        for ask in (lambda ids: engine.nearest(ids, ONES, 2), lambda ids: engine.ranked(ids, ONES, np.array([0]), 2)):
+            with pytest.raises(NotFound, match="those of the index are 0 to 1"):
+                ask(ids)
+    rows, scores = engine.nearest(np.array([1]), ONES[:1], 2)
+    assert (rows.tolist(), scores.tolist()) == ([1, 0], [1.0, pytest.approx(2 / 5**0.5)])
+
+
+@pytest.mark.parametrize("largest", [1e-45, 6e-8, 65_504.0, 3e38])
+def test_the_smallest_and_largest_queries_are_answered(largest):
+    codes = [{0: 6e-8}, {0: 65_504.0, 1: 6e-8}, {1: 1.0}, {}]
+    engine = ExactSearch(make_shards(codes, [4], neuron_count=2), neuron_count=2)
+    for query in ({0: largest}, {0: largest, 1: 1e-3}, {1: largest}):
+        assert search(engine, query, 4) == brute_force(codes, query, 4)
+
+
+def test_one_image_of_one_neuron_is_found():
+    engine = ExactSearch(make_shards([{0: 3.0}], [1], neuron_count=1), neuron_count=1)
+    assert search(engine, {0: 0.5}, 9) == [(0, 1.0)]
+    assert search(engine, {0: 0.5}, 9, excluded_rows=np.array([0])) == []
+
+
+def test_neurons_and_rows_beyond_sixteen_bits():
+    codes = [{(row * 7919) % 70_000: 1.0 + row % 3, 69_999: 0.5} for row in range(65_536 + 300)]
+    engine = ExactSearch(make_shards(codes, [65_536, 300], neuron_count=70_000), neuron_count=70_000)
+    for row in (0, 65_535, 65_536, 65_800):
+        # Half of the neurons are met by another row as well.
+        assert search(engine, codes[row], 3) == brute_force(codes, codes[row], 3)

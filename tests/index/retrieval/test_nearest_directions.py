@@ -20,7 +20,7 @@ def by_force(directions, vector, count):
     return order, [products[row] for row in order]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     directions=hnp.arrays(
         np.float32,

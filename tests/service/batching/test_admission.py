@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phosphene.errors import DeadlineExpired, Overloaded
@@ -125,7 +125,6 @@ def test_a_flood_of_one_caller_is_not_anothers_wait():
         pass
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -67,7 +67,7 @@ def test_the_only_image_of_a_caller_is_bounded_by_the_room_alone():
         desk.admit(caller="b", size_bytes=1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 40),
     st.lists(
@@ -123,3 +123,30 @@ def test_who_follows_counts_as_an_image_with_its_bytes_and_costs_nothing():
         assert desk.events.held == (0, 0, 0)
     assert desk.events.held == (0, 0, 0)
     assert desk.events.refusals == ["queue_full"]
+
+
+def test_room_that_was_reserved_becomes_the_image_s_own():
+    desk = Desk(replace(PLENTY, images=1, pixels=100))
+    claim = Claim(caller="a")
+    held = desk.admission.reserve(claim=claim, size_bytes=7)
+    with pytest.raises(Overloaded):
+        desk.admission.admit(claim=claim, size_bytes=7, pixel_count=1, cost=1.0)
+    with desk.admission.admit(claim=claim, size_bytes=7, pixel_count=5, cost=1.0, held=held):
+        assert desk.events.held == (1, 7, 5)
+        held.give_back()
+        assert desk.events.held == (1, 7, 5)
+    assert desk.events.held == (0, 0, 0)
+
+
+def test_room_that_was_reserved_is_no_room_for_pixels():
+    desk = Desk(replace(PLENTY, pixels=100))
+    claim = Claim(caller="a")
+    other = desk.admission.admit(claim=Claim(caller="b"), size_bytes=1, pixel_count=60, cost=1.0)
+    mine = desk.admission.admit(claim=claim, size_bytes=1, pixel_count=1, cost=1.0)
+    held = desk.admission.reserve(claim=claim, size_bytes=7)
+    with pytest.raises(Overloaded, match="pixels are in hand"):
+        desk.admission.admit(claim=claim, size_bytes=7, pixel_count=50, cost=1.0, held=held)
+    assert desk.events.held == (3, 9, 61)
+    for each in (held, mine, other):
+        each.__exit__(None, None, None)
+    assert desk.events.held == (0, 0, 0)

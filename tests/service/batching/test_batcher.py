@@ -565,7 +565,7 @@ def loads(draw):
     return rows, draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 3, 10**6]))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(loads())
 def test_results_go_to_exactly_the_request_that_asked(load):
     rows, batch_limit, memory_items = load
@@ -620,7 +620,7 @@ def test_results_go_to_exactly_the_request_that_asked(load):
     )
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_callers_that_come_and_go_at_any_moment_get_their_own_answers(seed, batch_limit):
     """Closed-loop callers against a device that works beside the engine thread, with cancels in between."""

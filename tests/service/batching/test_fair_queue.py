@@ -86,11 +86,11 @@ class AnyUse(RuleBasedStateMachine):
         assert self.queue.take() is None
 
 
-AnyUse.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+AnyUse.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestAnyUse = AnyUse.TestCase
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.5, 8), min_size=2, max_size=5), st.integers(10, 30))
 def test_callers_that_always_wait_get_equal_cost(costs, turn_count):
     queue, served = FairQueue(bulk_share=0.0), Counter()
@@ -103,7 +103,7 @@ def test_callers_that_always_wait_get_equal_cost(costs, turn_count):
     assert max(served.values()) - min(served[caller] for caller in range(len(costs))) <= 2 * max(costs)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(0, 0.9), st.floats(0.5, 4), st.floats(0.5, 4))
 def test_bulk_gets_its_share_of_cost_while_both_lanes_wait(bulk_share, interactive_cost, bulk_cost):
     queue, served = FairQueue(bulk_share=bulk_share), Counter()
@@ -208,7 +208,7 @@ def test_a_share_that_leaves_nothing_for_the_other_lane_is_refused(bulk_share):
         FairQueue(bulk_share=bulk_share)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(LANES, CALLERS, st.floats(0.5, 3)), max_size=25),
     LANES,

@@ -20,7 +20,7 @@ def line(slope_s, fixed_s, count=64):
     return [(SIZES[k % len(SIZES)], slope_s * SIZES[k % len(SIZES)] + fixed_s) for k in range(count)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(1e-4, 1), st.floats(0, 1))
 def test_a_line_is_found_and_batches_add_up(slope_s, fixed_s):
     model = learnt(line(slope_s, fixed_s))
@@ -73,7 +73,6 @@ def test_operations_are_told_apart_and_an_unknown_one_takes_what_all_take():
     assert 0.2 < model.seconds(4.0) < 0.4
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(COSTS, st.floats(0, 1e4)), max_size=20), COSTS, st.integers(0, 100))
 def test_any_history_gives_a_sane_estimate(pairs, cost, batch_count):
     model = learnt(pairs)
@@ -85,7 +84,6 @@ def test_any_history_gives_a_sane_estimate(pairs, cost, batch_count):
     assert model.seconds(cost, batch_count + 1) >= estimate_s
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e9))
 def test_the_delay_is_bounded(backlog_s):
     assert 0.05 <= retry_after_s(backlog_s) <= 30

@@ -175,7 +175,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STEPS)
 def test_everybody_gets_the_value_or_their_own_failure(steps):
     """Whatever happens in whatever order: no strangers' failures, no cancelled follower, nothing left behind."""

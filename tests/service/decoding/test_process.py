@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from phosphene.images import ImageLimits
+from phosphene.images import ImageLimits, PreparedImage
 from service.decoding.process import Death, WorkerEnded, WorkerGone, open_decode_process
 from tests.service.decoding.pictures import SMALL, picture
-from tests.service.decoding.test_pool import children, kill, turns
+from tests.service.decoding.test_pool import children, kill
 
 
 async def stopped(process):
@@ -36,16 +36,16 @@ async def test_what_ended_a_worker_in_the_middle_of_an_image_is_told(number, dea
         [process] = children()
         os.kill(process, signal.SIGSTOP)
         await stopped(process)
-        preparing = asyncio.create_task(worker.prepare(picture(1), SMALL))
-        await turns()
+        told = asyncio.get_running_loop().create_future()
+        worker.begin(picture(1), SMALL, told.set_result)
         os.kill(process, number)
         os.kill(process, signal.SIGCONT)
-        with pytest.raises(WorkerEnded) as ended:
-            await preparing
+        ended = await told
+        assert isinstance(ended, WorkerEnded)
         assert worker.ended.done()
         # Collected already, so that its number may be another process's by now.
         assert children() == []
-    assert (ended.value.death, ended.value.status) == (death, -number)
+    assert (ended.death, ended.status) == (death, -number)
 
 
 async def test_a_worker_that_had_ended_before_is_not_blamed_on_the_image():
@@ -53,4 +53,20 @@ async def test_a_worker_that_had_ended_before_is_not_blamed_on_the_image():
         [process] = children()
         kill(process)
         with pytest.raises(WorkerGone):
-            await worker.prepare(picture(1), SMALL)
+            worker.begin(picture(1), SMALL, pytest.fail)
+
+
+async def test_an_image_that_is_due_is_given_up_whatever_came_before_it():
+    """One timer stands for all images of a worker: it fires early for none and is spent on none."""
+    async with open_decode_process(ImageLimits(), 1.0) as worker:
+        loop, [process] = asyncio.get_running_loop(), children()
+        first, second = loop.create_future(), loop.create_future()
+        worker.begin(picture(1), SMALL, first.set_result)
+        assert isinstance(await first, PreparedImage)
+        await asyncio.sleep(0.3)
+        os.kill(process, signal.SIGSTOP)
+        await stopped(process)
+        begun_s = loop.time()
+        worker.begin(picture(2), SMALL, second.set_result)
+        assert isinstance(await second, TimeoutError)
+        assert loop.time() - begun_s >= 0.99

@@ -3,7 +3,7 @@ import json
 import logging
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.observing.logs import log_event, new_request_id, open_logs, request_id
@@ -47,7 +47,6 @@ def test_a_traceback_is_a_field(lines):
     assert line["level"] == "error"
 
 
-@settings(deadline=None)
 @given(st.none() | st.text(max_size=80))
 def test_request_ids_are_always_plain(offered):
     identity = new_request_id(offered)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phosphene.codes import ImageCode
@@ -37,7 +37,6 @@ def firing(random, densities, image_count):
 
 
 @given(CODES, st.integers(1, 12))
-@settings(deadline=None)
 def test_figures_are_those_of_the_last_images(seen, window_images):
     densities = np.linspace(0.1, 0.8, NEURON_COUNT)
     health = ModelHealth(reference=reference(densities), window_images=window_images, drift_images=1)

@@ -33,7 +33,7 @@ def dense(given_parts: Parts, residuals: Tensor) -> Tensor:
     return torch.zeros(len(residuals), NEURONS).scatter_add(1, codes.neuron_ids, codes.values).double()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), subtract=st.booleans())
 def test_a_gated_autoencoder_is_a_jumprelu_one(seed: int, subtract: bool) -> None:
     gated = parts(seed, subtract=subtract)

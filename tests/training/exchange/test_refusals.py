@@ -202,7 +202,7 @@ def test_a_flipped_bit_among_the_weights_is_seen(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_broken_file_is_damaged_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(["dictionary_learning/gated", "overcomplete/jump", "saelens/jumprelu"]))

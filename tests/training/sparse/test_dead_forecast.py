@@ -14,7 +14,7 @@ NEURONS = 12
     row_counts=st.lists(st.sampled_from([4, 4, 4, 9]), min_size=1, max_size=40),
     restart_at=st.integers(0, 40),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_never_fewer_than_are_dead(seed: int, dead_after: int, row_counts: list[int], restart_at: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     silence = torch.rand(NEURONS, generator=generator)

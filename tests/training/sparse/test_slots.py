@@ -48,7 +48,7 @@ def check(slots: Slots, bags: Bags, keys: Tensor) -> list[tuple[int, int, float]
 
 
 @given(st.integers(0, 2**16), st.integers(1, 36), st.integers(0, 36))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_active_neurons_stand_first_by_bag_and_by_neuron(seed: int, count: int, dead_count: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     active, dead = drawn(generator, count), drawn(generator, dead_count) if dead_count else None

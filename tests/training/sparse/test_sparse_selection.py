@@ -27,7 +27,7 @@ def due(pre: torch.Tensor, k: int, *, is_over_batch: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("is_over_batch", [True, False])
 @given(seed=st.integers(0, 2**16), rows=st.integers(1, 40), neurons=st.integers(1, 70), k=st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_it_selects_what_sorting_selects_batch_after_batch(
     is_over_batch: bool, seed: int, rows: int, neurons: int, k: int
 ) -> None:
@@ -74,7 +74,7 @@ def test_nothing_is_selected_where_nothing_is_positive_or_a_number() -> None:
 
 @pytest.mark.parametrize("is_over_batch", [True, False])
 @given(seed=st.integers(0, 2**16), rows=st.integers(1, 40), neurons=st.integers(1, 70), k=st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bfloat16_misses_only_what_rounding_can_hide_and_gives_values_in_float32(
     is_over_batch: bool, seed: int, rows: int, neurons: int, k: int
 ) -> None:

@@ -1,0 +1,42 @@
+"""benchmarks/record.py: what a record says of the machine, of versions, and of the bars."""
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from benchmarks import record
+from benchmarks.environments import installed
+from benchmarks.record import Must, Record
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "OUTPUT", tmp_path)
+    return tmp_path
+
+
+def test_a_record_tells_the_machine_our_versions_and_those_of_the_peers(output):
+    peers = {"somebody": installed(Path(sys.executable))}
+    assert Record(name="x", rows=[{"a": 1}], peers=peers).write() == 0
+    environment = json.loads((output / "x.json").read_text())["environment"]
+    assert environment["cores"] >= 1
+    assert environment["versions"]["numba"] == version("numba")
+    assert environment["peers"]["somebody"]["numpy"] == version("numpy")
+
+
+def test_a_missed_bar_is_the_exit_status(output):
+    must = {"good": Must(value=2, bar=1, sense=">="), "bad": Must(value=2, bar=1, sense="<=")}
+    assert Record(name="x", must=must).write() == 1
+    written = json.loads((output / "x.json").read_text())["must"]
+    assert [written[name]["holds"] for name in ("good", "bad")] == [True, False]
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
+def test_every_committed_record_tells_its_machine_and_versions(file):
+    environment = json.loads(file.read_text())["environment"]
+    assert {"cpu", "cores", "memory_gib", "versions", "commit", "load_average"} <= environment.keys()

@@ -1,0 +1,142 @@
+"""Flags: lists and patterns become neurons and digests beside an index, and its reader hides what they name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.__main__ import main
+from index.flags import flag_index, open_flags, read_flag_list
+from index.reader import open_index
+from index.sensitive import SensitiveConfig
+from index.values import ExemplarKind
+from phosphene.current import load_current
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, NotFound, SettingError
+from tests.index.small_world import NEURON_COUNT
+
+CIRCLES = SensitiveConfig(label_patterns=("CIR*",), neuron_ids=(7, 3))
+
+
+@pytest.fixture(scope="module")
+def flags(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("flags") / "flags"
+    flag_index(built, out, CIRCLES)
+    return out
+
+
+def test_patterns_and_lists_become_neurons_and_digests(built: Path, flags: Path) -> None:
+    with open_index(built) as index:
+        circles = {index.image(row).sha256 for row in range(40) if index.image(row).label == "circle"}
+        found = open_flags(flags, code_id=index.code_id)
+    assert 3 < len(circles) < 36
+    assert (found.neuron_ids, found.image_digests) == ((3, 7), tuple(sorted(circles)))
+
+
+def test_names_digests_and_uris_are_heard_and_added_to(built: Path, flags: Path, tmp_path: Path) -> None:
+    with open_index(built) as index:
+        named = [n for n in range(NEURON_COUNT) if any("red" in name.name for name in index.neuron(n).names)]
+        one = index.image(11).sha256
+    config = SensitiveConfig(name_patterns=("*red*",), image_digests=(one.upper(), "0" * 64), uri_patterns=("*20.png",))
+    found, was_there = flag_index(built, tmp_path / "more", config, base=flags)
+    before = open_flags(flags)
+    assert not was_there
+    assert set(found.neuron_ids) == {3, 7, *named}
+    assert set(before.image_digests) < set(found.image_digests)
+    assert {one, "0" * 64} <= set(found.image_digests)
+    assert flag_index(built, tmp_path / "more", config, base=flags) == (found, True) or found.id
+    with pytest.raises(ArtefactMismatch, match="holds other flags"):
+        flag_index(built, tmp_path / "more", CIRCLES)
+
+
+def test_the_reader_hides_sensitive_images_and_keeps_scores(built: Path, flags: Path) -> None:
+    with open_index(built, flags=flags) as index, open_index(built) as plain:
+        assert (index.flags_id, plain.flags_id) == (open_flags(flags).id, "")
+        assert index.sensitive_neuron_ids == {3, 7}
+        hidden = {row for row in range(40) if index.is_sensitive(row)}
+        # By bytes: a copy under another label is sensitive too.
+        circles = {plain.image(row).sha256 for row in range(40) if plain.image(row).label == "circle"}
+        assert hidden == {row for row in range(40) if plain.image(row).sha256 in circles}
+        view = index.without_sensitive()
+        assert view is index.without_sensitive()
+        for neuron_id in range(NEURON_COUNT):
+            shown = plain.exemplars(neuron_id, ExemplarKind.TOP, 100)
+            assert index.exemplars(neuron_id, ExemplarKind.TOP, 100) == shown
+            left = [exemplar for exemplar in shown if exemplar.row not in hidden]
+            assert view.exemplars(neuron_id, ExemplarKind.TOP, 100) == left
+        code = index.code(1)
+        similar = [match for match in plain.similar_images(code, 40) if match.row not in hidden]
+        assert view.similar_images(code, 40) == similar
+        assert similar
+        fired = [pair for pair in plain.images_by_expression("8 | 9 | 10", 40) if pair[0] not in hidden]
+        assert view.images_by_expression("8 | 9 | 10", 40) == fired
+        for row in hidden:
+            with pytest.raises(NotFound, match="is sensitive; ask for it with include_sensitive"):
+                view.image(row)
+            assert view.row_of(plain.image(row).sha256) is None
+            assert index.image(row) == plain.image(row)
+
+
+def test_flags_of_other_neurons_and_damaged_ones_are_refused(
+    patches_index: Path, built: Path, flags: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtefactMismatch, match="made for the code_id"):
+        open_index(patches_index, flags=flags)
+    found, _ = flag_index(built, tmp_path / "flags", CIRCLES)
+    array = np.load(tmp_path / "flags" / "neurons.npy")
+    array[0] += 1
+    np.save(tmp_path / "flags" / "neurons.npy", array)
+    with pytest.raises(ArtefactDamaged):
+        open_flags(tmp_path / "flags")
+    assert found.neuron_ids == (3, 7)
+
+
+def test_nothing_named_and_unknown_neurons_are_refused(built: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="nothing is named"):
+        flag_index(built, tmp_path / "flags", SensitiveConfig())
+    with pytest.raises(SettingError, match=f"neurons are 0 to {NEURON_COUNT - 1}"):
+        flag_index(built, tmp_path / "flags", SensitiveConfig(neuron_ids=(NEURON_COUNT,)))
+
+
+def test_a_list_names_each_kind(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(f"neuron: 12\nname:*nude*\n\nsha256:{'a' * 64}\nlabel:weapon\nuri:private/*\n")
+    assert read_flag_list(path) == SensitiveConfig(
+        neuron_ids=(12,),
+        name_patterns=("*nude*",),
+        image_digests=("a" * 64,),
+        label_patterns=("weapon",),
+        uri_patterns=("private/*",),
+    )
+    path.write_text("neuron:12\nneuron:x\nweapon\nlabel:\n")
+    with pytest.raises(SettingError, match=r"lines \[2, 3, 4\]"):
+        read_flag_list(path)
+
+
+def test_the_command_flags_and_activates(
+    built: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "flags"
+    assert main(["flag", str(built), "--out", str(out), "--neuron", "3", "--label-pattern", "circle"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["event"], told["neurons"]) == ("flagged", 1)
+    current = tmp_path / "CURRENT"
+    base = ["activate", str(current), "--bundle", f"b={bundle}", "--index", f"i={built}"]
+    assert main([*base, "--flags", f"other={out}"]) == 2
+    assert "flags are named for ['other']" in capsys.readouterr().err
+    assert main([*base, "--flags", f"i={out}"]) == 0
+    (member,) = load_current(current).flags
+    assert (member.name, member.id) == ("i", told["id"])
+    capsys.readouterr()
+    assert main(base) == 2
+    assert "index 'i' has flags now, and index 'i' would have none" in capsys.readouterr().err
+    assert main([*base[:-1], f"renamed={built}"]) == 2
+    assert "index 'i' has flags now, and index 'renamed' would have none" in capsys.readouterr().err
+    assert main([*base[:-1], f"renamed={built}", "--flags", f"renamed={out}"]) == 0
+    assert main([*base, "--flags", f"i={out}"]) == 0
+    capsys.readouterr()
+    assert main([*base, "--put-back"]) == 0
+    assert load_current(current).flags == ()
+    assert main(["verify", str(out)]) == 0
