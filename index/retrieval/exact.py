@@ -146,6 +146,7 @@ class ExactSearch:
                 chosen,
                 excluded,
                 space.accumulator,
+                space.marks,
                 space.candidates,
                 space.sums,
                 space.query,
@@ -245,10 +246,11 @@ class ExactSearch:
 
 
 class _Workspace:
-    """What one thread of a search writes to; clean between searches."""
+    """What one thread of a search writes to; ready for the next search after each."""
 
     def __init__(self, neuron_count: int) -> None:
         self.accumulator: UInt32[np.ndarray, " rows"] = np.zeros(ROW_LIMIT, dtype=np.uint32)
+        self.marks: UInt32[np.ndarray, " 1"] = np.zeros(1, dtype=np.uint32)
         self.candidates: UInt32[np.ndarray, " rows"] = np.empty(ROW_LIMIT, dtype=np.uint32)
         self.sums: UInt32[np.ndarray, " rows"] = np.empty(ROW_LIMIT, dtype=np.uint32)
         self.query: Float64[np.ndarray, " neurons"] = np.zeros(neuron_count)

@@ -3,7 +3,8 @@
 A query's neurons are taken in order of postings per squared weight. The first of them are accumulated, so many that the
 rest alone could not carry a row into the answer (as MaxScore does it, Turtle and Flood, 1995; the bound here is that of
 Cauchy and Schwarz). Every row whose accumulated part could still reach the answer, with all that quantisation may hide,
-is scored from its stored code. What is skipped cannot be in the answer, which is therefore that of brute force.
+is scored from its stored code; such rows are looked for under so many of these neurons that the others could not make
+up their part alone. What is skipped cannot be in the answer, which is therefore that of brute force.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ from index.retrieval.scoring_kernels import (
 
 __all__ = ["search_shards"]
 
-# Weights are so quantised that a row's sum stays below 2 ** 32.
+# Weights are so quantised that the products of a row with 16-bit values stay below 2 ** 32 in sum.
 _WEIGHT_SUM = 65_536
+# A word of the accumulator has the mark of a shard's search above a row's sum, of whose products so many bits are cut.
+_CUT_BITS = 8
+_MARK_SHIFT = 32 - _CUT_BITS
+_LAST_MARK = (1 << _CUT_BITS) - 1
 # What a posting may hide above q x scale, in scales: half, and what rounding adds.
 _HIDDEN = 0.51
 # Relative slack for float32 norms and for roundings of the bounds.
@@ -39,11 +44,17 @@ _SLACK = 1.0 - 1e-6
 # The first neurons are accumulated until a row that may enter must have this part of the score from them.
 _PART = 0.4
 # The rows to beat come from a first part of the postings: one in so many, and so many at least.
-_SEED_SHARE = 8
+_SEED_SHARE = 5
 _SEED_POSTINGS = 64
-_HEAD_BYTES = 256
-# Codes that are on their way from memory while one is scored.
-_AHEAD = 6
+# Of these postings, the rows of the first: one in so many.
+_SEED_ROWS_SHARE = 4
+# Of a neuron's postings: what is asked for before its shard's turn.
+_HEAD_BYTES = 1024
+# Codes, and norms, that are on their way from memory while one is looked at.
+_AHEAD = 8
+_NORMS_AHEAD = 16
+# So many rows are scored sooner than put in order.
+_FEW = 128
 
 
 @njit(nogil=True, cache=True)
@@ -62,6 +73,7 @@ def search_shards(
     only,
     excluded_rows,
     accumulator,
+    marks,
     candidates,
     sums,
     query,
@@ -83,7 +95,8 @@ def search_shards(
         has_only: whether only the neurons of `only` may carry products.
         only: [c] int32, rising.
         excluded_rows: [e] int64, rising.
-        accumulator: [65536] uint32, zero before and after.
+        accumulator: [65536] uint32, no word marked above `marks`.
+        marks: [1] uint32: the last mark that was given; written.
         candidates: [65536] uint32, anything.
         sums: [65536] uint32, anything.
         query: [F] float64, zero before and after.
@@ -113,6 +126,10 @@ def search_shards(
             if turn + 1 < len(shard_order):
                 after = shard_order[turn + 1]
                 _fetch_heads(table[after], begins[after], ends[after])
+            if marks[0] == _LAST_MARK:
+                accumulator[:] = 0
+                marks[0] = 0
+            marks[0] += 1
             found = _search_shard(
                 table[shard],
                 scales[shard],
@@ -126,6 +143,7 @@ def search_shards(
                 is_cosine,
                 is_left_out,
                 excluded_rows,
+                np.uint32(marks[0] << np.uint32(_MARK_SHIFT)),
                 accumulator,
                 candidates,
                 sums,
@@ -208,6 +226,7 @@ def _search_shard(
     is_cosine,
     is_left_out,
     excluded_rows,
+    mark,
     accumulator,
     candidates,
     sums,
@@ -228,32 +247,29 @@ def _search_shard(
     words = carray(at(line[WORDS]), ENDLESS, np.uint32)
     norms = carray(at(line[NORMS]), line[ROWS], np.float32)
     per_weight = (_WEIGHT_SUM - n) / total
-    # An accumulated part is at most (sum + hidden) x unit.
-    unit = scale / per_weight
-    hidden = _HIDDEN * _WEIGHT_SUM
+    # An accumulated part is at most (sum + hidden) x unit; each cut hides less than 1.
+    unit = scale / per_weight * (1 << _CUT_BITS)
+    hidden = _HIDDEN * _WEIGHT_SUM / (1 << _CUT_BITS) + n
     count = len(best_scores)
     taken = 0
     if found < count:
         limit = max(posting_count // _SEED_SHARE, _SEED_POSTINGS)
-        taken = _take(words, begins, ends, weights, per_weight, 0, n, limit, accumulator)
+        taken = _take(words, begins, ends, weights, per_weight, 0, n, limit, mark, accumulator)
         found = _seed(
-            line, words, norms, begins, ends, taken, id_sample, length, is_cosine, is_left_out, excluded_rows,
-            accumulator, query, best_scores, best_rows, found,
+            line, words, norms, begins, ends, taken, limit // _SEED_ROWS_SHARE, id_sample, length, is_cosine,
+            is_left_out, excluded_rows, mark, accumulator, query, best_scores, best_rows, found,
         )  # fmt: skip
     worst = best_scores[found - 1] * _SLACK if found == count else 0.0
     depth = _depth(inside, length, worst, is_cosine, norm_range[1], taken)
-    _take(words, begins, ends, weights, per_weight, taken, depth, ENDLESS, accumulator)
+    _take(words, begins, ends, weights, per_weight, taken, depth, ENDLESS, mark, accumulator)
+    met_by = _meeting(inside, depth, length, worst, is_cosine, norm_range[1])
     slope, level = _bar(inside, depth, length, worst, is_cosine, unit, hidden)
     known = _collect(
-        words, begins, ends, depth, norms, line[NORMS], norm_range, slope, level, accumulator, candidates, sums
+        words, begins, ends, met_by, norms, line[NORMS], norm_range, slope, level, mark, accumulator, candidates, sums
     )  # fmt: skip
-    promises = np.empty(known, dtype=np.float32)
     for place in range(known):
         fetch_ahead(line[OFFSETS] + 8 * np.int64(candidates[place]))
-        # In this order the first that cannot enter any more is the last to be looked at.
-        norm, sum_limit = norms[candidates[place]], np.float32(sums[place]) + np.float32(hidden)
-        promises[place] = -sum_limit / norm if is_cosine else slope * norm - sum_limit
-    order = np.argsort(promises)
+    order = _order_rows(candidates[:known], sums, norms, slope, hidden, is_cosine)
     for place in range(min(known, _AHEAD)):
         fetch_code(line, candidates[order[place]], id_sample.itemsize)
     for place in range(known):
@@ -261,7 +277,7 @@ def _search_shard(
             fetch_code(line, candidates[order[place + _AHEAD]], id_sample.itemsize)
         row = candidates[order[place]]
         if np.float32(sums[order[place]]) < slope * norms[row] + level:
-            break
+            continue
         found = offer(
             line, row, norms[row] * _SLACK, id_sample, length, is_cosine, is_left_out, excluded_rows, query,
             best_scores, best_rows, found,
@@ -275,23 +291,24 @@ def _search_shard(
 @njit(nogil=True, cache=True)
 @no_type_check
 def _collect(
-    words, begins, ends, depth, norms, norms_address, norm_range, slope, level, accumulator, candidates, kept_sums
+    words, begins, ends, met_by, norms, norms_address, norm_range, slope, level, mark, accumulator, candidates,
+    kept_sums,
 ):  # fmt: skip
-    """Find the rows whose sum is at least slope x norm + level, and clear the accumulator; returns how many."""
+    """Find the rows of the first neurons whose sum is at least slope x norm + level; returns how many."""
     met = 0
-    # A row that was met before has sum 0, and is not met again.
     floor = (min(slope * norm_range[0], slope * norm_range[1]) + level) * np.float32(_SLACK)
-    bar = np.uint32(max(min(floor, np.float32(4.0e9)), np.float32(1.0)))
-    for place in range(depth):
+    bar = mark + np.uint32(max(min(floor, np.float32((1 << _MARK_SHIFT) - 1)), np.float32(0.0)))
+    for place in range(met_by):
         for index in range(begins[place], ends[place]):
             row = words[index] >> np.uint32(16)
-            sums = accumulator[row]
-            accumulator[row] = 0
-            if sums >= bar:
+            word = accumulator[row]
+            if word >= bar:
                 fetch_ahead(norms_address + 4 * np.int64(row))
                 candidates[met] = row
-                kept_sums[met] = sums
+                kept_sums[met] = word - mark
                 met += 1
+                # It is not met again.
+                accumulator[row] = 0
     known = 0
     for place in range(met):
         row, sums = candidates[place], kept_sums[place]
@@ -304,7 +321,20 @@ def _collect(
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _take(words, begins, ends, weights, per_weight, first, last, limit, accumulator):
+def _order_rows(candidates, sums, norms, slope, hidden, is_cosine):
+    """Places of the candidates, where there are many the most promising first: soon no other can enter."""
+    if len(candidates) <= _FEW:
+        return np.arange(len(candidates))
+    promises = np.empty(len(candidates), dtype=np.float32)
+    for place in range(len(candidates)):
+        norm, sum_limit = norms[candidates[place]], np.float32(sums[place]) + np.float32(hidden)
+        promises[place] = -sum_limit / norm if is_cosine else slope * norm - sum_limit
+    return np.argsort(promises)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _take(words, begins, ends, weights, per_weight, first, last, limit, mark, accumulator):
     """Accumulate the postings of neurons from `first` on, to `last` or to a number of postings; returns where."""
     read = 0
     for place in range(first, last):
@@ -314,25 +344,37 @@ def _take(words, begins, ends, weights, per_weight, first, last, limit, accumula
         weight = np.uint32(weights[place] * per_weight + 1.0)
         for index in range(begins[place], ends[place]):
             word = words[index]
-            accumulator[word >> np.uint32(16)] += (word & np.uint32(0xFFFF)) * weight
+            row = word >> np.uint32(16)
+            # What an earlier search left has a lower mark.
+            before = max(accumulator[row], mark)
+            accumulator[row] = before + ((word & np.uint32(0xFFFF)) * weight >> np.uint32(_CUT_BITS))
     return last
 
 
 @njit(nogil=True, cache=True)
 @no_type_check
 def _seed(
-    line, words, norms, begins, ends, taken, id_sample, length, is_cosine, is_left_out, excluded_rows, accumulator,
-    query, best_scores, best_rows, found,
+    line, words, norms, begins, ends, taken, limit, id_sample, length, is_cosine, is_left_out, excluded_rows, mark,
+    accumulator, query, best_scores, best_rows, found,
 ):  # fmt: skip
-    """Score the rows with the largest accumulated part, so that there is something to beat."""
+    """Score rows with a large accumulated part, so that there is something to beat.
+
+    They are the best of the first neurons' postings, of `limit` or as many as it takes to find enough rows.
+    """
     count = len(best_scores)
     parts = np.zeros(count, dtype=np.float32)
     rows = np.empty(count, dtype=np.int64)
-    known = 0
+    known, walked = 0, 0
     for place in range(taken):
+        if known == count and walked >= limit:
+            break
+        walked += ends[place] - begins[place]
         for index in range(begins[place], ends[place]):
+            if is_cosine:
+                later = words[min(index + _NORMS_AHEAD, ends[place] - 1)] >> np.uint32(16)
+                fetch_ahead(line[NORMS] + 4 * np.int64(later))
             row = np.int64(words[index] >> np.uint32(16))
-            part = np.float32(accumulator[row])
+            part = np.float32(accumulator[row] - mark)
             if is_cosine:
                 part /= norms[row]
             if known == count and part <= parts[known - 1]:
@@ -382,6 +424,18 @@ def _bound(inside, depth, length, worst, is_cosine):
     # product is at most cos(a - b) x the query's norm: a is at most b + t, where cos(t) would just do.
     wanted = min(worst * length, np.sqrt(whole))
     return (part * wanted - np.sqrt(part * rest * max(whole - wanted * wanted, 0.0))) / whole * _SLACK, 0.0
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _meeting(inside, depth, length, worst, is_cosine, largest_norm):
+    """By how many of the accumulated neurons every row that may enter is met: the others alone could not carry it."""
+    by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+    wanted = (by_norm * largest_norm + at_least) * _SLACK
+    for met_by in range(1, depth):
+        if np.sqrt(inside[depth] - inside[met_by]) * largest_norm < wanted:
+            return met_by
+    return depth
 
 
 @njit(nogil=True, cache=True)

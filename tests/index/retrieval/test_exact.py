@@ -125,6 +125,23 @@ def test_a_full_shard_of_which_every_row_is_a_candidate():
     assert [row for row, _ in found] == [40_000]
 
 
+def test_one_search_leaves_nothing_to_the_next_however_many_there_were():
+    codes = world(400, neuron_count=400, seed=8)
+    engine = ExactSearch(make_shards(codes, [200, 200], neuron_count=400), neuron_count=400)
+    marks = []
+    for code in codes[:150]:
+        search(engine, code, 5)
+        (space,) = engine._workspaces
+        # What a later search left would count for the next one.
+        assert int(space.accumulator.max()) >> 24 <= int(space.marks[0])
+        marks.append(int(space.marks[0]))
+    assert marks != sorted(marks)
+    for code in codes[:5]:
+        assert search(engine, code, 5) == brute_force(
+            codes, code, 5, metric=CodeMetric.COSINE, left_out=set(), excluded=set()
+        )
+
+
 def test_an_index_without_rows_answers_with_none():
     assert search(ExactSearch([], neuron_count=3), {0: 1.0}, 5) == []
 
