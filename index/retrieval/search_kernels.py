@@ -397,6 +397,8 @@ def _seed(
     for place in range(known):
         fetch_code(line, rows[place], id_sample.itemsize)
     for place in range(known):
+        # It is not met again.
+        accumulator[rows[place]] = 0
         found = offer(
             line, rows[place], norms[rows[place]] * _SLACK, id_sample, length, is_cosine, is_left_out, excluded_rows,
             query, best_scores, best_rows, found,
