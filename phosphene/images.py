@@ -269,6 +269,9 @@ def _to_rgb(picture: Image.Image, header: ImageHeader) -> Image.Image:
     match header:
         case PngHeader():
             return _png_to_rgb(picture, header)
+        case WebpHeader() | JpegHeader() if picture.mode == "RGB":
+            # Not through `convert`, which would copy it.
+            return picture
         case WebpHeader() | JpegHeader():
             return _over_white(picture) if picture.mode == "RGBA" else picture.convert("RGB")
         case _:
