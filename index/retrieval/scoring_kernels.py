@@ -31,6 +31,7 @@ __all__ = [
     "fetch_code",
     "load_query",
     "offer",
+    "product_with",
 ]
 
 COLUMNS = ("start", "row_count", "neuron_starts", "words", "offsets", "neuron_ids", "values", "norms")
@@ -161,16 +162,16 @@ def best_of_rows(
         place = step - 2 * _AHEAD
         if place >= 0 and rows[place] >= 0:
             line = table[shards[place]]
+            row = rows[place] - line[START]
             found = offer(
                 line,
-                rows[place] - line[START],
-                0.0,
+                row,
+                product_with(line, row, id_sample, query),
                 id_sample,
                 length,
                 is_cosine,
                 is_left_out,
                 excluded_rows,
-                query,
                 best_scores,
                 best_rows,
                 found,
@@ -183,19 +184,15 @@ def best_of_rows(
 @njit(nogil=True, cache=True)
 @no_type_check
 def offer(
-    line, row, least_norm, id_sample, length, is_cosine, is_left_out, excluded_rows, query, best_scores, best_rows,
-    found,
+    line, row, product, id_sample, length, is_cosine, is_left_out, excluded_rows, best_scores, best_rows, found
 ):  # fmt: skip
-    """Score a row of a shard and keep it where it is among the best; returns how many are known.
+    """Score a row of a shard by its product and keep it where it is among the best; returns how many are known.
 
-    A row that is known already may be offered again. No norm is summed where one of at least `least_norm` makes the
-    score too small; 0 where that is not known.
+    A row that is known already may be offered again.
     """
     count = len(best_scores)
-    score = _product(line, row, id_sample, query)
-    if is_cosine and score > 0:
-        if found == count and score < best_scores[count - 1] * (length * least_norm):
-            return found
+    score = product
+    if is_cosine and product > 0:
         score /= length * _norm(line, row, id_sample, is_left_out)
     place = line[START] + np.int64(row)
     if score <= 0 or (
@@ -220,7 +217,7 @@ def offer(
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _product(line, row, id_sample, query):
+def product_with(line, row, id_sample, query):
     """The inner product of a row and the query, summed in the order in which the row stores its neurons."""
     offsets = carray(at(line[OFFSETS]), line[ROWS] + 1, np.int64)
     stored_ids = carray(at(line[NEURON_IDS]), ENDLESS, id_sample.dtype)
@@ -259,8 +256,10 @@ def fetch_code(line, row, id_bytes):
 @njit(nogil=True, cache=True)
 @no_type_check
 def _fetch_lines(first, last):
-    """Ask for all cache lines from one address to before another."""
-    for address in range(first & ~63, last, 64):
+    """Ask for all cache lines from one address to before another; most codes lie in one or two."""
+    fetch_ahead(first)
+    fetch_ahead(last - 1)
+    for address in range((first & ~63) + 64, (last - 1) & ~63, 64):
         fetch_ahead(address)
 
 

@@ -27,6 +27,7 @@ from index.retrieval.scoring_kernels import (
     fetch_code,
     load_query,
     offer,
+    product_with,
 )
 
 __all__ = ["search_shards"]
@@ -278,9 +279,12 @@ def _search_shard(
         row = candidates[order[place]]
         if np.float32(sums[order[place]]) < slope * norms[row] + level:
             continue
+        product = product_with(line, row, id_sample, query)
+        # `offer` would find the same, but sums a norm first.
+        if product < (worst * length * norms[row] if is_cosine else worst):
+            continue
         found = offer(
-            line, row, norms[row] * _SLACK, id_sample, length, is_cosine, is_left_out, excluded_rows, query,
-            best_scores, best_rows, found,
+            line, row, product, id_sample, length, is_cosine, is_left_out, excluded_rows, best_scores, best_rows, found
         )  # fmt: skip
         if found == count and best_scores[found - 1] * _SLACK > worst:
             worst = best_scores[found - 1] * _SLACK
@@ -399,9 +403,10 @@ def _seed(
     for place in range(known):
         # It is not met again.
         accumulator[rows[place]] = 0
+        product = product_with(line, rows[place], id_sample, query)
         found = offer(
-            line, rows[place], norms[rows[place]] * _SLACK, id_sample, length, is_cosine, is_left_out, excluded_rows,
-            query, best_scores, best_rows, found,
+            line, rows[place], product, id_sample, length, is_cosine, is_left_out, excluded_rows, best_scores,
+            best_rows, found,
         )  # fmt: skip
     return found
 
