@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import re
 import sys
@@ -40,6 +41,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 refused, 130 stopped by the user."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Bars and names need letters that the locale may not have.
     allow_open_files()
     try:
         match options.command:
@@ -64,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         place = "" if error.filename is None else f" ({error.filename})"
-        is_shortage = error.errno in (errno.EMFILE, errno.ENFILE)
-        remedy = "raise the limit (ulimit -n)" if is_shortage else "make room or mend access, or choose another place"
-        sys.stderr.write(f"error: {error.strerror or error}{place}; {remedy}\n")
+        sys.stderr.write(f"error: {error.strerror or error}{place}; {_remedy(error)}\n")
         return 2
     except MemoryError as error:
         sys.stderr.write(
@@ -78,6 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("stopped; the same command goes on from here\n")
         return 130
     return 0
+
+
+def _remedy(error: OSError) -> str:
+    match error.errno:
+        case errno.EMFILE | errno.ENFILE:
+            return "raise the limit (ulimit -n)"
+        case errno.ENOENT:
+            return "name one that is there"
+        case _:
+            return "make room or mend access, or choose another place"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -276,20 +287,16 @@ def _flag(options: argparse.Namespace) -> None:
 def _activate(options: argparse.Namespace) -> None:
     from index.flags import check_flags_stay
     from index.take_down import check_nothing_comes_back
-    from phosphene.current import save_current
+    from phosphene.current import hold_current, save_current
 
     indexes, tombstones = _named_folders(options.index), _named_folders(options.tombstones)
     flags = _named_folders(options.flags)
-    if not options.put_back:
-        check_flags_stay(options.current, indexes, flags)
-        check_nothing_comes_back(options.current, indexes, tombstones)
-    current = save_current(
-        options.current,
-        bundles=_named_folders(options.bundle),
-        indexes=indexes,
-        tombstones=tombstones,
-        flags=flags,
-    )
+    bundles = _named_folders(options.bundle)
+    with hold_current(options.current):
+        if not options.put_back:
+            check_flags_stay(options.current, indexes, flags)
+            check_nothing_comes_back(options.current, indexes, tombstones)
+        current = save_current(options.current, bundles=bundles, indexes=indexes, tombstones=tombstones, flags=flags)
     _answer(
         {
             "event": "activated",

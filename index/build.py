@@ -25,7 +25,7 @@ from index.row_digests import RowDigests
 from index.summary import Summary, read_summary
 from index.vocabulary import vocabulary_digest
 from index.workers import WorkerSetup, open_decoders
-from index.workspace import Workspace, discard_workspace, open_workspace
+from index.workspace import Workspace, discard_workspace, open_workspace, refuse_source
 from phosphene.bundle import Bundle, load_bundle
 from phosphene.corpus import Corpus, open_corpus
 from phosphene.engine import open_device
@@ -148,6 +148,8 @@ def open_sources(job: BuildJob, progress: Progress) -> Sources:
     """
     if isinstance(job.engine, RayEngine):
         require_ray()
+    if job.earlier is not None:
+        refuse_source(job.out, job.earlier)
     bundle = load_bundle(job.bundle)
     earlier = None if job.earlier is None else open_earlier(job.earlier, bundle)
     words = job.vocabulary or (() if earlier is None else earlier.vocabulary)

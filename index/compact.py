@@ -21,7 +21,7 @@ from index.progress import Progress
 from index.row_copies import RowCopies
 from index.shards import Shards, open_shards
 from index.tombstones import open_tombstones
-from index.workspace import open_workspace
+from index.workspace import open_workspace, refuse_source
 from phosphene.errors import ArtefactMismatch, CorpusError
 from phosphene.manifest import digest_of, open_artefact
 
@@ -49,6 +49,7 @@ def compact_index(job: CompactJob, progress: Progress) -> BuildResult:
         CorpusError: no image would be left.
         SettingError: `out` holds something else, or another process works on it.
     """
+    refuse_source(job.out, job.index)
     manifest = open_artefact(job.index, kind="index")
     earlier = manifest.config["plan"]
     shards = open_shards(job.index, stored_shards(earlier))

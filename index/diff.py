@@ -40,6 +40,8 @@ class NeuronShift:
     """Confidence interval of the ratio."""
     exemplar_uris: tuple[str, ...]
     """The images of the second index that excite it most."""
+    name: str | None
+    """Its best name in the second index, else in the first; None: it has none."""
 
 
 def neurons_firing_more(first: IndexReader, second: IndexReader) -> list[NeuronShift]:
@@ -55,19 +57,22 @@ def neurons_firing_more(first: IndexReader, second: IndexReader) -> list[NeuronS
         )
     ratios, low, high = density_ratios(first.firing_counts, first.image_count, second.firing_counts, second.image_count)
     chosen = np.flatnonzero(low > 1)
-    order = chosen[np.lexsort((chosen, -low[chosen]))]
-    return [
-        NeuronShift(
-            neuron_id=int(neuron_id),
-            densities=(first.neuron(int(neuron_id)).density, second.neuron(int(neuron_id)).density),
-            ratio=float(ratios[neuron_id]),
-            bounds=(float(low[neuron_id]), float(high[neuron_id])),
-            exemplar_uris=tuple(
-                second.image(exemplar.row).uri for exemplar in second.images_by_neuron(int(neuron_id), _EXEMPLAR_COUNT)
-            ),
+    shifts: list[NeuronShift] = []
+    for neuron_id in chosen[np.lexsort((chosen, -low[chosen]))].tolist():
+        rows = first.neuron(neuron_id), second.neuron(neuron_id)
+        names = [*rows[1].names, *rows[0].names]
+        exemplars = second.images_by_neuron(neuron_id, _EXEMPLAR_COUNT)
+        shifts.append(
+            NeuronShift(
+                neuron_id=neuron_id,
+                densities=(rows[0].density, rows[1].density),
+                ratio=float(ratios[neuron_id]),
+                bounds=(float(low[neuron_id]), float(high[neuron_id])),
+                exemplar_uris=tuple(second.image(exemplar.row).uri for exemplar in exemplars),
+                name=names[0].name if names else None,
+            )
         )
-        for neuron_id in order
-    ]
+    return shifts
 
 
 def density_ratios(
@@ -97,6 +102,7 @@ def describe_shifts(shifts: list[NeuronShift], *, count: int) -> RenderableType:
     table = Table(title=f"{len(shifts)} neurons fire more in the second index", title_justify="left", box=None)
     for heading in ("neuron", "density", "in the second", "ratio", "at least", "at most"):
         table.add_column(heading, justify="right")
+    table.add_column("name")
     table.add_column("exemplars in the second")
     for shift in shifts[:count]:
         table.add_row(
@@ -104,6 +110,7 @@ def describe_shifts(shifts: list[NeuronShift], *, count: int) -> RenderableType:
             *(f"{density:.5f}" for density in shift.densities),
             f"{shift.ratio:.3g}",
             *(f"{bound:.3g}" for bound in shift.bounds),
+            escape(shift.name or "-"),
             escape(", ".join(shift.exemplar_uris)),
         )
     return table

@@ -145,13 +145,14 @@ def read_flag_list(path: Path) -> SensitiveConfig:
         SettingError: a line is none of that; all of them in one error.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A name may hold whatever else ends a line for Python.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise SettingError(f"{path} is no UTF-8 text ({error}); write lines such as label:*weapon*") from error
     named: dict[str, list[Any]] = {field: [] for field in _KINDS.values()}
     wrong: list[int] = []
     for number, line in enumerate(lines, 1):
-        kind, colon, what = (part.strip() for part in line.partition(":"))
+        kind, colon, what = (part.strip(" \t\r") for part in line.partition(":"))
         if not line.strip():
             continue
         if not colon or not what or kind not in _KINDS or (kind == "neuron" and not what.isdecimal()):

@@ -77,6 +77,11 @@ class MissingShards:
             quarantine.add(self._setup.workspace.shard_folder(shard))
 
         worker_count = self._workforce.worker_count
+        if 0 < len(missing) < worker_count:
+            progress.say(
+                f"no more than {len(missing)} of {worker_count} workers have work, as many as there are shards to "
+                "make; an index that is built with smaller shards (--shard-images, another plan) has more of them"
+            )
         match self._workforce.engine:
             case RayEngine() as engine:
                 run_on_ray(

@@ -8,7 +8,7 @@ Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications".
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -28,7 +28,7 @@ from phosphene.pipeline import Pipeline
 if TYPE_CHECKING:
     import ray
 
-__all__ = ["require_ray", "run_on_ray"]
+__all__ = ["require_ray", "run_on_ray", "shortfall"]
 
 _OBJECT_STORE_BYTES = 256 << 20
 """Holds the lists of the shards under way: of 65,536 rows each, about 20 MB."""
@@ -86,11 +86,14 @@ class _Tasks:
     ) -> None:
         self._ray, self._setup, self._cut, self._progress = cluster, setup, cut, progress
         self._deaths: Counter[int] = Counter()
-        self._encode = cluster.remote(
-            num_cpus=setup.config.thread_count, num_gpus=0 if setup.device == "cpu" else 1, max_retries=0
-        )(encode_shard)
+        self._cpu_count, self._gpu_count = setup.config.thread_count, 0 if setup.device == "cpu" else 1
+        self._encode = cluster.remote(num_cpus=self._cpu_count, num_gpus=self._gpu_count, max_retries=0)(encode_shard)
 
     def run(self, waiting: deque[ShardRows], worker_count: int, finish: Callable[[ShardRows], None]) -> None:
+        # Ray itself says nothing, and waits: a cluster that grows by itself may yet get such a machine.
+        lack = shortfall(self._ray.nodes(), cpu_count=self._cpu_count, gpu_count=self._gpu_count)
+        if lack is not None:
+            self._progress.say(lack)
         running: dict[ray.ObjectRef[None], ShardRows] = {}
         while waiting or running:
             while waiting and len(running) < worker_count:
@@ -130,6 +133,26 @@ class _Tasks:
                 f"{type(error).__name__}; memory may be short: try fewer --workers, or a smaller --batch"
             ) from error
         self._progress.say(f"a process died that worked on shard {shard.name}; it is begun again")
+
+
+def shortfall(nodes: Sequence[Mapping[str, Any]], *, cpu_count: int, gpu_count: int) -> str | None:
+    """Return what no machine of a cluster has that each task claims; None where some machine has it.
+
+    Args:
+        nodes: as `ray.nodes()` gives them.
+        cpu_count: processors that a task claims.
+        gpu_count: GPUs that it claims.
+    """
+    machines: list[Mapping[str, float]] = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(machine.get("CPU", 0) >= cpu_count and machine.get("GPU", 0) >= gpu_count for machine in machines):
+        return None
+    most = max((machine.get("CPU", 0) for machine in machines), default=0)
+    claim = f"{cpu_count} processors (--threads)" + (f" and {gpu_count} GPU (--device)" if gpu_count else "")
+    return (
+        f"no machine of the cluster has {claim} for a task: the most is {most:g} processors, and "
+        f"{sum(machine.get('GPU', 0) > 0 for machine in machines)} of {len(machines)} have a GPU; the job waits until "
+        "one has: stop it, and name fewer, if none will"
+    )
 
 
 def encode_shard(setup: WorkerSetup, work: ShardWork) -> None:

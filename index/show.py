@@ -30,7 +30,7 @@ def describe_index(folder: Path, index: IndexReader, *, name_count: int = 20) ->
         name_count: how many named neurons to list.
     """
     parts: list[RenderableType] = [_figures(folder, index), Text(), _densities(index)]
-    if index.list_neurons(filter=NeuronFilter(alive_only=True)):
+    if name_count > 0 and index.list_neurons(filter=NeuronFilter(alive_only=True)):
         parts += [Text(), _names(index, name_count)]
     return Group(*parts, Text(), _sizes(folder))
 

@@ -35,7 +35,7 @@ from phosphene.manifest import (
     write_durably,
 )
 
-__all__ = ["Workspace", "discard_workspace", "open_workspace", "read_plan", "share_workspace"]
+__all__ = ["Workspace", "discard_workspace", "open_workspace", "read_plan", "refuse_source", "share_workspace"]
 
 _PLAN = "plan.json"
 _PLAN_DRAFT = "plan.json.draft"
@@ -172,6 +172,16 @@ class Workspace:
         self.drafts.mkdir(exist_ok=True)
         with _locked(self.drafts, fcntl.LOCK_EX):
             pass
+
+
+def refuse_source(out: Path, source: Path) -> None:
+    """Refuse to make an index in place of the one that it grows from, before anybody removes that to make room.
+
+    Raises:
+        SettingError: both are one folder.
+    """
+    if out.exists() and source.exists() and out.samefile(source):
+        raise SettingError(f"--out is {source.name!r} itself, which stays as it is; choose another --out")
 
 
 @contextmanager

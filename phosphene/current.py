@@ -4,16 +4,16 @@
     "...", "tombstones": {"folder": "down-2", "id": "..."}}}, "schema": 2}
 
 An index may have tombstones, which name the images that were taken down from it, and flags, which say what of it is
-sensitive. The file is replaced as a whole by a
-rename, so a reader sees the old generation or the new one. Folders are relative to the file. The ids are what the
-writer saw: a folder that holds something else by now is refused.
+sensitive. The file is replaced as a whole by a rename, so a reader sees the old generation or the new one. Folders are
+relative to the file. The ids are what the writer saw: a folder that holds something else by now is refused.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from typing import Any, Literal
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SchemaUnknown, SettingError
 from phosphene.manifest import open_artefact, read_manifest, write_durably
 
-__all__ = ["Current", "Member", "load_current", "read_current", "save_current"]
+__all__ = ["Current", "Member", "hold_current", "load_current", "read_current", "save_current"]
 
 _SCHEMA = 2
 _MemberKind = Literal["bundle", "index", "tombstones", "flags"]
@@ -69,6 +69,27 @@ class Current:
             return [name]
         known = {member.name for member in self.indexes}
         return [other for other in indexes if other not in known]
+
+
+@contextmanager
+def hold_current(path: Path) -> Iterator[None]:
+    """Let no other process that does likewise name a generation meanwhile; waits while another one is about it.
+
+    Whoever compares a generation with the one before it, and then replaces that, holds the file for both: else a
+    take-down that somebody names in between is lost. Without effect on a file system that locks no folders.
+
+    Args:
+        path: the file; its folder is there.
+    """
+    import fcntl  # Windows has none; there artefacts can be read, not made.
+
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def save_current(
@@ -166,6 +187,7 @@ def read_current(path: Path) -> Current:
     indexes = document["indexes"]
     current = Current(
         bundles=_members(path, document["bundles"], kind="bundle"),
+        # First: what it lets pass has names and entries.
         indexes=_members(path, indexes, kind="index"),
         tombstones=_members(path, _of_indexes(indexes, "tombstones"), kind="tombstones"),
         flags=_members(path, _of_indexes(indexes, "flags"), kind="flags"),

@@ -8,6 +8,7 @@ own, never for a library's caller: what a process keeps, no other can have.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 __all__ = ["keep_freed_memory"]
 
@@ -18,13 +19,14 @@ _MOST_BYTES = 2**31 - 1
 _OWN_MAPPING_BYTES = 32 * 2**20
 
 
-def keep_freed_memory(limit_bytes: int | None = None) -> None:
+def keep_freed_memory(limit_bytes: int | None = None, *, mallopt: Callable[[int, int], int] | None = None) -> None:
     """Keep what this process frees from now on; changes no result, and does nothing where the C library is another.
 
     Args:
         limit_bytes: about how much of it, at most 2 GiB, and no piece of more than 32 MiB; None: all.
+        mallopt: takes the settings, as described in mallopt(3); None: the C library of this process.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = mallopt or getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
     # What has a mapping of its own goes as it is freed.

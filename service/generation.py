@@ -171,15 +171,15 @@ class Generation:
         reader = self.reader
         if self.bundle.text is None:
             raise Unanswerable(
-                f"neurons of bundle {self.bundle.name!r} cannot be searched by words: {self.bundle.no_text_reason}; "
-                "search by neuron_id, or use a bundle on CLIP or SigLIP",
+                f"with bundle {self.bundle.name!r} nothing can be searched by words: {self.bundle.no_text_reason}; or "
+                "search by an image or by neuron_id",
                 subject=f"bundle {self.bundle.name}",
             )
         if not reader.has_text:
             assert self.corpus is not None, "reader has refused a missing corpus"
             raise Unanswerable(
-                f"corpus {self.corpus.name!r} was indexed without projected embeddings, so neurons cannot be searched "
-                "by words; build its index again, or search by neuron_id",
+                f"corpus {self.corpus.name!r} was indexed without projected embeddings, so that nothing in it can be "
+                "searched by words; build its index again, or search by an image or by neuron_id",
                 subject=f"corpus {self.corpus.name}",
             )
         return self.bundle.text

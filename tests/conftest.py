@@ -1,5 +1,6 @@
 """What every test needs: where the repository and its shared folder are, and one thread for torch."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ from hypothesis import settings
 # `pytest --hypothesis-profile=default`. No deadline: how long an example takes says nothing of whether it is right.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+# Of whoever runs the tests: a proxy knows nothing of this machine, to which alone they talk; and what is written to no
+# terminal is plain, and 80 columns wide.
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+_TERMINALS = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES")
+for _name in (*_PROXIES, *(name.upper() for name in _PROXIES), *_TERMINALS):
+    os.environ.pop(_name, None)
+os.environ["COLUMNS"] = "80"
 
 _ROOT = Path(__file__).resolve().parent.parent
 

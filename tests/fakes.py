@@ -452,7 +452,7 @@ def fake_entry(
         score_names=SCORE_NAMES if has_scores else (),
         routes=(EncodeRoute(operation=encode_operation(engine), engine=engine, position=0),),
         text=text_operation(engine.text_vectors) if has_text_tower else None,
-        no_text_reason="" if has_text_tower else "encoder 'fake-clip' has no text tower",
+        no_text_reason="" if has_text_tower else "encoder 'fake-clip' has no text tower; use another",
         health=ModelHealth(reference=index_reference(shared_reader) if corpora else None),
     )
     return bundle, tuple(

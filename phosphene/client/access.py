@@ -17,7 +17,7 @@ import grpc
 
 from phosphene.errors import SettingError
 
-__all__ = ["Access", "AccessOptions", "access_to", "read_token"]
+__all__ = ["Access", "AccessOptions", "access_to", "is_on_this_machine", "read_token"]
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 
@@ -63,22 +63,23 @@ def access_to(address: str, **options: Unpack[AccessOptions]) -> Access:
             metadata can hold or that would travel in clear to another machine.
     """
     credentials = _credentials(**options)
+    is_local = is_on_this_machine(address)
+    # A proxy of the environment is for the world outside, and knows another machine by this address.
+    direct = (("grpc.enable_http_proxy", 0),) if is_local else ()
     token = options.get("token")
     if token is None:
-        return Access(credentials=credentials, metadata=(), channel_options=())
+        return Access(credentials=credentials, metadata=(), channel_options=direct)
     if not _TOKEN.fullmatch(token):
         raise SettingError(
             f"token has {len(token)} characters; it must be 1 to 512 printable ASCII characters without spaces",
             field="token",
         )
-    if credentials is None and not _is_on_this_machine(address):
+    if credentials is None and not is_local:
         raise SettingError(
             f"token would travel in clear to {address}, where everybody on the way can read and use it; "
             "talk TLS (tls=True, --tls)",
             field="token",
         )
-    # A proxy of the environment would carry even what is meant for this machine elsewhere.
-    direct = (("grpc.enable_http_proxy", 0),) if credentials is None else ()
     return Access(credentials=credentials, metadata=(("authorization", f"Bearer {token}"),), channel_options=direct)
 
 
@@ -146,7 +147,7 @@ def _pem(name: str, path: str | Path, label: str) -> bytes:
     return data
 
 
-def _is_on_this_machine(address: str) -> bool:
+def is_on_this_machine(address: str) -> bool:
     """Whether a gRPC target surely stays here; what cannot be told does not."""
     scheme, _, rest = address.partition(":")
     match scheme:

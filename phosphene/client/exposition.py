@@ -9,7 +9,9 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from urllib.parse import urlsplit
 
+from phosphene.client.access import is_on_this_machine
 from phosphene.errors import ServiceUnreachable
 
 __all__ = ["Scrape", "Series", "fetch_scrape", "parse_scrape"]
@@ -95,8 +97,10 @@ def fetch_scrape(url: str, *, timeout_s: float) -> Scrape:
     Raises:
         ServiceUnreachable: nobody answers, or what answers is no page of metrics.
     """
+    # As for gRPC: a proxy of the environment is for the world outside.
+    proxies: dict[str, str] | None = {} if is_on_this_machine(urlsplit(url).netloc) else None
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as reply:
+        with urllib.request.build_opener(urllib.request.ProxyHandler(proxies)).open(url, timeout=timeout_s) as reply:
             page = reply.read(_PAGE_LIMIT_BYTES).decode()
         return parse_scrape(page)
     except (urllib.error.URLError, HTTPException, OSError) as error:

@@ -200,14 +200,16 @@ def _nearest_neurons(neurons: Sequence[NearestNeuron]) -> Group:
 
 
 def _neuron_matches(title: str, matches: Sequence[NeuronMatch], metric: str) -> Group:
-    table = _table("neuron", "name", metric, "density", "exemplars show")
-    for match in matches:
+    shown = [label_summary(match.top_images) for match in matches]
+    # Those of a neuron come without exemplars, and a corpus may have no labels.
+    table = _table("neuron", "name", metric, "density", *(["exemplars show"] if any(shown) else []))
+    for match, labels in zip(matches, shown, strict=True):
         table.add_row(
             str(match.neuron.neuron_id),
             _name(match.neuron),
             f"{match.score:.3f}",
             _density(match.neuron),
-            Text(label_summary(match.top_images) or "-"),
+            *([Text(labels or "-")] if any(shown) else []),
         )
     return _titled(title, table)
 

@@ -271,6 +271,9 @@ def operation_words(answer: GetStatusResponse | ReloadResponse | DrainResponse) 
 
 
 def _cuts(fidelity: Fidelity) -> str:
-    image = f" {fidelity.cut_count} weaker neurons were cut from the code." if fidelity.cut_count else ""
+    # They are in the codes of the tokens, by which fidelity is measured, and not in that of the image.
+    image = (
+        f" {fidelity.cut_count} weaker neurons count in this, but were cut from the code." if fidelity.cut_count else ""
+    )
     tokens = f" {fidelity.token_cut_count} activations were cut from its tokens." if fidelity.token_cut_count else ""
     return image + tokens

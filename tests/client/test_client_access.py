@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ TOKEN = "sesame-1234"
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A chain and a key for this machine, which vouch for themselves."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl on PATH to make certificates with")
     folder = tmp_path_factory.mktemp("tls")
     chain, key = folder / "chain.pem", folder / "key.pem"
     subprocess.run(
@@ -68,6 +71,20 @@ def test_a_token_stays_on_this_machine_without_tls(address: str) -> None:
     allowed = access_to(address, token=TOKEN)
     assert allowed.metadata == (("authorization", f"Bearer {TOKEN}"),)
     assert ("grpc.enable_http_proxy", 0) in allowed.channel_options
+
+
+async def test_a_proxy_of_the_environment_is_not_for_this_machine(
+    service: FakeService, deserted_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{deserted_address}")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for access in ({}, {"token": TOKEN}):
+        with Client(service.address, retries=0, **access) as client:
+            client.model()
+        async with AsyncClient(service.address, retries=0, **access) as client:
+            await client.model()
+    assert access_to("10.0.0.1:1").channel_options == ()
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,13 @@ def test_a_neuron_is_shown_with_its_meaning_its_range_and_its_company(service: F
     )
     assert re.search("NPMI +images with both", out)
     assert re.search(r"\n22 .* 0\.750 +30 ", out)
+    # They come without exemplars, those of a search with them.
+    assert re.search("Neurons like it\nneuron +name +cosine of directions +density *\n", out)
     request = service.requests[-1]
     assert {NeuronPart.NEURON_PART_HISTOGRAM, NeuronPart.NEURON_PART_CO_ACTIVE_NEURONS} <= set(request.parts)
     assert request.co_active_count == 2
+    assert main(["search", "red", "--server", service.address]) == 0
+    assert re.search("density +exemplars show", capsys.readouterr().out)
     assert main(["neuron", "9", "--server", service.address]) == 0
     assert "dense: it fires on too many images to tell them apart" in capsys.readouterr().out
 

@@ -99,7 +99,7 @@ def test_a_page_holds_every_neuron_with_its_bar_and_exemplars(pages: dict[str, s
     for words in (
         "You can trust this list",
         "account for 88 %",
-        "3 weaker neurons were cut from the code. 5 activations were cut from its tokens.",
+        "3 weaker neurons count in this, but were cut from the code. 5 activations were cut from its tokens.",
         "stronger than 99.7 % of the images on which it fires",
         "neuron 41",
         "no name",

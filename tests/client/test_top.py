@@ -140,6 +140,13 @@ def test_a_service_that_is_not_there_is_told(deserted_address, capsys):
     assert "Traceback" not in err
 
 
+def test_a_proxy_of_the_environment_is_not_for_this_machine(metrics, deserted_address, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://{deserted_address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Page(metrics, lambda number: None) as page:
+        assert fetch_scrape(page.url, timeout_s=10.0).series
+
+
 def test_what_is_no_page_of_metrics_is_told(capsys):
     class Html:
         def page(self, environ, start_response):

@@ -14,7 +14,8 @@ def run(root, photo, server, **variables):
     return subprocess.run(
         ["sh", "examples/clients/shell/explain.sh", str(photo), server],
         cwd=root,
-        env={**os.environ, "BUF": str(buf), **variables},
+        # Not everybody has a home, where buf keeps what it learns.
+        env={**os.environ, "BUF": str(buf), "BUF_CACHE_DIR": str(photo.parent / "buf"), **variables},
         capture_output=True,
         text=True,
         timeout=60,

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 from google.rpc import status_pb2
 
-from tests.house.tree import copy_sources, plant, run_tool
+from tests.house.tree import copy_sources, plant, run_tool, surroundings
 
 PROTO = "proto/phosphene/v1/neurons.proto"
 
@@ -99,11 +99,11 @@ def test_a_break_is_refused(root: Path, tmp_path: Path) -> None:
 def test_drift_of_the_stubs_is_refused(root: Path, tmp_path: Path, file: str) -> None:
     tree = copy_sources(root, tmp_path)
     check = ["make", "--old-file=setup", "stubs", f"PY={sys.executable}", f"BIN={Path(sys.executable).parent}"]
-    clean = subprocess.run(check, cwd=tree, capture_output=True, text=True, check=False)
+    clean = subprocess.run(check, cwd=tree, env=surroundings(tree), capture_output=True, text=True, check=False)
     assert clean.returncode == 0, clean.stdout + clean.stderr
 
     comment = "// Planted.\nmessage Planted {}" if file == PROTO else "planted: int"
     plant(tree, file, comment)
-    drifted = subprocess.run(check, cwd=tree, capture_output=True, text=True, check=False)
+    drifted = subprocess.run(check, cwd=tree, env=surroundings(tree), capture_output=True, text=True, check=False)
     assert drifted.returncode != 0
     assert "make proto" in drifted.stderr

@@ -1,5 +1,6 @@
 """A copy of the source tree to plant mistakes in; knows nothing of the checks that find them."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -39,5 +40,17 @@ def run_tool(tree: Path, tool: str, *arguments: str) -> subprocess.CompletedProc
     """Runs a command of this Python's environment in the copied tree; its two outputs come back as one text."""
     command = [str(Path(sys.executable).parent / tool), *arguments]
     return subprocess.run(
-        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+        command,
+        cwd=tree,
+        env=surroundings(tree),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
     )
+
+
+def surroundings(tree: Path) -> dict[str, str]:
+    """This process's environment; lines are not broken, and what `buf` keeps has a place: not everybody has a home."""
+    return os.environ | {"COLUMNS": "300", "BUF_CACHE_DIR": str(tree / "build" / "buf")}

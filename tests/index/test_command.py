@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,20 @@ def test_show_prints_a_summary(built: Path, capsys: pytest.CaptureFixture[str]) 
         assert index.id in text
     for part in ("39 indexed, 1 quarantined", "density of the living neurons", "best named neurons", "thumbnails"):
         assert part in text
+
+
+def test_show_is_printed_in_any_locale(built: Path, root: Path) -> None:
+    command = [sys.executable, "-m", "index", "show", str(built)]
+    for encoding in ("ascii", "latin-1"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        shown = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=True)
+        assert "density of the living neurons" in shown.stdout.decode(encoding)
+
+
+def test_a_list_that_is_not_there_is_named(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = tmp_path / "none.txt"
+    assert main(["take-down", str(built), "--list", str(listed), "--out", str(tmp_path / "down")]) == 2
+    assert f"({listed}); name one that is there" in capsys.readouterr().err
 
 
 def test_verify_passes_and_refuses(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from index.__main__ import main
 from index.build import BuildJob, build_index
 from index.diff import density_ratios, describe_shifts, neurons_firing_more
 from index.reader import IndexReader, open_index
-from index.values import Exemplar, ImageRow, NeuronRow
+from index.values import Exemplar, ImageRow, NameSource, NeuronName, NeuronRow
 from phosphene.errors import ArtefactMismatch
 from tests.index.conftest import SMALL
 from tests.index.quiet import Notes
@@ -25,6 +25,7 @@ class Made(IndexReader):
 
     def __init__(self, name: str, counts: list[int], image_count: int) -> None:
         self._name, self._counts, self._image_count = name, counts, image_count
+        self.names: dict[int, str] = {}
 
     @property
     def code_id(self) -> str:
@@ -49,7 +50,11 @@ class Made(IndexReader):
             maximum=1.0,
             quantiles=(),
             label_entropy=None,
-            names=(),
+            names=tuple(
+                NeuronName(name=name, score=0.9, margin=0.5, source=NameSource.LABEL)
+                for named, name in self.names.items()
+                if named == neuron_id
+            ),
         )
 
     def images_by_neuron(self, neuron_id: int, count: int) -> list[Exemplar]:
@@ -71,6 +76,17 @@ def test_neurons_that_fire_more_come_in_order_with_exemplars() -> None:
     for shift in shifts:
         assert 1 < shift.bounds[0] < shift.ratio < shift.bounds[1]
     assert [shift.neuron_id for shift in neurons_firing_more(second, first)] == [3]
+
+
+def test_a_neuron_is_called_what_it_is_in_the_second_index_or_else_in_the_first() -> None:
+    first, second = Made("first", [10, 10, 10], 1000), Made("second", [400, 400, 400], 1000)
+    first.names, second.names = {0: "cat", 1: "dog"}, {1: "[red] wolf"}
+    shifts = neurons_firing_more(first, second)
+    assert [shift.name for shift in shifts] == ["cat", "[red] wolf", None]
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(describe_shifts(shifts, count=5))
+    assert "cat" in stream.getvalue()
+    assert "[red] wolf" in stream.getvalue()
 
 
 def test_the_command_prints_them(built: Path, capsys: pytest.CaptureFixture[str]) -> None:

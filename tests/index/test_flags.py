@@ -110,6 +110,9 @@ def test_a_list_names_each_kind(tmp_path: Path) -> None:
         label_patterns=("weapon",),
         uri_patterns=("private/*",),
     )
+    # What ends a line for Python, and for no editor, is part of a name.
+    path.write_text("uri: a\u2028label:b\x0b \r\n", encoding="utf-8")
+    assert read_flag_list(path) == SensitiveConfig(uri_patterns=("a\u2028label:b\x0b",))
     path.write_text("neuron:12\nneuron:x\nweapon\nlabel:\n")
     with pytest.raises(SettingError, match=r"lines \[2, 3, 4\]"):
         read_flag_list(path)

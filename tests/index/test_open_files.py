@@ -22,9 +22,10 @@ SHARDS_OF_TWO = IndexConfig(shard_image_count=2, batch_images=2, thread_count=1,
 
 @pytest.fixture
 def few_files() -> Iterator[int]:
-    """Let this process open 100 files more than it has."""
+    """Let this process open 100 files more than it has, whichever numbers those have."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = max(int(name) for name in os.listdir("/proc/self/fd")) + 100
+    held = {int(name) for name in os.listdir("/proc/self/fd")}
+    few = [number for number in range(len(held) + 100) if number not in held][99] + 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
     yield few
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)

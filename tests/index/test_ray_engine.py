@@ -14,7 +14,7 @@ import pytest
 from index.build import BuildJob, build_index
 from index.engines import RayEngine
 from index.plan import IndexConfig
-from index.ray_engine import require_ray
+from index.ray_engine import require_ray, shortfall
 from phosphene.errors import SettingError
 from tests.index.quiet import Notes
 
@@ -93,6 +93,7 @@ def test_a_killed_worker_costs_its_shard_alone_and_nothing_stays_behind(
     result = build_index(_job(corpus, bundle, tmp_path / "index", worker_count=2, engine=RayEngine()), killer)
     assert (result.manifest.id, result.plan_id) == (due.manifest.id, due.plan_id)
     assert killer.killed
+    assert not [sentence for sentence in killer.sentences if "no machine" in sentence]
     assert [sentence for sentence in killer.sentences if "a process died that worked on shard" in sentence]
     assert killer.encoded == 40
     # What was finished when the kill came is finished for good.
@@ -102,6 +103,22 @@ def test_a_killed_worker_costs_its_shard_alone_and_nothing_stays_behind(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["due", "index"]
     assert _descendants().keys() <= before
     assert set(Path(tempfile.gettempdir()).glob("phosphene-ray-*")) <= scratch
+
+
+def test_what_no_machine_of_a_cluster_has_is_said() -> None:
+    """Ray would wait for such a machine without a word."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "memory": 9.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"object_store_memory": 1.0}},
+    ]
+    assert shortfall(nodes, cpu_count=4, gpu_count=0) is None
+    assert shortfall(nodes, cpu_count=2, gpu_count=1) is None
+    assert "5 processors (--threads) for a task: the most is 4" in str(shortfall(nodes, cpu_count=5, gpu_count=0))
+    assert "4 processors (--threads) and 1 GPU (--device)" in str(shortfall(nodes, cpu_count=4, gpu_count=1))
+    assert "1 of 3 have a GPU" in str(shortfall(nodes, cpu_count=4, gpu_count=1))
+    assert "the most is 0 processors" in str(shortfall([], cpu_count=1, gpu_count=0))
 
 
 def test_without_ray_the_remedy_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from index.reader import IndexReader, open_index
 from index.take_down import Request, TakeDownJob, read_requests, take_down
 from index.tombstones import open_tombstones
 from index.values import ExemplarKind, NeuronFilter
+from phosphene.current import hold_current, read_current, save_current
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, NotFound, SettingError
 from tests.index.small_world import NEURON_COUNT
 
@@ -220,6 +222,24 @@ def test_what_is_down_does_not_come_back_unasked(
     assert main([*command, "--index", f"renamed={built}", "--tombstones", f"photos={down}"]) == 0
     assert main([*command, "--put-back"]) == 0
     assert main(command) == 0
+
+
+def test_a_take_down_that_somebody_names_meanwhile_is_not_lost(
+    built: Path, bundle: Path, down: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    current = tmp_path / "CURRENT"
+    command = ["activate", str(current), "--bundle", f"b={bundle}", "--index", f"photos={built}"]
+    status: list[int] = []
+    other = threading.Thread(target=lambda: status.append(main(command)))
+    with hold_current(current):
+        other.start()
+        other.join(0.3)
+        assert other.is_alive()
+        save_current(current, bundles={"b": bundle}, indexes={"photos": built}, tombstones={"photos": down})
+    other.join(60)
+    assert status == [2]
+    assert "would be shown again" in capsys.readouterr().err
+    assert [member.name for member in read_current(current).tombstones] == ["photos"]
 
 
 def test_what_is_down_is_known_after_its_bundle_or_index_has_gone(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,16 @@ def test_a_job_waits_for_workers_whose_parent_was_killed(bundle: Path, corpus: P
         assert other.is_alive()
     other.join(30)
     assert not other.is_alive()
+
+
+def test_workers_who_have_nothing_to_do_are_told_of(bundle: Path, corpus: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    job = _job(corpus, bundle, tmp_path / "index")
+    build_index(replace(job, config=replace(SMALL, shard_image_count=64), worker_count=4), notes)
+    assert [sentence for sentence in notes.sentences if "no more than 1 of 4 workers have work" in sentence]
+    more = Notes()
+    build_index(replace(job, out=tmp_path / "more", worker_count=2), more)
+    assert not [sentence for sentence in more.sentences if "have work" in sentence]
 
 
 @pytest.mark.parametrize("worker_count", [0, 257])

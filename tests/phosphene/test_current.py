@@ -75,6 +75,12 @@ def test_what_is_not_published_is_not_named(house, tmp_path):
         ('{"schema": 1, "bundles": {}, "indexes": {}}', ArtefactDamaged),
         ('{"schema": 1, "bundles": {"a": "b1"}, "indexes": {}}', ArtefactDamaged),
         (json.dumps({"schema": 1, "bundles": [1], "indexes": {}}), ArtefactDamaged),
+        (json.dumps({"schema": 2, "bundles": {}, "indexes": []}), ArtefactDamaged),
+        (json.dumps({"schema": 2, "bundles": {}, "indexes": {"a": "tombstones"}}), ArtefactDamaged),
+        (
+            json.dumps({"schema": 2, "bundles": {}, "indexes": {"a": {"folder": "a", "id": "", "flags": 1}}}),
+            ArtefactDamaged,
+        ),
     ],
 )
 def test_a_file_that_does_not_parse_is_refused(tmp_path, text, error):

@@ -1,38 +1,48 @@
-"""What a process frees stays its own; on Linux with glibc, elsewhere nothing changes."""
+"""What a process frees stays its own: what the C library is asked for, and that it agrees."""
 
-import ctypes
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
-PROGRAM = """
-import resource, sys
-import torch
 from phosphene.freed_memory import keep_freed_memory
 
-def faults_of_a_batch():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    pieces = [torch.ones(MIB << 18) for _ in range(COUNT)]
-    del pieces
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+# Numbers of <malloc.h>, described in mallopt(3).
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+MIB = 2**20
 
-COUNT, MIB, LIMIT = (int(word) for word in sys.argv[1:])
-plain = min(faults_of_a_batch() for _ in range(5))
-keep_freed_memory(LIMIT or None)
-# Pieces are aligned, and it takes the C library some batches to find a place for them.
-print(plain, min(faults_of_a_batch() for _ in range(30)))
+PROGRAM = """
+import ctypes
+from phosphene.freed_memory import keep_freed_memory
+
+answers = []
+for limit_bytes in (None, 64 << 20):
+    keep_freed_memory(limit_bytes, mallopt=lambda *setting: answers.append(ctypes.CDLL(None).mallopt(*setting)))
+    keep_freed_memory(limit_bytes)
+print(answers)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
-@pytest.mark.parametrize(("count", "mib", "limit_bytes"), [(1, 64, 0), (3, 10, 64 * 2**20)])
-def test_batches_take_the_memory_of_those_before(count, mib, limit_bytes):
-    command = [sys.executable, "-c", PROGRAM, str(count), str(mib), str(limit_bytes)]
-    # Left alone, the C library moves its thresholds by what was freed before; held, it gives every piece back.
-    held = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    done = subprocess.run(command, env=os.environ | held, capture_output=True, text=True, timeout=120, check=True)
-    plain, kept = map(int, done.stdout.split())
-    assert plain > count * mib / 4  # A page may have 2 MiB.
-    assert kept < count * mib / 8
+@pytest.mark.parametrize(
+    ("limit_bytes", "due"),
+    [
+        # Nothing has a mapping of its own, which would go with it, and nothing is trimmed.
+        (None, {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}),
+        (64 * MIB, {MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 64 * MIB}),
+    ],
+)
+def test_what_the_c_library_is_asked_for(limit_bytes, due):
+    asked = []
+    keep_freed_memory(limit_bytes, mallopt=lambda *setting: asked.append(setting) or 1)
+    assert dict(asked) == due
+    assert len(asked) == len(due)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or sys.maxsize < 2**32, reason="what is asked for is meant for glibc on 64 bits"
+)
+def test_the_c_library_takes_every_setting():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 1, 1, 1]\n"

@@ -202,7 +202,12 @@ async def test_what_a_bundle_or_corpus_lacks_is_said():
             (("SearchImages", images_pb2.SearchImagesRequest(image=RED)), "no corpus"),
             (("GetImage", images_pb2.GetImageRequest(sha256="0" * 64)), "no corpus"),
             (("SearchNeurons", neurons_pb2.SearchNeuronsRequest(bundle="wordless", text="red")), "no text tower"),
+            (
+                ("SearchImages", images_pb2.SearchImagesRequest(bundle="wordless", text="red")),
+                "nothing can be searched",
+            ),
             (("SearchNeurons", neurons_pb2.SearchNeuronsRequest(bundle="unindexed", text="red")), "embeddings"),
+            (("SearchImages", images_pb2.SearchImagesRequest(bundle="unindexed", text="red")), "nothing in it can be"),
         ]
         for call, text in cases:
             code, message, details = await refused(running, call)

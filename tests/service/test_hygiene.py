@@ -52,7 +52,10 @@ async def still_answering(service):
 def peak_bytes(process):
     """Most memory that the process ever held."""
     status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    if not found:
+        pytest.skip("the system does not say how much memory a process ever held")
+    return int(found[0]) * 1024
 
 
 def bomb(mebibyte_count):

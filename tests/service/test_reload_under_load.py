@@ -1,6 +1,7 @@
 """Reloads while callers ask: nobody notices, each answer is one generation's own; what goes wrong changes nothing."""
 
 import asyncio
+import os
 import shutil
 import signal
 from contextlib import asynccontextmanager
@@ -93,7 +94,7 @@ async def operated(process):
 
 def resident_bytes(process):
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("reload_count", [50, pytest.param(400, marks=pytest.mark.slow)])
