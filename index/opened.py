@@ -25,6 +25,7 @@ from index.neighbours import Neighbours
 from index.neuron_table import NeuronTable
 from index.patch_maps import PatchMaps
 from index.plan import stored_shards
+from index.quarantine import unlisted_folders
 from index.shards import open_shards
 from index.similar import SimilarImages, search_shards
 from index.summary import read_summary
@@ -46,6 +47,8 @@ __all__ = ["OpenedIndex"]
 class OpenedIndex(IndexFacts):
     """The parts of an open index."""
 
+    unlisted_folder_count: int
+    """Folders of the corpus that could not be listed: quarantined rows that are no images."""
     _qdrant: QdrantSearch | None = None
     """Finds similar codes, and what expressions ask for; None: the index itself does."""
 
@@ -65,6 +68,7 @@ class OpenedIndex(IndexFacts):
             SettingError: the device cannot hold the index.
         """
         super().__init__(manifest, read_summary(folder), tombstones, flags)
+        self.unlisted_folder_count = len(unlisted_folders(folder))
         self._lifetime = ExitStack()
         plan = manifest.config["plan"]
         self._shards = open_shards(folder, stored_shards(plan))

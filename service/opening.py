@@ -310,7 +310,7 @@ def _served_corpus(name: str, reader: IndexReader) -> ServedCorpus:
     return ServedCorpus(
         name=name,
         reader=reader,
-        quarantined_image_count=reader.quarantined_count,
+        quarantined_image_count=reader.quarantined_count - reader.unlisted_folder_count,
         created_by=reader.created_by,
     )
 
