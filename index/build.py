@@ -160,15 +160,10 @@ def open_sources(job: BuildJob, progress: Progress) -> Sources:
     skipped = sources.corpus.skipped_counts
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        progress.say(
-            f"skipped {sum(skipped.values())} of {sum(skipped.values()) + _image_count(sources.corpus)} files: {reasons}"
-        )
+        seen_count = sum(skipped.values()) + len(sources.corpus) - len(sources.corpus.unlistable_folders)
+        progress.say(f"skipped {sum(skipped.values())} of {seen_count} files: {reasons}")
     _report_unlistable(sources.corpus, job.max_bad_ratio, progress)
     return sources
-
-
-def _image_count(corpus: Corpus) -> int:
-    return len(corpus) - len(corpus.unlistable_folders)
 
 
 def _report_unlistable(corpus: Corpus, max_bad_ratio: float, progress: Progress) -> None:

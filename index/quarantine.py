@@ -97,9 +97,9 @@ class Quarantine:
         if self.count > self._max_bad_ratio * self._image_count:
             self._write_report()
             raise CorpusError(
-                f"{self.count} of {self._image_count} images cannot be used, {self.count / self._image_count:.1%} so far; "
-                f"the limit is {self._max_bad_ratio:.1%}: mend them, or allow more with --max-bad-ratio; all are in "
-                f"{self._report}: {self.examples()}"
+                f"{self.count} of {self._image_count} images cannot be used, {self.count / self._image_count:.1%} so "
+                f"far; the limit is {self._max_bad_ratio:.1%}: mend them, or allow more with --max-bad-ratio; all are "
+                f"in {self._report}: {self.examples()}"
             )
 
     def examples(self) -> str:

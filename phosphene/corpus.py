@@ -113,7 +113,8 @@ def open_corpus(source: str, *, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> Corp
             a folder, searched recursively for .jpg, .jpeg, .png and .webp, in the order of the relative paths; the
             label is the first sub-folder; hidden files and `.partial` are left out, links are followed once; a folder
             in it that cannot be listed is a row, which cannot be read, so that what it holds is not missed in silence;
-            a folder that has .tar files and no images (what lies in folders there is no part of it), one .tar, or `name-{000000..000012}.tar` (WebDataset);
+            a folder that has .tar files and no images (what lies in folders there is no part of it), one .tar, or
+            `name-{000000..000012}.tar` (WebDataset);
             a .csv or .parquet list with a column file, path, uri or image (relative to the list) and, where there
             are any, label and caption;
             the same as an fsspec URL (`s3://...`, `memory://...`).

@@ -165,6 +165,22 @@ class Generation:
         """The row of the corpus that holds an image; None where there is none, or no corpus."""
         return None if self.corpus is None else self.corpus.reader.row_of(sha256)
 
+    def listed_row(self, sha256: str) -> int | None:
+        """The same, for an answer that lists the image of the corpus."""
+        match self.corpus:
+            case ServedCorpus(reader=DiscreetReader() as reader):
+                return reader.listed_row_of(sha256)
+            case _:
+                return self.own_row(sha256)
+
+    def hides(self, sha256: str) -> bool:
+        """Whether an image of the corpus is hidden from this request, because it is sensitive."""
+        match self.corpus:
+            case ServedCorpus(reader=DiscreetReader() as reader):
+                return reader.hides(sha256)
+            case _:
+                return False
+
     @property
     def text_operation(self) -> Operation[str, Float32[np.ndarray, " embedding"]]:
         """What turns words into vectors; raises `Unanswerable` where nothing can be searched by words."""

@@ -9,7 +9,7 @@ cannot tell apart, the first by row need not be found.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import assert_never
@@ -92,7 +92,7 @@ class QdrantSearch:
         code: ImageCode,
         count: int,
         *,
-        exclude_row: int | None = None,
+        exclude_rows: Iterable[int] = (),
         metric: CodeMetric = CodeMetric.COSINE,
         neuron_ids: Sequence[int] | None = None,
     ) -> list[SimilarImage]:
@@ -125,7 +125,7 @@ class QdrantSearch:
                 )
             case _:
                 assert_never(metric)
-        excluded = [*self._hidden_rows(), *([] if exclude_row is None else [exclude_row])]
+        excluded = [*self._hidden_rows(), *exclude_rows]
         limit = 1.0 if metric is CodeMetric.COSINE else math.inf
         return [
             SimilarImage(row=scored.row, similarity=min(score, limit), shared_neuron_ids=_shared(chosen, scored.code))
