@@ -7,7 +7,6 @@ for. Flags fit every index of the same codes, so that they outlive appends.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,12 @@ from index.shards import open_shards
 from index.tables import read_table, write_table
 from phosphene.current import read_current
 from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, SettingError
-from phosphene.manifest import find_artefact, open_artefact, publish, save_array
+from phosphene.manifest import find_artefact, is_digest, open_artefact, publish, save_array
 
 __all__ = ["Flags", "check_flags_stay", "flag_index", "open_flags", "read_flag_list"]
 
 _NEURONS, _IMAGES = "neurons.npy", "images.parquet"
 _SCHEMA = pa.schema([pa.field("sha256", pa.string(), nullable=False)])
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _KINDS = {
     "neuron": "neuron_ids",
     "name": "name_patterns",
@@ -68,7 +66,7 @@ def open_flags(path: Path, *, code_id: str | None = None) -> Flags:
     manifest = open_artefact(path, kind="flags")
     neuron_ids = map_array(path / _NEURONS, np.int32, 1).tolist()
     digests = read_table(path / _IMAGES, _SCHEMA)["sha256"].to_pylist()
-    if digests != sorted(set(digests)) or not all(map(_DIGEST.fullmatch, digests)) or _falls(neuron_ids):
+    if digests != sorted(set(digests)) or not all(map(is_digest, digests)) or _falls(neuron_ids):
         raise ArtefactDamaged(f"{path} does not hold rising neurons and digests: make the flags again")
     made_for = str(manifest.config["code_id"])
     if code_id is not None and made_for != code_id:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -14,10 +13,9 @@ from index.row_sets import among
 from index.values import CodeMetric, ImageRow, SearchEngine, SimilarImage
 from phosphene.codes import ImageCode
 from phosphene.errors import NotFound, SettingError
+from phosphene.manifest import is_digest
 
 __all__ = ["ImageAnswers"]
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ImageAnswers(OpenedIndex):
@@ -42,7 +40,7 @@ class ImageAnswers(OpenedIndex):
 
     def _rows_of(self, sha256: str) -> Iterator[int]:
         digest = sha256.lower()
-        rows = self._images.rows_of(digest) if _DIGEST.fullmatch(digest) else iter(())
+        rows = self._images.rows_of(digest) if is_digest(digest) else iter(())
         return (row for row in rows if not self._visibility.hides(row))
 
     def is_taken_down(self, sha256: str) -> bool:

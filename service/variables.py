@@ -83,8 +83,8 @@ VARIABLES: dict[str, Variable] = {
     "PHOSPHENE_QDRANT_URL": _variable(
         "What is served",
         "A Qdrant that answers similar images (by codes) and expressions in place of the indexes; every index that is "
-        "served must have been pushed there (`python -m index push`). Needs requirements/qdrant.txt. Unset: the "
-        "indexes answer.",
+        "served must have been pushed there (`python -m index push`). Needs requirements/qdrant.txt, which the "
+        "container images have. Unset: the indexes answer.",
         Url(("http", "https")),
     ),
     "PHOSPHENE_QDRANT_COLLECTION": _variable(
