@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from index.arrays import map_array
 from index.image_table import ImageTable
+from index.names import open_names
 from index.neuron_table import NeuronTable
 from index.plan import stored_shards
 from index.sensitive import SensitiveConfig, sensitive_images, sensitive_neurons
@@ -77,7 +78,9 @@ def open_flags(path: Path, *, code_id: str | None = None) -> Flags:
     return Flags(id=manifest.id, code_id=made_for, neuron_ids=tuple(neuron_ids), image_digests=tuple(digests))
 
 
-def flag_index(index: Path, out: Path, config: SensitiveConfig, *, base: Path | None = None) -> tuple[Flags, bool]:
+def flag_index(
+    index: Path, out: Path, config: SensitiveConfig, *, base: Path | None = None, names: Path | None = None
+) -> tuple[Flags, bool]:
     """Publish what is sensitive in an index; run twice, it finds the flags there.
 
     Args:
@@ -85,6 +88,7 @@ def flag_index(index: Path, out: Path, config: SensitiveConfig, *, base: Path | 
         out: folder of the flags to be.
         config: lists and patterns.
         base: flags to add to.
+        names: what neurons are called, where not as the index says.
 
     Returns:
         What lies at `out` now, and whether it lay there before.
@@ -98,11 +102,12 @@ def flag_index(index: Path, out: Path, config: SensitiveConfig, *, base: Path | 
     manifest = open_artefact(index, kind="index")
     plan = manifest.config["plan"]
     before = None if base is None else open_flags(base, code_id=str(plan["code_id"]))
-    table = NeuronTable(index)
-    names = [[name.name for name in table.neuron(neuron_id).names] for neuron_id in range(table.neuron_count)]
-    neuron_ids = set(np.flatnonzero(sensitive_neurons(config, names)).tolist())
+    named = None if names is None else open_names(names, code_id=str(plan["code_id"]))
+    table = NeuronTable(index, None if named is None else named.column)
+    called = [[name.name for name in table.neuron(neuron_id).names] for neuron_id in range(table.neuron_count)]
+    neuron_ids = set(np.flatnonzero(sensitive_neurons(config, called)).tolist())
     digests = _image_digests(index, plan, config)
-    inputs = {"index": manifest.id}
+    inputs = {"index": manifest.id} | ({} if named is None else {"names": named.id})
     if before is not None:
         neuron_ids |= set(before.neuron_ids)
         digests |= set(before.image_digests)

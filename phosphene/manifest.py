@@ -54,7 +54,7 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 """Of every kind that `_SCHEMAS` does not name."""
-Kind = Literal["bundle", "index", "activations", "engine", "tombstones", "flags"]
+Kind = Literal["bundle", "index", "activations", "engine", "tombstones", "flags", "names"]
 
 _SCHEMAS = {"index": 2}
 

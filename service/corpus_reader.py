@@ -108,6 +108,10 @@ class CorpusReader(Protocol):
         """All rows of an indexed image by digest."""
 
     @property
+    def names_id(self) -> str:
+        """Id of the names that neurons go by; empty where they are the index's own."""
+
+    @property
     def flags_id(self) -> str:
         """Id of the flags that say what is sensitive; empty where there are none."""
 

@@ -47,6 +47,7 @@ class DiscreetReader:
         self.id, self.plan_id, self.code_id = reader.id, reader.plan_id, reader.code_id
         self.tombstones_id, self.take_down_ids = reader.tombstones_id, reader.take_down_ids
         self.flags_id, self.sensitive_neuron_ids = reader.flags_id, reader.sensitive_neuron_ids
+        self.names_id = reader.names_id
         self.image_count, self.neuron_count = reader.image_count, reader.neuron_count
         self.quantile_levels, self.patch_grid = reader.quantile_levels, reader.patch_grid
         self.has_labels, self.has_text = reader.has_labels, reader.has_text

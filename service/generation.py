@@ -117,8 +117,8 @@ class ServedCorpus:
 
     @property
     def state_id(self) -> str:
-        """Names all that decides its answers: the index, the tombstones that they honour, the flags that they heed."""
-        beside = (("+", self.reader.tombstones_id), ("!", self.reader.flags_id))
+        """Names all that decides its answers: the index, the tombstones that they honour, flags and names."""
+        beside = (("+", self.reader.tombstones_id), ("!", self.reader.flags_id), ("=", self.reader.names_id))
         return self.reader.id + "".join(f"{mark}{each}" for mark, each in beside if each)
 
 

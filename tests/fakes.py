@@ -163,6 +163,7 @@ class FakeReader:
     ) -> None:
         self.id, self.plan_id, self.code_id = "1" * 64, "2" * 64, code_id
         self.tombstones_id, self.take_down_ids = "", frozenset()
+        self.names_id = ""
         self.flags_id = "f" * 64 if sensitive_neurons or sensitive_rows else ""
         self.sensitive_neuron_ids, self.sensitive_rows = frozenset(sensitive_neurons), frozenset(sensitive_rows)
         self.hidden_rows: frozenset[int] = frozenset()
