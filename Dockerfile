@@ -28,12 +28,12 @@ FROM installer AS packages-cpu
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 RUN grep -E '^torch==' requirements/runtime.txt > torch.txt \
  && pip install --no-deps --index-url "${TORCH_INDEX_URL}" -r torch.txt \
- && pip install -r requirements/cpu.txt -r requirements/tracing.txt \
+ && pip install -r requirements/cpu.txt -r requirements/tracing.txt -r requirements/qdrant.txt \
  && pip check
 
 FROM installer AS packages-cuda
 # The CUDA libraries come as packages that torch pins; the host brings the driver.
-RUN pip install -r requirements/gpu.txt -r requirements/tracing.txt \
+RUN pip install -r requirements/gpu.txt -r requirements/tracing.txt -r requirements/qdrant.txt \
  && pip check
 
 FROM python AS runtime

@@ -8,6 +8,7 @@ python -m index verify build/index
 python -m index diff build/index build/other-index
 python -m index take-down build/index --uri 0007.png --out build/down
 python -m index flag build/index --label-pattern '*weapon*' --neuron 12 --out build/flags
+python -m index name build/index --bundle build/bundle --vocabulary words.txt --out build/names
 python -m index activate build/CURRENT --bundle scenes=build/bundle --index scenes=build/index \
     --tombstones scenes=build/down
 python -m index compact build/index --tombstones build/down --out build/index-2
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _push(options)
             case "flag":
                 _flag(options)
+            case "name":
+                _name(options)
             case _:
                 _activate(options)
     except PhospheneError as error:
@@ -133,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
     flag.add_argument("--label-pattern", nargs="+", default=[], metavar="PATTERN", help="images by label")
     flag.add_argument("--uri-pattern", nargs="+", default=[], metavar="PATTERN", help="images by their name")
     flag.add_argument("--list", type=Path, help="file with KIND:WHAT on each line (neuron, name, sha256, label, uri)")
+    flag.add_argument("--names", type=Path, help="what neurons are called (default: as the index says)")
+    name = commands.add_parser("name", help="name neurons by another vocabulary; the index stays what it is")
+    name.add_argument("index", type=Path)
+    name.add_argument("--bundle", type=Path, required=True, help="the one that the index was built for")
+    name.add_argument("--vocabulary", type=Path, required=True, help="file of words, one a line")
+    name.add_argument("--out", type=Path, required=True, help="folder of the names to be")
+    name.add_argument("--device", default="cpu", help="where the text tower runs (%(default)s)")
     activate = commands.add_parser("activate", help="name the generation that a service serves after its next reload")
     activate.add_argument("current", type=Path, help="the file that PHOSPHENE_CURRENT names")
     activate.add_argument(
@@ -144,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     activate.add_argument(
         "--flags", metavar="NAME=FOLDER", action="append", default=[], help="by the name of their index"
+    )
+    activate.add_argument(
+        "--names", metavar="NAME=FOLDER", action="append", default=[], help="by the name of their index"
     )
     activate.add_argument("--put-back", action="store_true", help="show again what is down or hidden now")
     return parser
@@ -161,6 +174,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from index.flags import open_flags
+    from index.names import open_names
     from index.plan import stored_shards
     from index.progress import open_progress
     from index.tombstones import open_tombstones
@@ -175,6 +189,10 @@ def _verify(options: argparse.Namespace) -> None:
     if found.kind == "flags":
         flags = open_flags(options.index)
         _answer({"event": "verified", "id": flags.id, "images": len(flags.image_digests)})
+        return
+    if found.kind == "names":
+        names = open_names(options.index)
+        _answer({"event": "verified", "id": names.id, "neurons": len(names.column)})
         return
     shards = stored_shards(found.config["plan"]) if found.kind == "index" else ()
     with open_progress(Console(stderr=True)) as progress:
@@ -271,7 +289,7 @@ def _flag(options: argparse.Namespace) -> None:
         label_patterns=(*options.label_pattern, *listed.label_patterns),
         uri_patterns=(*options.uri_pattern, *listed.uri_patterns),
     )
-    flags, was_finished = flag_index(options.index, options.out, config, base=options.base)
+    flags, was_finished = flag_index(options.index, options.out, config, base=options.base, names=options.names)
     _answer(
         {
             "event": "flagged",
@@ -284,6 +302,23 @@ def _flag(options: argparse.Namespace) -> None:
     )
 
 
+def _name(options: argparse.Namespace) -> None:
+    from index.name_job import name_index
+    from index.vocabulary import read_vocabulary
+
+    words = read_vocabulary(options.vocabulary)
+    names, was_finished = name_index(options.index, options.out, words, bundle=options.bundle, device=options.device)
+    _answer(
+        {
+            "event": "named",
+            "out": str(options.out),
+            "id": names.id,
+            "neurons": sum(bool(each) for each in names.column.to_pylist()),
+            "was_finished": was_finished,
+        }
+    )
+
+
 def _activate(options: argparse.Namespace) -> None:
     from index.flags import check_flags_stay
     from index.take_down import check_nothing_comes_back
@@ -291,12 +326,14 @@ def _activate(options: argparse.Namespace) -> None:
 
     indexes, tombstones = _named_folders(options.index), _named_folders(options.tombstones)
     flags = _named_folders(options.flags)
-    bundles = _named_folders(options.bundle)
+    bundles, names = _named_folders(options.bundle), _named_folders(options.names)
     with hold_current(options.current):
         if not options.put_back:
             check_flags_stay(options.current, indexes, flags)
             check_nothing_comes_back(options.current, indexes, tombstones)
-        current = save_current(options.current, bundles=bundles, indexes=indexes, tombstones=tombstones, flags=flags)
+        current = save_current(
+            options.current, bundles=bundles, indexes=indexes, tombstones=tombstones, flags=flags, names=names
+        )
     _answer(
         {
             "event": "activated",
@@ -305,6 +342,7 @@ def _activate(options: argparse.Namespace) -> None:
             "indexes": {member.name: member.id for member in current.indexes},
             "tombstones": {member.name: member.id for member in current.tombstones},
             "flags": {member.name: member.id for member in current.flags},
+            "names": {member.name: member.id for member in current.names},
         }
     )
 

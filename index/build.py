@@ -20,6 +20,7 @@ from index.missing_shards import MissingShards, Workforce
 from index.patch_maps import patch_tokens
 from index.plan import IndexConfig, Plan
 from index.progress import Progress
+from index.quarantine import unlisted_folders
 from index.ray_engine import require_ray
 from index.row_digests import RowDigests
 from index.summary import Summary, read_summary
@@ -29,7 +30,7 @@ from index.workspace import Workspace, discard_workspace, open_workspace, refuse
 from phosphene.bundle import Bundle, load_bundle
 from phosphene.corpus import Corpus, open_corpus
 from phosphene.engine import open_device
-from phosphene.errors import ArtefactMismatch, SettingError
+from phosphene.errors import ArtefactMismatch, CorpusError, SettingError
 from phosphene.manifest import MANIFEST_NAME, Manifest, differences, find_artefact, seal
 from phosphene.open_files import shortage_explained
 from phosphene.readout import SimilarityReadout
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 _WORKER_LIMIT = 256
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ class BuildJob:
     device: str = "cpu"
     """Torch device; no part of the plan."""
     max_bad_ratio: float = 0.1
-    """Share of the corpus that may be unusable, in [0, 1]; no part of the plan."""
+    """Share of the images that may be unusable, in [0, 1]; at 0, folders that cannot be listed are refused too. No part
+    of the plan."""
     worker_count: int = 1
     """Processes that encode; 1 of the local engine works in this one. No part of the plan."""
     engine: Engine = field(default_factory=LocalEngine)
@@ -102,6 +105,8 @@ class BuildResult:
     """Whether it lay there already."""
     skipped_counts: Mapping[str, int]
     """Files that were found beside the images, by why they are none."""
+    unlisted_folder_count: int = 0
+    """Folders that could not be listed; whatever images they hold are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +133,7 @@ def build_index(job: BuildJob, progress: Progress) -> BuildResult:
     """Build an index, or what is missing of it.
 
     Raises:
-        CorpusError: the corpus is missing or empty, or too much of it cannot be used.
+        CorpusError: the corpus is missing or empty, or too much of it cannot be used or listed.
         ArtefactError: the bundle or what lies at `out` is missing, damaged or another one.
         SettingError: `out` holds something else, or another process works on it.
         EncoderError: the bundle's encoder cannot be loaded.
@@ -157,10 +162,24 @@ def open_sources(job: BuildJob, progress: Progress) -> Sources:
     skipped = sources.corpus.skipped_counts
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        progress.say(
-            f"skipped {sum(skipped.values())} of {sum(skipped.values()) + len(sources.corpus)} files: {reasons}"
-        )
+        seen_count = sum(skipped.values()) + len(sources.corpus) - len(sources.corpus.unlistable_folders)
+        progress.say(f"skipped {sum(skipped.values())} of {seen_count} files: {reasons}")
+    _report_unlistable(sources.corpus, job.max_bad_ratio, progress)
     return sources
+
+
+def _report_unlistable(corpus: Corpus, max_bad_ratio: float, progress: Progress) -> None:
+    """Say which folders cannot be listed; raises `CorpusError` where nothing may be missing."""
+    folders = corpus.unlistable_folders
+    if not folders:
+        return
+    shown = ", ".join(map(repr, folders[:_SHOWN])) + (f" and {len(folders) - _SHOWN} more" if folders[_SHOWN:] else "")
+    found = f"{len(folders)} folders of the corpus cannot be listed: {shown}"
+    if max_bad_ratio == 0:
+        raise CorpusError(
+            f"{found}; with --max-bad-ratio 0 nothing may be missing: make them readable, or allow more than 0"
+        )
+    progress.say(f"{found}; whatever images they hold are missing from the index")
 
 
 def complete_index(job: BuildJob, sources: Sources, digests: RowDigests, plan: Plan, progress: Progress) -> BuildResult:
@@ -210,7 +229,14 @@ def publish_index(
     config = {**facts, "plan": plan.to_config(), "plan_id": plan.id}
     manifest = seal(draft, out, kind="index", inputs=plan.inputs, config=config)
     discard_workspace(out, plan)
-    return BuildResult(manifest=manifest, plan_id=plan.id, summary=summary, was_finished=False, skipped_counts={})
+    return BuildResult(
+        manifest=manifest,
+        plan_id=plan.id,
+        summary=summary,
+        was_finished=False,
+        skipped_counts={},
+        unlisted_folder_count=len(unlisted_folders(out)),
+    )
 
 
 def missing_shards(
@@ -294,4 +320,5 @@ def find_finished(out: Path, plan: Plan, skipped_counts: Mapping[str, int]) -> B
         summary=read_summary(out),
         was_finished=True,
         skipped_counts=skipped_counts,
+        unlisted_folder_count=len(unlisted_folders(out)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from index.flags import Flags
+from index.names import NeuronNames
 from index.statistics import QUANTILE_PROBABILITIES
 from index.summary import Summary
 from index.tombstones import Tombstones
@@ -18,9 +19,16 @@ class IndexFacts:
 
     summary: Summary
     """Figures over the whole index."""
+    names_id: str
+    """Id of the names that neurons go by; empty where they are the index's own."""
 
     def __init__(
-        self, manifest: Manifest, summary: Summary, tombstones: Tombstones | None = None, flags: Flags | None = None
+        self,
+        manifest: Manifest,
+        summary: Summary,
+        tombstones: Tombstones | None = None,
+        flags: Flags | None = None,
+        names: NeuronNames | None = None,
     ) -> None:
         """Keep what says it.
 
@@ -29,9 +37,11 @@ class IndexFacts:
             summary: of the index.
             tombstones: what its answers honour.
             flags: what is sensitive.
+            names: what neurons are called, where not as the index says.
         """
         self._manifest, self.summary = manifest, summary
         self._tombstones, self._flags = tombstones, flags
+        self.names_id = "" if names is None else names.id
 
     @property
     def id(self) -> str:

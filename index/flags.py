@@ -7,7 +7,6 @@ for. Flags fit every index of the same codes, so that they outlive appends.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from index.arrays import map_array
 from index.image_table import ImageTable
+from index.names import open_names
 from index.neuron_table import NeuronTable
 from index.plan import stored_shards
 from index.sensitive import SensitiveConfig, sensitive_images, sensitive_neurons
@@ -25,13 +25,12 @@ from index.shards import open_shards
 from index.tables import read_table, write_table
 from phosphene.current import read_current
 from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, SettingError
-from phosphene.manifest import find_artefact, open_artefact, publish, save_array
+from phosphene.manifest import find_artefact, is_digest, open_artefact, publish, save_array
 
 __all__ = ["Flags", "check_flags_stay", "flag_index", "open_flags", "read_flag_list"]
 
 _NEURONS, _IMAGES = "neurons.npy", "images.parquet"
 _SCHEMA = pa.schema([pa.field("sha256", pa.string(), nullable=False)])
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _KINDS = {
     "neuron": "neuron_ids",
     "name": "name_patterns",
@@ -68,7 +67,7 @@ def open_flags(path: Path, *, code_id: str | None = None) -> Flags:
     manifest = open_artefact(path, kind="flags")
     neuron_ids = map_array(path / _NEURONS, np.int32, 1).tolist()
     digests = read_table(path / _IMAGES, _SCHEMA)["sha256"].to_pylist()
-    if digests != sorted(set(digests)) or not all(map(_DIGEST.fullmatch, digests)) or _falls(neuron_ids):
+    if digests != sorted(set(digests)) or not all(map(is_digest, digests)) or _falls(neuron_ids):
         raise ArtefactDamaged(f"{path} does not hold rising neurons and digests: make the flags again")
     made_for = str(manifest.config["code_id"])
     if code_id is not None and made_for != code_id:
@@ -79,7 +78,9 @@ def open_flags(path: Path, *, code_id: str | None = None) -> Flags:
     return Flags(id=manifest.id, code_id=made_for, neuron_ids=tuple(neuron_ids), image_digests=tuple(digests))
 
 
-def flag_index(index: Path, out: Path, config: SensitiveConfig, *, base: Path | None = None) -> tuple[Flags, bool]:
+def flag_index(
+    index: Path, out: Path, config: SensitiveConfig, *, base: Path | None = None, names: Path | None = None
+) -> tuple[Flags, bool]:
     """Publish what is sensitive in an index; run twice, it finds the flags there.
 
     Args:
@@ -87,6 +88,7 @@ def flag_index(index: Path, out: Path, config: SensitiveConfig, *, base: Path | 
         out: folder of the flags to be.
         config: lists and patterns.
         base: flags to add to.
+        names: what neurons are called, where not as the index says.
 
     Returns:
         What lies at `out` now, and whether it lay there before.
@@ -100,11 +102,12 @@ def flag_index(index: Path, out: Path, config: SensitiveConfig, *, base: Path | 
     manifest = open_artefact(index, kind="index")
     plan = manifest.config["plan"]
     before = None if base is None else open_flags(base, code_id=str(plan["code_id"]))
-    table = NeuronTable(index)
-    names = [[name.name for name in table.neuron(neuron_id).names] for neuron_id in range(table.neuron_count)]
-    neuron_ids = set(np.flatnonzero(sensitive_neurons(config, names)).tolist())
+    named = None if names is None else open_names(names, code_id=str(plan["code_id"]))
+    table = NeuronTable(index, None if named is None else named.column)
+    called = [[name.name for name in table.neuron(neuron_id).names] for neuron_id in range(table.neuron_count)]
+    neuron_ids = set(np.flatnonzero(sensitive_neurons(config, called)).tolist())
     digests = _image_digests(index, plan, config)
-    inputs = {"index": manifest.id}
+    inputs = {"index": manifest.id} | ({} if named is None else {"names": named.id})
     if before is not None:
         neuron_ids |= set(before.neuron_ids)
         digests |= set(before.image_digests)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -14,10 +13,9 @@ from index.row_sets import among
 from index.values import CodeMetric, ImageRow, SearchEngine, SimilarImage
 from phosphene.codes import ImageCode
 from phosphene.errors import NotFound, SettingError
+from phosphene.manifest import is_digest
 
 __all__ = ["ImageAnswers"]
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ImageAnswers(OpenedIndex):
@@ -34,9 +32,16 @@ class ImageAnswers(OpenedIndex):
 
     def row_of(self, sha256: str) -> int | None:
         """Return the row of an indexed image by the digest of its bytes, in hexadecimal; None where there is none."""
+        return next(self._rows_of(sha256), None)
+
+    def rows_of(self, sha256: str) -> list[int]:
+        """Return all rows of an indexed image by the digest of its bytes, in hexadecimal, rising."""
+        return list(self._rows_of(sha256))
+
+    def _rows_of(self, sha256: str) -> Iterator[int]:
         digest = sha256.lower()
-        rows = self._images.rows_of(digest) if _DIGEST.fullmatch(digest) else iter(())
-        return next((row for row in rows if not self._visibility.hides(row)), None)
+        rows = self._images.rows_of(digest) if is_digest(digest) else iter(())
+        return (row for row in rows if not self._visibility.hides(row))
 
     def is_taken_down(self, sha256: str) -> bool:
         """Tell whether the image with this digest, in hexadecimal, was taken down."""
@@ -119,7 +124,7 @@ class ImageAnswers(OpenedIndex):
         code: ImageCode,
         count: int,
         *,
-        exclude_row: int | None = None,
+        exclude_rows: Collection[int] = (),
         metric: CodeMetric = CodeMetric.COSINE,
         neuron_ids: Sequence[int] | None = None,
     ) -> list[SimilarImage]:
@@ -130,7 +135,7 @@ class ImageAnswers(OpenedIndex):
         Args:
             code: of any image, live or stored.
             count: at least 1.
-            exclude_row: a row to leave out: the query's own.
+            exclude_rows: rows to leave out: those of the query's own image.
             metric: what the similarity is.
             neuron_ids: neurons whose products alone count; norms stay those of the whole codes. None: all.
 
@@ -142,15 +147,15 @@ class ImageAnswers(OpenedIndex):
             self._check_neuron(neuron_id)
         if self._qdrant is not None:
             return self._qdrant.similar_images(
-                code, count, exclude_row=exclude_row, metric=metric, neuron_ids=neuron_ids
+                code, count, exclude_rows=exclude_rows, metric=metric, neuron_ids=neuron_ids
             )
         hidden_rows = self._visibility.hidden_rows
         return self._similar.nearest(
-            code, count, exclude_row=exclude_row, hidden_rows=hidden_rows, metric=metric, neuron_ids=neuron_ids
+            code, count, exclude_rows=exclude_rows, hidden_rows=hidden_rows, metric=metric, neuron_ids=neuron_ids
         )
 
     def images_by_residual(
-        self, vector: Float32[np.ndarray, " width"], count: int, *, exclude_row: int | None = None
+        self, vector: Float32[np.ndarray, " width"], count: int, *, exclude_rows: Collection[int] = ()
     ) -> list[tuple[int, float]]:
         """Return up to `count` (row, cosine of its residual with the vector), best first; see `residual_recall`.
 
@@ -159,7 +164,7 @@ class ImageAnswers(OpenedIndex):
         """
         if len(vector) != self._residuals.width:
             raise SettingError(f"the vector has {len(vector)} numbers; residuals have {self._residuals.width}")
-        return self._residuals.nearest(vector, count, shown=self._visibility.shown, exclude_row=exclude_row)
+        return self._residuals.nearest(vector, count, shown=self._visibility.shown, exclude_rows=exclude_rows)
 
     @property
     def residual_recall(self) -> float:

@@ -139,7 +139,10 @@ def _add_workforce(command: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, help="processes that encode; no part of the plan (%(default)s)"
     )
     command.add_argument(
-        "--max-bad-ratio", type=float, default=0.1, help="share of unusable images to put up with (%(default)s)"
+        "--max-bad-ratio",
+        type=float,
+        default=0.1,
+        help="share of unusable images to put up with; at 0 every folder has to be readable too (%(default)s)",
     )
 
 

@@ -33,7 +33,7 @@ class Workforce:
     worker_count: int
     """Processes or tasks at work at once; 1 of the local engine works in this process."""
     max_bad_ratio: float
-    """Share of the corpus that may be unusable."""
+    """Share of the images that may be unusable."""
 
 
 class MissingShards:
@@ -59,18 +59,19 @@ class MissingShards:
         Raises:
             CorpusError: too many images cannot be used.
         """
-        workspace, row_count = self._setup.workspace, len(self._corpus)
+        workspace = self._setup.workspace
+        image_count = len(self._corpus) - len(self._corpus.unlistable_folders)
         finished = {shard for shard in shards if workspace.is_finished(shard)}
         progress.begin("encode", _rows(shards), _rows(finished), "images")
         quarantine = Quarantine(
-            row_count, max_bad_ratio=self._workforce.max_bad_ratio, report=workspace.quarantine_report
+            image_count, max_bad_ratio=self._workforce.max_bad_ratio, report=workspace.quarantine_report
         )
         for shard in shards:
             if shard in finished:
                 quarantine.add(workspace.shard_folder(shard))
         self._make([shard for shard in shards if shard not in finished], quarantine, progress)
         if quarantine.count:
-            progress.say(f"quarantined {quarantine.count} of {row_count} images: {quarantine.examples()}")
+            progress.say(f"quarantined {quarantine.count} of {image_count} images: {quarantine.examples()}")
 
     def _make(self, missing: Sequence[ShardRows], quarantine: Quarantine, progress: Progress) -> None:
         def finish(shard: ShardRows) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from index.tables import read_table, write_table
 from index.values import NameSource, NeuronFilter, NeuronName, NeuronOrder, NeuronRow
 
-__all__ = ["NeuronTable", "write_neurons"]
+__all__ = ["NAMES_FIELD", "NeuronTable", "name_records", "write_neurons"]
 
 _FILE = "neurons.parquet"
 _GROUP_NEURONS = 16384
@@ -25,6 +25,8 @@ _NAME = pa.struct(
         pa.field("source", pa.string(), nullable=False),
     ]
 )
+NAMES_FIELD = pa.field("names", pa.list_(pa.field("element", _NAME)), nullable=False)
+"""The column of a neuron's names."""
 _SCHEMA = pa.schema(
     [
         pa.field("neuron_id", pa.int32(), nullable=False),
@@ -35,7 +37,7 @@ _SCHEMA = pa.schema(
         pa.field("maximum", pa.float64(), nullable=False),
         pa.field("quantiles", pa.list_(pa.field("element", pa.float64())), nullable=False),
         pa.field("label_entropy", pa.float64()),
-        pa.field("names", pa.list_(pa.field("element", _NAME)), nullable=False),
+        NAMES_FIELD,
         pa.field("monosemanticity", pa.float64()),
         pa.field("is_dense", pa.bool_(), nullable=False),
         pa.field("in_dense_cluster", pa.bool_(), nullable=False),
@@ -50,6 +52,13 @@ def write_neurons(folder: Path, neurons: Sequence[NeuronRow]) -> None:
     write_table(folder / _FILE, _SCHEMA, groups)
 
 
+def name_records(names: Sequence[NeuronName]) -> list[dict[str, object]]:
+    """Return names as `NAMES_FIELD` holds them."""
+    return [
+        {"name": name.name, "score": name.score, "margin": name.margin, "source": name.source.value} for name in names
+    ]
+
+
 def _to_record(neuron: NeuronRow) -> dict[str, object]:
     return {
         "neuron_id": neuron.neuron_id,
@@ -60,10 +69,7 @@ def _to_record(neuron: NeuronRow) -> dict[str, object]:
         "maximum": neuron.maximum,
         "quantiles": list(neuron.quantiles),
         "label_entropy": neuron.label_entropy,
-        "names": [
-            {"name": name.name, "score": name.score, "margin": name.margin, "source": name.source.value}
-            for name in neuron.names
-        ],
+        "names": name_records(neuron.names),
         "monosemanticity": neuron.monosemanticity,
         "is_dense": neuron.is_dense,
         "in_dense_cluster": neuron.in_dense_cluster,
@@ -80,13 +86,19 @@ class NeuronTable:
     maximum: Float64[np.ndarray, " neurons"]
     """Each neuron's largest activation; 0 for a dead one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: pa.ChunkedArray | None = None) -> None:
         """Read `neurons.parquet`.
+
+        Args:
+            folder: the index.
+            names: a `NAMES_FIELD` of every neuron, in place of the table's own.
 
         Raises:
             ArtefactDamaged: the file is not what it should be.
         """
         self._table = read_table(folder / _FILE, _SCHEMA)
+        if names is not None:
+            self._table = self._table.set_column(_SCHEMA.get_field_index(NAMES_FIELD.name), NAMES_FIELD, names)
         self.firing_count = self._table["firing_count"].to_numpy()
         self.density = self._table["density"].to_numpy()
         self._mean: Float64[np.ndarray, " neurons"] = self._table["mean"].to_numpy()
@@ -94,9 +106,10 @@ class NeuronTable:
         # Arrow gives NaN where there is none; it sorts last.
         self._label_entropy: Float64[np.ndarray, " neurons"] = self._table["label_entropy"].to_numpy()
         self._monosemanticity: Float64[np.ndarray, " neurons"] = self._table["monosemanticity"].to_numpy()
-        names = self._table["names"].to_pylist()
-        self._best_score: Float64[np.ndarray, " neurons"] = np.array([row[0]["score"] if row else 0.0 for row in names])
-        self._names_folded: list[list[str]] = [[name["name"].casefold() for name in row] for row in names]
+        called = self._table["names"].to_pylist()
+        best = [row[0]["score"] if row else 0.0 for row in called]
+        self._best_score: Float64[np.ndarray, " neurons"] = np.array(best)
+        self._names_folded: list[list[str]] = [[name["name"].casefold() for name in row] for row in called]
         self._in_dense_cluster: Bool[np.ndarray, " neurons"] = self._table["in_dense_cluster"].to_numpy()
 
     @property

@@ -21,10 +21,12 @@ from index.flags import Flags
 from index.hidden_activations import HiddenActivations, visible_maxima
 from index.image_table import ImageTable
 from index.image_vectors import EMBEDDINGS_FILE, RESIDUALS_FILE, ImageVectors
+from index.names import NeuronNames
 from index.neighbours import Neighbours
 from index.neuron_table import NeuronTable
 from index.patch_maps import PatchMaps
 from index.plan import stored_shards
+from index.quarantine import unlisted_folders
 from index.shards import open_shards
 from index.similar import SimilarImages, search_shards
 from index.summary import read_summary
@@ -46,6 +48,8 @@ __all__ = ["OpenedIndex"]
 class OpenedIndex(IndexFacts):
     """The parts of an open index."""
 
+    unlisted_folder_count: int
+    """Folders of the corpus that could not be listed: quarantined rows that are no images."""
     _qdrant: QdrantSearch | None = None
     """Finds similar codes, and what expressions ask for; None: the index itself does."""
 
@@ -55,6 +59,7 @@ class OpenedIndex(IndexFacts):
         manifest: Manifest,
         tombstones: Tombstones | None = None,
         flags: Flags | None = None,
+        names: NeuronNames | None = None,
         *,
         device: str = "cpu",
     ) -> None:
@@ -64,12 +69,13 @@ class OpenedIndex(IndexFacts):
             ArtefactDamaged: the files do not fit together.
             SettingError: the device cannot hold the index.
         """
-        super().__init__(manifest, read_summary(folder), tombstones, flags)
+        super().__init__(manifest, read_summary(folder), tombstones, flags, names)
+        self.unlisted_folder_count = len(unlisted_folders(folder))
         self._lifetime = ExitStack()
         plan = manifest.config["plan"]
         self._shards = open_shards(folder, stored_shards(plan))
         self._images = ImageTable(folder, self._shards)
-        self._neurons = NeuronTable(folder)
+        self._neurons = NeuronTable(folder, None if names is None else names.column)
         self._exemplars = ExemplarStore(folder)
         self._thumbnails = ThumbnailStore(self._shards)
         self._directions = DirectionSearch(folder, self._neurons.neuron_count)

@@ -14,14 +14,18 @@ __all__ = ["describe_outcome", "outcome_figures"]
 
 
 def outcome_figures(result: BuildResult) -> dict[str, int | float]:
-    """Return the figures of a finished index by name; what was seen is indexed, quarantined or skipped."""
+    """Return the figures of a finished index by name; what was seen is indexed, quarantined or skipped.
+
+    A folder that could not be listed is none of that: nobody saw what it holds.
+    """
     summary = result.summary
-    skipped_count = sum(result.skipped_counts.values())
+    skipped_count, folder_count = sum(result.skipped_counts.values()), result.unlisted_folder_count
     return {
         "images": summary.image_count,
-        "quarantined_images": summary.quarantined_count,
+        "quarantined_images": summary.quarantined_count - folder_count,
         "skipped_files": skipped_count,
-        "seen_files": summary.row_count + skipped_count,
+        "seen_files": summary.row_count - folder_count + skipped_count,
+        "unlisted_folders": folder_count,
         "neurons": summary.neuron_count,
         "dead_neurons": summary.neuron_count - summary.alive_count,
         "l0_neurons": round(summary.mean_l0, 4),
@@ -43,6 +47,8 @@ def describe_outcome(result: BuildResult, stages: Mapping[str, StageFigures]) ->
         table.add_row(
             "skipped", f"{int(figures['skipped_files']):,} of {int(figures['seen_files']):,} files: {reasons}"
         )
+    if result.unlisted_folder_count:
+        table.add_row("folders", f"{result.unlisted_folder_count:,} could not be listed: what they hold is missing")
     table.add_row("neurons", f"{int(figures['neurons']):,}, of which {int(figures['dead_neurons']):,} never fire")
     table.add_row("mean L0", f"{figures['l0_neurons']:.2f} neurons per image")
     table.add_row("bytes", f"{int(figures['size_bytes']):,}, {figures['size_bytes'] / max(1, images):,.0f} per image")

@@ -1,4 +1,7 @@
-"""The images of a corpus that could not be used, and why: told, listed, and refused where they are too many."""
+"""The images of a corpus that could not be used, and why: told, listed, and refused where they are too many.
+
+A folder that could not be listed is a row of the list too. It is no image, and counts as none.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from pathlib import Path
 from index.image_table import read_quarantined
 from phosphene.errors import ArtefactDamaged, CorpusError
 
-__all__ = ["QUARANTINE_FILE", "Quarantine", "quarantined_rows", "read_quarantine", "write_quarantine"]
+__all__ = [
+    "QUARANTINE_FILE",
+    "Quarantine",
+    "quarantined_rows",
+    "read_quarantine",
+    "unlisted_folders",
+    "write_quarantine",
+]
 
 QUARANTINE_FILE = "quarantine.csv"
 _EXAMPLES_IN_ERROR = 5
@@ -42,18 +52,31 @@ def read_quarantine(path: Path) -> list[tuple[int, str, str]]:
             raise ArtefactDamaged(f"{path} is no list of rows ({error}): build the index again") from error
 
 
+def unlisted_folders(index: Path) -> list[str]:
+    """Return the folders of the corpus of a whole index that could not be listed, by name.
+
+    Raises:
+        ArtefactDamaged: `quarantine.csv` is no list of rows.
+    """
+    return [uri for _, uri, _ in read_quarantine(index / QUARANTINE_FILE) if _is_folder(uri)]
+
+
+def _is_folder(uri: str) -> bool:
+    return uri.endswith("/")
+
+
 class Quarantine:
     """What a running job knows of bad images, shard by shard."""
 
-    def __init__(self, row_count: int, *, max_bad_ratio: float, report: Path) -> None:
+    def __init__(self, image_count: int, *, max_bad_ratio: float, report: Path) -> None:
         """Begin with none.
 
         Args:
-            row_count: rows of the corpus.
+            image_count: images of the corpus; folders that could not be listed are none.
             max_bad_ratio: share of them that may be bad.
             report: where they are listed when they are too many.
         """
-        self._row_count, self._max_bad_ratio, self._report = row_count, max_bad_ratio, report
+        self._image_count, self._max_bad_ratio, self._report = image_count, max_bad_ratio, report
         self._shards: dict[Path, list[tuple[int, str, str]]] = {}
 
     @property
@@ -67,16 +90,16 @@ class Quarantine:
         Raises:
             CorpusError: there are too many; they are listed in the report.
         """
-        self._shards[shard] = read_quarantined(shard)
-        if self.count == self._row_count:
+        self._shards[shard] = [row for row in read_quarantined(shard) if not _is_folder(row[1])]
+        if self.count == self._image_count:
             self._write_report()
-            raise CorpusError(f"none of the {self._row_count} images of the corpus can be used: {self.examples()}")
-        if self.count > self._max_bad_ratio * self._row_count:
+            raise CorpusError(f"none of the {self._image_count} images of the corpus can be used: {self.examples()}")
+        if self.count > self._max_bad_ratio * self._image_count:
             self._write_report()
             raise CorpusError(
-                f"{self.count} of {self._row_count} images cannot be used, {self.count / self._row_count:.1%} so far; "
-                f"the limit is {self._max_bad_ratio:.1%}: mend them, or allow more with --max-bad-ratio; all are in "
-                f"{self._report}: {self.examples()}"
+                f"{self.count} of {self._image_count} images cannot be used, {self.count / self._image_count:.1%} so "
+                f"far; the limit is {self._max_bad_ratio:.1%}: mend them, or allow more with --max-bad-ratio; all are "
+                f"in {self._report}: {self.examples()}"
             )
 
     def examples(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from index.flags import open_flags
 from index.image_answers import ImageAnswers
+from index.names import open_names
 from index.neuron_answers import NeuronAnswers
 from index.tombstones import open_tombstones
 from index.values import QdrantPlace
@@ -28,6 +29,7 @@ def open_index(
     code_id: str | None = None,
     tombstones: Path | None = None,
     flags: Path | None = None,
+    names: Path | None = None,
     device: str = "cpu",
     qdrant: QdrantPlace | None = None,
 ) -> IndexReader:
@@ -38,6 +40,7 @@ def open_index(
         code_id: what the caller's bundle says decides its codes; None accepts any index.
         tombstones: folder of the tombstones that its answers honour; None: every image is shown.
         flags: folder of the flags that say what is sensitive; None: nothing is.
+        names: folder of the names that neurons go by; None: by those of the index.
         device: where FAISS searches images: `cpu`, or `cuda:N` with a FAISS that has GPUs.
         qdrant: where `python -m index push` has written it, to find similar codes and what expressions ask for there;
             None: here.
@@ -68,6 +71,7 @@ def open_index(
             manifest,
             None if tombstones is None else open_tombstones(tombstones),
             None if flags is None else open_flags(flags, code_id=built_with),
+            None if names is None else open_names(names, code_id=built_with),
             device=device,
         )
     if qdrant is not None:

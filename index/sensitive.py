@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from phosphene.errors import SettingError
+from phosphene.manifest import is_digest
 
 __all__ = ["SensitiveConfig", "sensitive_images", "sensitive_neurons"]
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PATTERN_LIMIT = 1000
 _LENGTH_LIMIT = 256
 
@@ -52,7 +52,7 @@ class SensitiveConfig:
         wrong += [
             f"{digest!r} is no sha256 of 64 hexadecimal digits"
             for digest in self.image_digests
-            if not _DIGEST.fullmatch(digest.lower())
+            if not is_digest(digest.lower())
         ]
         for name in ("name_patterns", "label_patterns", "uri_patterns"):
             patterns: tuple[str, ...] = getattr(self, name)

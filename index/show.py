@@ -45,7 +45,10 @@ def _figures(folder: Path, index: IndexReader) -> Table:
     table.add_row("id", index.id)
     table.add_row("plan id", index.plan_id)
     table.add_row("code id", index.code_id)
-    table.add_row("images", f"{summary.image_count} indexed, {summary.quarantined_count} quarantined")
+    folder_count = index.unlisted_folder_count
+    table.add_row("images", f"{summary.image_count} indexed, {index.quarantined_count - folder_count} quarantined")
+    if folder_count:
+        table.add_row("folders", f"{folder_count} could not be listed: what they hold is missing")
     segments = index.config["segments"]
     if len(segments) > 1:
         table.add_row("rows", f"{' + '.join(str(count) for count in segments)}, appended")

@@ -7,7 +7,7 @@ products, and similarities over chosen neurons, are always found exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from index.effort import Approximation, Effort, efforts, measured, sample_rows
 from index.retrieval.exact import ExactSearch, SearchShard
+from index.row_sets import among
 from index.shards import Shards
 from index.sketch_search import SketchSearch
 from index.values import CodeMetric, SimilarImage
@@ -80,7 +81,7 @@ class SimilarImages:
         code: ImageCode,
         count: int,
         *,
-        exclude_row: int | None = None,
+        exclude_rows: Collection[int] = (),
         hidden_rows: Int64[np.ndarray, " hidden"] | None = None,
         metric: CodeMetric = CodeMetric.COSINE,
         neuron_ids: Sequence[int] | None = None,
@@ -90,7 +91,7 @@ class SimilarImages:
         Args:
             code: of any image, live or stored.
             count: at least 1.
-            exclude_row: a row to leave out: the query's own.
+            exclude_rows: rows to leave out: those of the query's own image.
             hidden_rows: more rows to leave out, rising.
             metric: what the similarity is.
             neuron_ids: neurons whose products alone count; norms stay those of the whole codes. None: all.
@@ -98,8 +99,10 @@ class SimilarImages:
         if not len(code):
             return []
         excluded = np.zeros(0, dtype=np.int64) if hidden_rows is None else hidden_rows
-        if exclude_row is not None:
-            excluded = np.insert(excluded, np.searchsorted(excluded, exclude_row), exclude_row)
+        if exclude_rows:
+            own = np.array(sorted(exclude_rows), dtype=np.int64)
+            own = own[~among(own, excluded)]
+            excluded = np.insert(excluded, np.searchsorted(excluded, own), own)
         recall = 1.0
         is_estimated = metric is CodeMetric.COSINE and neuron_ids is None
         if self._sketch is None or self._approximation is None or not is_estimated:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,9 @@ from index.shards import open_shards
 from index.tombstones import Tombstones, open_tombstones, save_tombstones
 from phosphene.current import Member, read_current
 from phosphene.errors import ArtefactError, NotFound, SettingError
-from phosphene.manifest import open_artefact
+from phosphene.manifest import is_digest, open_artefact
 
 __all__ = ["Request", "TakeDownJob", "TakeDownResult", "check_nothing_comes_back", "read_requests", "take_down"]
-
-_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,7 @@ class Request:
     @property
     def is_digest(self) -> bool:
         """Whether `what` is a sha256."""
-        return _DIGEST.fullmatch(self.what) is not None
+        return is_digest(self.what.lower())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,11 @@ from index.tops import TOP_LIMIT
 from index.values import ExemplarKind
 from phosphene.manifest import save_array
 
-__all__ = ["TextSearch", "mean_embedding", "read_text_mean", "write_text_search"]
+__all__ = ["TextSearch", "mean_embedding", "read_image_mean", "read_text_mean", "write_text_search"]
 
 _FOLDER = "text"
 _TEXT_MEAN = "text_mean.npy"
+_IMAGE_MEAN = "image_mean.npy"
 _BLOCK_ROWS = 8192
 
 
@@ -58,8 +59,20 @@ def write_text_search(
     target = folder / _FOLDER
     target.mkdir()
     save_array(target / "neuron_embeddings.npy", vectors)
-    save_array(target / "image_mean.npy", image_mean.astype(np.float32))
+    save_array(target / _IMAGE_MEAN, image_mean.astype(np.float32))
     save_array(target / _TEXT_MEAN, text_mean.astype(np.float32))
+
+
+def read_image_mean(folder: Path) -> Float64[np.ndarray, " embedding"]:
+    """Return the mean embedding of an index's readable rows, as it was stored.
+
+    Raises:
+        ArtefactDamaged: it is no such array.
+    """
+    mean: Float64[np.ndarray, " embedding"] = map_array(folder / _FOLDER / _IMAGE_MEAN, np.float32, 1).astype(
+        np.float64
+    )
+    return mean
 
 
 def read_text_mean(folder: Path) -> Float32[np.ndarray, " embedding"]:

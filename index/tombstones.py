@@ -6,7 +6,6 @@ compaction, and in every index that holds the image. Knows nothing of rows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,13 @@ import pyarrow as pa
 
 from index.tables import read_table, write_table
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, SettingError
-from phosphene.manifest import find_artefact, open_artefact, publish
+from phosphene.manifest import find_artefact, is_digest, open_artefact, publish
 
 __all__ = ["REASON_LIMIT", "Tombstones", "open_tombstones", "save_tombstones"]
 
 REASON_LIMIT = 1000
 """Most characters of a reason."""
 _FILE = "tombstones.parquet"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCHEMA = pa.schema([pa.field("sha256", pa.string(), nullable=False), pa.field("reason", pa.string())])
 
 
@@ -45,7 +43,7 @@ def open_tombstones(path: Path) -> Tombstones:
     manifest = open_artefact(path, kind="tombstones")
     table = read_table(path / _FILE, _SCHEMA)
     digests, reasons = table["sha256"].to_pylist(), table["reason"].to_pylist()
-    if digests != sorted(set(digests)) or not all(map(_DIGEST.fullmatch, digests)):
+    if digests != sorted(set(digests)) or not all(map(is_digest, digests)):
         raise ArtefactDamaged(f"{path / _FILE} does not hold rising digests: make the tombstones again")
     return Tombstones(id=manifest.id, reasons=dict(zip(digests, reasons, strict=True)))
 

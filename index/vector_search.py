@@ -6,6 +6,7 @@ measured when the index was built, with images of the corpus as queries.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def write_vector_search(
         found, asked = 0, 0
         for row in some.tolist():
             vector = wanted[np.searchsorted(sample, row)]
-            answer = search.nearest(vector, len(due[row]), shown=readable, exclude_row=row, effort=effort)
+            answer = search.nearest(vector, len(due[row]), shown=readable, exclude_rows=[row], effort=effort)
             found += sum(cosine >= due[row][-1] - 1e-6 for _, cosine in answer)
             asked += len(due[row])
         return found / asked if asked else 1.0
@@ -133,7 +134,7 @@ class VectorSearch:
         count: int,
         *,
         shown: Bool[np.ndarray, " rows"],
-        exclude_row: int | None = None,
+        exclude_rows: Collection[int] = (),
         effort: Effort | None = None,
     ) -> list[tuple[int, float]]:
         """Return up to `count` (row, cosine), best first, ties by row; none for the zero vector.
@@ -142,18 +143,18 @@ class VectorSearch:
             vector: of any norm.
             count: at least 1.
             shown: rows that may be found.
-            exclude_row: a row to leave out: the query's own.
+            exclude_rows: rows to leave out: those of the query's own image.
             effort: how far to look; None: as the index was measured.
         """
         if not np.any(vector):
             return []
-        query = _unit(vector)
+        query, excluded = _unit(vector), np.array(list(exclude_rows), dtype=np.int64)
         chosen = effort or (_EXACT if self._approximation is None else self._approximation.effort)
         wanted = _CANDIDATES_PER_RESULT * count
         while True:
             proposed, estimates = self._index.propose(query, chosen, count=wanted)
             rows = np.sort(proposed[proposed >= 0])
-            rows = rows[shown[rows] & (rows != exclude_row)]
+            rows = rows[shown[rows] & ~np.isin(rows, excluded)]
             # Row by row, so that no cosine depends on which other rows were proposed.
             cosines = (self._vectors.take(rows).astype(np.float64) * query).sum(axis=1)
             order = np.lexsort((rows, -cosines))[:count]

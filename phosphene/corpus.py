@@ -44,9 +44,11 @@ class Corpus:
     skipped_counts: Mapping[str, int]
     """Files of a folder or of tars that are no images of the corpus, by why they are none; empty for a list, whose rows
     all are."""
+    unlistable_folders: tuple[str, ...] = ()
+    """Folders within a folder that cannot be listed, each with a slash at its end: rows that are no images."""
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Count the rows."""
         return len(self.rows)
 
     @property
@@ -111,7 +113,8 @@ def open_corpus(source: str, *, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> Corp
             a folder, searched recursively for .jpg, .jpeg, .png and .webp, in the order of the relative paths; the
             label is the first sub-folder; hidden files and `.partial` are left out, links are followed once; a folder
             in it that cannot be listed is a row, which cannot be read, so that what it holds is not missed in silence;
-            a folder that has .tar files and no images, one .tar, or `name-{000000..000012}.tar` (WebDataset);
+            a folder that has .tar files and no images (what lies in folders there is no part of it), one .tar, or
+            `name-{000000..000012}.tar` (WebDataset);
             a .csv or .parquet list with a column file, path, uri or image (relative to the list) and, where there
             are any, label and caption;
             the same as an fsspec URL (`s3://...`, `memory://...`).
@@ -122,11 +125,12 @@ def open_corpus(source: str, *, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> Corp
     """
     storage, name = open_storage(source)
     skipped: Mapping[str, int] = {}
+    unlistable: Sequence[str] = ()
     suffix = PurePosixPath(name).suffix.lower()
     if _SHARD_RANGE.search(name) and storage.size(name) is None:
         (rows, skipped), kind = _read_tars(storage, _expand_shards(storage, name)), "WebDataset"
     elif not name:
-        rows, kind, skipped = _read_folder(storage)
+        rows, kind, skipped, unlistable = _read_folder(storage)
     elif suffix == ".tar":
         (rows, skipped), kind = _read_tars(storage, [name]), "WebDataset"
     elif suffix in _LIST_SUFFIXES:
@@ -151,10 +155,11 @@ def open_corpus(source: str, *, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> Corp
         limit_bytes=limit_bytes,
         storage=storage,
         skipped_counts=skipped,
+        unlistable_folders=tuple(unlistable),
     )
 
 
-def _read_folder(storage: Storage) -> tuple[PackedRows, str, Mapping[str, int]]:
+def _read_folder(storage: Storage) -> tuple[PackedRows, str, Mapping[str, int], Sequence[str]]:
     listing = storage.files()
     images = [file for file in listing.files if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES]
     tars = [file for file in listing.files if "/" not in file and file.endswith(".tar")]
@@ -167,14 +172,10 @@ def _read_folder(storage: Storage) -> tuple[PackedRows, str, Mapping[str, int]]:
     skipped = Counter(listing.skipped_counts) + Counter({"of other kinds": other_count})
     if tars:  # They lie at the top: what lies deeper is none of the corpus.
         rows, inside = _read_tars(storage, tars)
-        return (
-            rows,
-            "WebDataset",
-            skipped + inside + Counter({"folders that cannot be listed": len(listing.unlistable)}),
-        )
+        return rows, "WebDataset", skipped + inside, ()
     names = sorted([*images, *listing.unlistable])
     rows = PackedRows.pack((ListedImage(uri=name, label=_folder_label(name)), None) for name in names)
-    return rows, "folder", skipped
+    return rows, "folder", skipped, listing.unlistable
 
 
 def _folder_label(name: str) -> str | None:

@@ -3,9 +3,10 @@
     {"bundles": {"scenes": {"folder": "bundle-7", "id": "..."}}, "indexes": {"photos": {"folder": "index-3", "id":
     "...", "tombstones": {"folder": "down-2", "id": "..."}}}, "schema": 2}
 
-An index may have tombstones, which name the images that were taken down from it, and flags, which say what of it is
-sensitive. The file is replaced as a whole by a rename, so a reader sees the old generation or the new one. Folders are
-relative to the file. The ids are what the writer saw: a folder that holds something else by now is refused.
+An index may have tombstones, which name the images that were taken down from it, flags, which say what of it is
+sensitive, and names, which its neurons go by. The file is replaced as a whole by a rename, so a reader sees the old
+generation or the new one. Folders are relative to the file. The ids are what the writer saw: a folder that holds
+something else by now is refused.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from phosphene.manifest import open_artefact, read_manifest, write_durably
 __all__ = ["Current", "Member", "hold_current", "load_current", "read_current", "save_current"]
 
 _SCHEMA = 2
-_MemberKind = Literal["bundle", "index", "tombstones", "flags"]
+_MemberKind = Literal["bundle", "index", "tombstones", "flags", "names"]
 _ENTRY_KEYS: dict[_MemberKind, set[str]] = {
     "bundle": {"folder", "id"},
-    "index": {"folder", "id", "tombstones", "flags"},
+    "index": {"folder", "id", "tombstones", "flags", "names"},
     "tombstones": {"folder", "id"},
     "flags": {"folder", "id"},
+    "names": {"folder", "id"},
 }
 
 
@@ -57,6 +59,8 @@ class Current:
     """Each by the name of the index whose images it takes down."""
     flags: tuple[Member, ...] = ()
     """Each by the name of the index of which it says what is sensitive."""
+    names: tuple[Member, ...] = ()
+    """Each by the name of the index whose neurons go by it."""
 
     def successors(self, name: str, indexes: Collection[str]) -> list[str]:
         """Return the names under which another generation may show the images of an index of this one.
@@ -99,6 +103,7 @@ def save_current(
     indexes: Mapping[str, Path],
     tombstones: Mapping[str, Path] | None = None,
     flags: Mapping[str, Path] | None = None,
+    names: Mapping[str, Path] | None = None,
 ) -> Current:
     """Name a generation, in place of the one that the file named before.
 
@@ -108,12 +113,13 @@ def save_current(
         indexes: name to folder.
         tombstones: name of the index to folder.
         flags: name of the index to folder.
+        names: name of the index to folder.
 
     Raises:
         ArtefactError: a folder is no such published artefact.
-        SettingError: tombstones or flags of an index that is not named.
+        SettingError: tombstones, flags or names of an index that is not named.
     """
-    for kind, named in (("tombstones", tombstones or {}), ("flags", flags or {})):
+    for kind, named in (("tombstones", tombstones or {}), ("flags", flags or {}), ("names", names or {})):
         if stray := sorted(named.keys() - indexes.keys()):
             raise SettingError(f"{kind} are named for {stray}; the indexes are {sorted(indexes)}: name one of them")
     current = Current(
@@ -121,6 +127,7 @@ def save_current(
         indexes=tuple(_checked(name, folder, kind="index") for name, folder in indexes.items()),
         tombstones=tuple(_checked(name, folder, kind="tombstones") for name, folder in (tombstones or {}).items()),
         flags=tuple(_checked(name, folder, kind="flags") for name, folder in (flags or {}).items()),
+        names=tuple(_checked(name, folder, kind="names") for name, folder in (names or {}).items()),
     )
     base = path.parent.resolve()
     document = {
@@ -130,7 +137,11 @@ def save_current(
             entry.name: _described(entry, base)
             | {
                 kind: _described(member, base)
-                for kind, members in (("tombstones", current.tombstones), ("flags", current.flags))
+                for kind, members in (
+                    ("tombstones", current.tombstones),
+                    ("flags", current.flags),
+                    ("names", current.names),
+                )
                 for member in members
                 if member.name == entry.name
             }
@@ -157,6 +168,7 @@ def load_current(path: Path) -> Current:
         ("index", current.indexes),
         ("tombstones", current.tombstones),
         ("flags", current.flags),
+        ("names", current.names),
     ):
         for member in members:
             _refuse_another(path, member, kind=kind)
@@ -191,6 +203,7 @@ def read_current(path: Path) -> Current:
         indexes=_members(path, indexes, kind="index"),
         tombstones=_members(path, _of_indexes(indexes, "tombstones"), kind="tombstones"),
         flags=_members(path, _of_indexes(indexes, "flags"), kind="flags"),
+        names=_members(path, _of_indexes(indexes, "names"), kind="names"),
     )
     if not current.bundles:
         raise ArtefactDamaged(f"{str(path)!r} names no bundle; write it with `python -m index activate`")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ __all__ = [
     "file_sha256",
     "find_artefact",
     "hold_folder",
+    "is_digest",
     "open_artefact",
     "partial_path",
     "publish",
@@ -52,10 +54,11 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 """Of every kind that `_SCHEMAS` does not name."""
-Kind = Literal["bundle", "index", "activations", "engine", "tombstones", "flags"]
+Kind = Literal["bundle", "index", "activations", "engine", "tombstones", "flags", "names"]
 
 _SCHEMAS = {"index": 2}
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _KEYS = {"schema", "kind", "created_by", "inputs", "config", "files", "id", "check"}
 _MANIFEST_LIMIT_BYTES = 16 << 20
@@ -121,6 +124,11 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """Return the sha256 of a value's canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    """Tell whether a text is a SHA-256 as it is written here: 64 lowercase hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def file_sha256(path: Path) -> str:

@@ -35,9 +35,9 @@ def images_alike(
     """
     match looked_at:
         case LiveImage(coded=coded):
-            sha, own_row = coded.sha256, reader.row_of(coded.sha256)
+            sha = coded.sha256
         case StoredImage(row=row):
-            sha, own_row = reader.image(row).sha256, row
+            sha = reader.image(row).sha256
         case _:
             assert_never(looked_at)
     match similarity:
@@ -47,7 +47,6 @@ def images_alike(
                 reader,
                 code,
                 search.count,
-                own_row=own_row,
                 own_sha256=sha,
                 with_thumbnails=search.pictures.thumbnails,
                 alike=alike,
@@ -64,7 +63,6 @@ def images_alike(
                 reader,
                 residual,
                 search.count,
-                own_row=own_row,
                 own_sha256=sha,
                 with_thumbnails=search.pictures.thumbnails,
             )

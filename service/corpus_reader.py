@@ -6,7 +6,7 @@ Calls are safe from several threads at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -102,7 +102,14 @@ class CorpusReader(Protocol):
         """A row of the corpus."""
 
     def row_of(self, sha256: str) -> int | None:
-        """The row of an indexed image by digest; None where there is none."""
+        """The first row of an indexed image by digest; None where there is none."""
+
+    def rows_of(self, sha256: str) -> Sequence[int]:
+        """All rows of an indexed image by digest."""
+
+    @property
+    def names_id(self) -> str:
+        """Id of the names that neurons go by; empty where they are the index's own."""
 
     @property
     def flags_id(self) -> str:
@@ -145,7 +152,7 @@ class CorpusReader(Protocol):
         code: ImageCode,
         count: int,
         *,
-        exclude_row: int | None = None,
+        exclude_rows: Collection[int] = (),
         metric: CodeMetric = CodeMetric.COSINE,
         neuron_ids: Sequence[int] | None = None,
     ) -> Sequence[SimilarImage]:
@@ -155,7 +162,7 @@ class CorpusReader(Protocol):
         """A row's stored residual, at norm 1."""
 
     def images_by_residual(
-        self, vector: Float32[np.ndarray, " width"], count: int, *, exclude_row: int | None = None
+        self, vector: Float32[np.ndarray, " width"], count: int, *, exclude_rows: Collection[int] = ()
     ) -> Sequence[tuple[int, float]]:
         """At most `count` (row, cosine of residuals), best first."""
 

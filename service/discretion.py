@@ -7,7 +7,7 @@ the whole corpus: they show no image. Not thread-safe: one answer, one thread at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -42,11 +42,12 @@ class DiscreetReader:
         """Take a reader whose corpus has flags."""
         self._reader, self._discreet = reader, reader.without_sensitive()
         self._sensitive = reader.sensitive_neuron_ids
-        self._hidden_rows: set[int] = set()
+        self._hidden_digests: set[str] = set()
         self._hidden_neuron_ids: set[int] = set()
         self.id, self.plan_id, self.code_id = reader.id, reader.plan_id, reader.code_id
         self.tombstones_id, self.take_down_ids = reader.tombstones_id, reader.take_down_ids
         self.flags_id, self.sensitive_neuron_ids = reader.flags_id, reader.sensitive_neuron_ids
+        self.names_id = reader.names_id
         self.image_count, self.neuron_count = reader.image_count, reader.neuron_count
         self.quantile_levels, self.patch_grid = reader.quantile_levels, reader.patch_grid
         self.has_labels, self.has_text = reader.has_labels, reader.has_text
@@ -57,7 +58,7 @@ class DiscreetReader:
     @property
     def hidden_count(self) -> int:
         """Different neurons and images that were left out so far."""
-        return len(self._hidden_rows) + len(self._hidden_neuron_ids)
+        return len(self._hidden_digests) + len(self._hidden_neuron_ids)
 
     def without_sensitive(self) -> DiscreetReader:
         """It is one."""
@@ -107,11 +108,21 @@ class DiscreetReader:
 
     def row_of(self, sha256: str) -> int | None:
         """The row of an image that is not sensitive."""
-        row = self._reader.row_of(sha256)
-        if row is not None and self.is_sensitive(row):
-            self._hidden_rows.add(row)
-            return None
-        return row
+        return self._discreet.row_of(sha256)
+
+    def listed_row_of(self, sha256: str) -> int | None:
+        """The same, for an answer that lists the image: one that is sensitive is noted."""
+        if self.hides(sha256):
+            self._hidden_digests.add(sha256)
+        return self.row_of(sha256)
+
+    def rows_of(self, sha256: str) -> Sequence[int]:
+        """All its rows, sensitive or not: for what leaves them out."""
+        return self._reader.rows_of(sha256)
+
+    def hides(self, sha256: str) -> bool:
+        """Whether the image with this digest is of the corpus, and sensitive."""
+        return self.row_of(sha256) is None and self._reader.row_of(sha256) is not None
 
     def thumbnail(self, row: int) -> bytes:
         """Its small JPEG."""
@@ -143,7 +154,7 @@ class DiscreetReader:
         code: ImageCode,
         count: int,
         *,
-        exclude_row: int | None = None,
+        exclude_rows: Collection[int] = (),
         metric: CodeMetric = CodeMetric.COSINE,
         neuron_ids: Sequence[int] | None = None,
     ) -> Sequence[SimilarImage]:
@@ -155,7 +166,7 @@ class DiscreetReader:
             self.check_neuron(neuron_id, field="only_neuron_ids")
 
         def search(reader: CorpusReader) -> Sequence[SimilarImage]:
-            return reader.similar_images(code, count, exclude_row=exclude_row, metric=metric, neuron_ids=neuron_ids)
+            return reader.similar_images(code, count, exclude_rows=exclude_rows, metric=metric, neuron_ids=neuron_ids)
 
         found = self._images(search(self._reader), lambda match: match.row, lambda: search(self._discreet))
         return [
@@ -164,11 +175,11 @@ class DiscreetReader:
         ]
 
     def images_by_residual(
-        self, vector: Float32[np.ndarray, " width"], count: int, *, exclude_row: int | None = None
+        self, vector: Float32[np.ndarray, " width"], count: int, *, exclude_rows: Collection[int] = ()
     ) -> Sequence[tuple[int, float]]:
         """Images that are not sensitive."""
-        found = self._reader.images_by_residual(vector, count, exclude_row=exclude_row)
-        again = partial(self._discreet.images_by_residual, vector, count, exclude_row=exclude_row)
+        found = self._reader.images_by_residual(vector, count, exclude_rows=exclude_rows)
+        again = partial(self._discreet.images_by_residual, vector, count, exclude_rows=exclude_rows)
         return self._images(found, lambda match: match[0], again)
 
     def images_by_text(self, vector: Float32[np.ndarray, " embedding"], count: int) -> Sequence[tuple[int, float]]:
@@ -225,7 +236,7 @@ class DiscreetReader:
         self, found: Sequence[Listed], row_of: Callable[[Listed], int], again: Callable[[], Sequence[Listed]]
     ) -> Sequence[Listed]:
         hidden = {row for row in map(row_of, found) if self.is_sensitive(row)}
-        self._hidden_rows |= hidden
+        self._hidden_digests |= {self._reader.image(row).sha256 for row in hidden}
         return again() if hidden else found
 
     def _neurons(

@@ -95,7 +95,6 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
     parts = query.parts
     queried = _queried_image(generation, query, image)
     encoded = image.coded.row if isinstance(image, LiveImage) else None
-    own_row = queried.corpus_image.image.row if queried.corpus_image is not None else None
     similar = ExplainPart.SIMILAR_IMAGES in parts
     return Explanation(
         engine=image.engine if isinstance(image, LiveImage) else "",
@@ -110,7 +109,6 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
             generation.reader,
             code,
             query.similar_count,
-            own_row=own_row,
             own_sha256=queried.sha256,
             with_thumbnails=query.pictures.thumbnails,
         )
@@ -146,7 +144,7 @@ def _queried_image(generation: Generation, query: ExplainQuery, image: LiveImage
             )
         case LiveImage(coded=coded):
             reader = generation.corpus.reader if generation.corpus is not None else None
-            own_row = generation.own_row(coded.sha256)
+            own_row = generation.listed_row(coded.sha256)
             return QueriedImage(
                 sha256=coded.sha256,
                 width=coded.width,

@@ -117,8 +117,8 @@ class ServedCorpus:
 
     @property
     def state_id(self) -> str:
-        """Names all that decides its answers: the index, the tombstones that they honour, the flags that they heed."""
-        beside = (("+", self.reader.tombstones_id), ("!", self.reader.flags_id))
+        """Names all that decides its answers: the index, the tombstones that they honour, flags and names."""
+        beside = (("+", self.reader.tombstones_id), ("!", self.reader.flags_id), ("=", self.reader.names_id))
         return self.reader.id + "".join(f"{mark}{each}" for mark, each in beside if each)
 
 
@@ -164,6 +164,22 @@ class Generation:
     def own_row(self, sha256: str) -> int | None:
         """The row of the corpus that holds an image; None where there is none, or no corpus."""
         return None if self.corpus is None else self.corpus.reader.row_of(sha256)
+
+    def listed_row(self, sha256: str) -> int | None:
+        """The same, for an answer that lists the image of the corpus."""
+        match self.corpus:
+            case ServedCorpus(reader=DiscreetReader() as reader):
+                return reader.listed_row_of(sha256)
+            case _:
+                return self.own_row(sha256)
+
+    def hides(self, sha256: str) -> bool:
+        """Whether an image of the corpus is hidden from this request, because it is sensitive."""
+        match self.corpus:
+            case ServedCorpus(reader=DiscreetReader() as reader):
+                return reader.hides(sha256)
+            case _:
+                return False
 
     @property
     def text_operation(self) -> Operation[str, Float32[np.ndarray, " embedding"]]:

@@ -202,6 +202,8 @@ class AnswerInterceptor:
                 self._metrics.refused(failure.reason)
                 if failure.code is grpc.StatusCode.INTERNAL:
                     log_event("defect", level=logging.ERROR, error=error, method=method)
+                if failure.code is grpc.StatusCode.UNAVAILABLE:
+                    log_event("unavailable", level=logging.WARNING, method=method, reason=failure.message)
             finally:
                 trace.ended(code)
                 self._done(method, code, outcome, self._clock() - begun_s)

@@ -5,7 +5,7 @@ Reads the index, so it belongs in a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -98,7 +98,7 @@ def row_of(generation: Generation, sha256: str, *, field: str) -> int:
 
 def check_sensitive(generation: Generation, sha256: str, *, field: str) -> None:
     """Raise `NotFound` where the image with a digest is hidden because it is sensitive."""
-    if generation.hidden_count:
+    if generation.hides(sha256):
         raise NotFound(
             f"the image with the digest {sha256} is sensitive; ask for it with include_sensitive",
             field=field,
@@ -153,7 +153,6 @@ def images_like(
     code: ImageCode,
     count: int,
     *,
-    own_row: int | None,
     own_sha256: str,
     with_thumbnails: bool,
     alike: CodesAlike = CODES_ALIKE,
@@ -164,19 +163,19 @@ def images_like(
         reader: the index.
         code: the code of the queried image.
         count: how many.
-        own_row: a row of the corpus that holds the queried image.
         own_sha256: its digest: a corpus may hold it more than once.
         with_thumbnails: whether each image carries its thumbnail.
         alike: how codes are compared.
     """
-
-    def search(asked: int) -> list[tuple[int, float, tuple[int, ...]]]:
-        found = reader.similar_images(
-            code, asked, exclude_row=own_row, metric=alike.metric, neuron_ids=alike.only_neuron_ids or None
+    own_rows, only = reader.rows_of(own_sha256), alike.only_neuron_ids or None
+    return tuple(
+        ImageMatch(
+            image=corpus_image(reader, match.row, with_thumbnail=with_thumbnails),
+            score=match.similarity,
+            shared_neuron_ids=match.shared_neuron_ids[:_SHARED_NEURON_LIMIT],
         )
-        return [(match.row, match.similarity, match.shared_neuron_ids[:_SHARED_NEURON_LIMIT]) for match in found]
-
-    return _without_copies(reader, search, count, own_sha256, with_thumbnails=with_thumbnails)
+        for match in reader.similar_images(code, count, exclude_rows=own_rows, metric=alike.metric, neuron_ids=only)
+    )
 
 
 def images_near(
@@ -184,39 +183,13 @@ def images_near(
     residual: Float32[np.ndarray, " width"],
     count: int,
     *,
-    own_row: int | None,
     own_sha256: str,
     with_thumbnails: bool,
 ) -> tuple[ImageMatch, ...]:
     """At most `count` images with the most similar residuals. Arguments as `images_like`, but for the residual."""
-
-    def search(asked: int) -> list[tuple[int, float, tuple[int, ...]]]:
-        return [(row, cosine, ()) for row, cosine in reader.images_by_residual(residual, asked, exclude_row=own_row)]
-
-    return _without_copies(reader, search, count, own_sha256, with_thumbnails=with_thumbnails)
-
-
-def _without_copies(
-    reader: CorpusReader,
-    search: Callable[[int], list[tuple[int, float, tuple[int, ...]]]],
-    count: int,
-    own_sha256: str,
-    *,
-    with_thumbnails: bool,
-) -> tuple[ImageMatch, ...]:
-    """The best `count` of a search (row, score, shared neurons) that are not the queried image."""
-    asked = count
-    while True:
-        found = search(asked)
-        others = [match for match in found if reader.image(match[0]).sha256 != own_sha256]
-        if len(others) >= count or len(found) < asked:
-            break
-        asked *= 2
     return tuple(
-        ImageMatch(
-            image=corpus_image(reader, row, with_thumbnail=with_thumbnails), score=score, shared_neuron_ids=shared
-        )
-        for row, score, shared in others[:count]
+        ImageMatch(image=corpus_image(reader, row, with_thumbnail=with_thumbnails), score=cosine)
+        for row, cosine in reader.images_by_residual(residual, count, exclude_rows=reader.rows_of(own_sha256))
     )
 
 

@@ -91,7 +91,7 @@ class CatalogueOpener:
             return catalogue, open_readers.pop_all()
 
     def _open(self, open_readers: ExitStack) -> Catalogue:
-        bundle_paths, index_paths, tombstones, flags = self._named()
+        bundle_paths, index_paths, beside = self._named()
         loaded = [(entry.name, load_bundle(entry.path)) for entry in bundle_paths]
         device, qdrant = self._artefacts.index_device, _qdrant_place(self._qdrant)
         readers = [
@@ -100,8 +100,9 @@ class CatalogueOpener:
                 open_readers.enter_context(
                     open_index(
                         entry.path,
-                        tombstones=tombstones.get(entry.name),
-                        flags=flags.get(entry.name),
+                        tombstones=beside["tombstones"].get(entry.name),
+                        flags=beside["flags"].get(entry.name),
+                        names=beside["names"].get(entry.name),
                         device=device,
                         qdrant=qdrant,
                     )
@@ -121,18 +122,23 @@ class CatalogueOpener:
         bundles = self._served_bundles(loaded, corpora)
         return Catalogue([(bundle, corpora[bundle.name]) for bundle in bundles])
 
-    def _named(self) -> tuple[Sequence[NamedPath], Sequence[NamedPath], Mapping[str, Path], Mapping[str, Path]]:
-        """Bundles, indexes, and tombstones and flags by the name of their index."""
+    def _named(self) -> tuple[Sequence[NamedPath], Sequence[NamedPath], Mapping[str, Mapping[str, Path]]]:
+        """Bundles, indexes, and by kind what lies beside indexes, by the name of the index."""
         artefacts = self._artefacts
         if artefacts.current is None:
-            return artefacts.bundles, artefacts.indexes, _by_name(artefacts.tombstones), _by_name(artefacts.flags)
+            beside = {
+                "tombstones": _by_name(artefacts.tombstones),
+                "flags": _by_name(artefacts.flags),
+                "names": _by_name(artefacts.names),
+            }
+            return artefacts.bundles, artefacts.indexes, beside
         current = load_current(artefacts.current)
-        return (
-            _paths(current.bundles),
-            _paths(current.indexes),
-            _by_name(_paths(current.tombstones)),
-            _by_name(_paths(current.flags)),
-        )
+        beside = {
+            "tombstones": _by_name(_paths(current.tombstones)),
+            "flags": _by_name(_paths(current.flags)),
+            "names": _by_name(_paths(current.names)),
+        }
+        return _paths(current.bundles), _paths(current.indexes), beside
 
     def _served_bundles(
         self, loaded: Sequence[tuple[str, Bundle]], corpora: dict[str, tuple[ServedCorpus, ...]]
@@ -310,7 +316,7 @@ def _served_corpus(name: str, reader: IndexReader) -> ServedCorpus:
     return ServedCorpus(
         name=name,
         reader=reader,
-        quarantined_image_count=reader.quarantined_count,
+        quarantined_image_count=reader.quarantined_count - reader.unlisted_folder_count,
         created_by=reader.created_by,
     )
 

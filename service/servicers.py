@@ -107,8 +107,11 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
                     answered = self._checked(answered)
                     response = streams.answered_response(answered, request_id=request_id.get())
                     self._metrics.stream_item_done(code_pb2.Code.Name(response.status.code))
-                    if response.status.code == code_pb2.INTERNAL:
-                        _log_defect(answered)
+                    match response.status.code:
+                        case code_pb2.INTERNAL:
+                            _log_defect(answered)
+                        case code_pb2.UNAVAILABLE:
+                            _log_unavailable(answered, response.status.message)
                     yield response
         finally:
             self._metrics.stream_closed()
@@ -188,6 +191,11 @@ def _log_defect(answered: Answered[Any]) -> None:
     """What the status of an item promises: that the service's log explains it."""
     error = answered.outcome if isinstance(answered.outcome, Exception) else None
     log_event("defect", level=logging.ERROR, error=error, method="ExplainImages", item=answered.item)
+
+
+def _log_unavailable(answered: Answered[Any], reason: str) -> None:
+    """Tell operators what the caller is told."""
+    log_event("unavailable", level=logging.WARNING, method="ExplainImages", item=answered.item, reason=reason)
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):

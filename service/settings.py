@@ -49,6 +49,8 @@ class ArtefactSettings:
     """What was taken down, by the name of its corpus; empty where `current` is set."""
     flags: tuple[NamedPath, ...] = ()
     """What is sensitive, by the name of its corpus; empty where `current` is set."""
+    names: tuple[NamedPath, ...] = ()
+    """What neurons are called, by the name of their corpus; empty where `current` is set."""
     current: Path | None = None
     """Names one generation of all of them."""
     engines: tuple[NamedPath, ...] = ()
@@ -229,6 +231,7 @@ def read_settings(variables: Mapping[str, str], *, cpu_count: int = 4) -> Settin
             indexes=of("INDEXES"),
             tombstones=of("TOMBSTONES"),
             flags=of("FLAGS"),
+            names=of("NAMES"),
             current=of("CURRENT"),
             engines=of("ENGINES"),
             index_device=of("INDEX_DEVICE"),
@@ -289,13 +292,17 @@ def _check(settings: Settings, *, allows_plaintext: bool) -> None:
             "PHOSPHENE_BUNDLES is not set; name what to serve, such as PHOSPHENE_BUNDLES=scenes=build/bundle, or a "
             "generation with PHOSPHENE_CURRENT"
         )
-    named = (artefacts.bundles, artefacts.indexes, artefacts.tombstones, artefacts.flags)
+    named = (artefacts.bundles, artefacts.indexes, artefacts.tombstones, artefacts.flags, artefacts.names)
     if artefacts.current is not None and any(named):
         faults.append(
-            "PHOSPHENE_CURRENT is set beside PHOSPHENE_BUNDLES, PHOSPHENE_INDEXES, PHOSPHENE_TOMBSTONES or "
-            "PHOSPHENE_FLAGS; it names all of them itself: unset one side"
+            "PHOSPHENE_CURRENT is set beside PHOSPHENE_BUNDLES, PHOSPHENE_INDEXES, PHOSPHENE_TOMBSTONES, "
+            "PHOSPHENE_FLAGS or PHOSPHENE_NAMES; it names all of them itself: unset one side"
         )
-    for variable, entries in (("TOMBSTONES", artefacts.tombstones), ("FLAGS", artefacts.flags)):
+    for variable, entries in (
+        ("TOMBSTONES", artefacts.tombstones),
+        ("FLAGS", artefacts.flags),
+        ("NAMES", artefacts.names),
+    ):
         stray = sorted({entry.name for entry in entries} - {entry.name for entry in artefacts.indexes})
         if stray and artefacts.current is None:
             faults.append(

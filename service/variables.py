@@ -68,10 +68,16 @@ VARIABLES: dict[str, Variable] = {
         "What of a corpus is sensitive, by the corpus's name; `python -m index flag` says it.",
         NamedPaths(),
     ),
+    "PHOSPHENE_NAMES": _variable(
+        "What is served",
+        "What the neurons of a corpus are called, by the corpus's name; `python -m index name` makes them. Unset: as "
+        "the index says.",
+        NamedPaths(),
+    ),
     "PHOSPHENE_CURRENT": _variable(
         "What is served",
-        "A file that names one generation of all bundles, indexes, tombstones and flags, instead of the four variables "
-        "above; a reload reads it again. `python -m index activate` writes it.",
+        "A file that names one generation of all bundles, indexes, tombstones, flags and names, instead of the five "
+        "variables above; a reload reads it again. `python -m index activate` writes it.",
         PathTo(),
     ),
     "PHOSPHENE_INDEX_DEVICE": _variable(
@@ -83,8 +89,8 @@ VARIABLES: dict[str, Variable] = {
     "PHOSPHENE_QDRANT_URL": _variable(
         "What is served",
         "A Qdrant that answers similar images (by codes) and expressions in place of the indexes; every index that is "
-        "served must have been pushed there (`python -m index push`). Needs requirements/qdrant.txt. Unset: the "
-        "indexes answer.",
+        "served must have been pushed there (`python -m index push`). Needs requirements/qdrant.txt, which the "
+        "container images have. Unset: the indexes answer.",
         Url(("http", "https")),
     ),
     "PHOSPHENE_QDRANT_COLLECTION": _variable(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import operator
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 
 import numpy as np
@@ -163,6 +163,7 @@ class FakeReader:
     ) -> None:
         self.id, self.plan_id, self.code_id = "1" * 64, "2" * 64, code_id
         self.tombstones_id, self.take_down_ids = "", frozenset()
+        self.names_id = ""
         self.flags_id = "f" * 64 if sensitive_neurons or sensitive_rows else ""
         self.sensitive_neuron_ids, self.sensitive_rows = frozenset(sensitive_neurons), frozenset(sensitive_rows)
         self.hidden_rows: frozenset[int] = frozenset()
@@ -247,7 +248,12 @@ class FakeReader:
 
     def row_of(self, sha256: str) -> int | None:
         """The first row with this digest."""
-        return next((row for row, data in enumerate(self._data) if image_sha256(data) == sha256), None)
+        return next(iter(self.rows_of(sha256)), None)
+
+    def rows_of(self, sha256: str) -> list[int]:
+        """All rows with this digest."""
+        rows = [row for row, data in enumerate(self._data) if image_sha256(data) == sha256]
+        return [row for row in rows if row not in self.hidden_rows]
 
     def is_sensitive(self, row: int) -> bool:
         """Whether it was named."""
@@ -300,7 +306,7 @@ class FakeReader:
         code: ImageCode,
         count: int,
         *,
-        exclude_row: int | None = None,
+        exclude_rows: Collection[int] = (),
         metric: CodeMetric = CodeMetric.COSINE,
         neuron_ids: Sequence[int] | None = None,
     ) -> list[SimilarImage]:
@@ -315,7 +321,7 @@ class FakeReader:
             norms = length * np.linalg.norm(vector) if metric is CodeMetric.COSINE else 1.0
             similarity = float(query @ vector / max(norms, 1e-9))
             shared = np.argsort(-query * vector, kind="stable")
-            if row != exclude_row and row not in self.hidden_rows and similarity > 0:
+            if row not in exclude_rows and row not in self.hidden_rows and similarity > 0:
                 ids = tuple(int(neuron) for neuron in shared if query[neuron] * vector[neuron] > 0)
                 matches.append(SimilarImage(row=row, similarity=similarity, shared_neuron_ids=ids))
         return sorted(matches, key=lambda match: -match.similarity)[:count]
@@ -326,12 +332,12 @@ class FakeReader:
         return residual / max(float(np.linalg.norm(residual)), 1e-9)
 
     def images_by_residual(
-        self, vector: np.ndarray, count: int, *, exclude_row: int | None = None
+        self, vector: np.ndarray, count: int, *, exclude_rows: Collection[int] = ()
     ) -> list[tuple[int, float]]:
         """Every other image by cosine."""
         query = vector / np.linalg.norm(vector)
-        found = [(row, float(self.residual(row) @ query)) for row in range(self.image_count) if row != exclude_row]
-        found = [pair for pair in found if pair[0] not in self.hidden_rows]
+        found = [(row, float(self.residual(row) @ query)) for row in range(self.image_count)]
+        found = [pair for pair in found if pair[0] not in self.hidden_rows and pair[0] not in exclude_rows]
         return sorted(found, key=lambda pair: -pair[1])[:count]
 
     def images_by_text(self, vector: np.ndarray, count: int) -> list[tuple[int, float]]:

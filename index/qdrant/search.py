@@ -9,7 +9,8 @@ cannot tell apart, the first by row need not be found.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import assert_never
@@ -33,6 +34,7 @@ __all__ = ["QdrantSearch"]
 _SPARE = 16
 _CANDIDATE_LIMIT = 16_384
 _FLOAT32_STEP = 2.0**-23
+_COUNT_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,13 +59,16 @@ class _Query:
 class QdrantSearch:
     """Answers from Qdrant for the codes of an open index; safe to use from several threads."""
 
-    def __init__(self, client: QdrantClient, name: str, index: CodeSource) -> None:
+    def __init__(
+        self, client: QdrantClient, name: str, index: CodeSource, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Answer for `index` from what `python -m index push` wrote of it.
 
         Args:
             client: from `index.qdrant.collection.open_qdrant`.
             name: as given to `push`.
             index: the index, which says which neurons count and which rows may be shown.
+            clock: seconds that only grow.
 
         Raises:
             SettingError: this index was not pushed under this name, or not to the end.
@@ -80,6 +85,7 @@ class QdrantSearch:
             )
         check_metadata(self._collection, index)
         check_points(self._collection, index)
+        self._count = _PointCount(self._collection, index.image_count, clock)
 
     def showing(self, index: CodeSource) -> QdrantSearch:
         """The same for a view of the index that shows other rows."""
@@ -92,7 +98,7 @@ class QdrantSearch:
         code: ImageCode,
         count: int,
         *,
-        exclude_row: int | None = None,
+        exclude_rows: Iterable[int] = (),
         metric: CodeMetric = CodeMetric.COSINE,
         neuron_ids: Sequence[int] | None = None,
     ) -> list[SimilarImage]:
@@ -125,7 +131,8 @@ class QdrantSearch:
                 )
             case _:
                 assert_never(metric)
-        excluded = [*self._hidden_rows(), *([] if exclude_row is None else [exclude_row])]
+        self._count.check()
+        excluded = [*self._hidden_rows(), *exclude_rows]
         limit = 1.0 if metric is CodeMetric.COSINE else math.inf
         return [
             SimilarImage(row=scored.row, similarity=min(score, limit), shared_neuron_ids=_shared(chosen, scored.code))
@@ -138,6 +145,7 @@ class QdrantSearch:
         condition = matching(parsed)
         if condition is False:
             return []
+        self._count.check()
         hidden = self._hidden_rows()
         maxima = self._index.maxima
         asked = [neuron_id for neuron_id in asked_to_fire(parsed) if maxima[neuron_id] > 0]
@@ -160,7 +168,10 @@ class QdrantSearch:
     def count_by_expression(self, expression: str) -> int:
         """As `IndexReader.count_by_expression`. Raises `Unavailable` where Qdrant does not answer, too."""
         condition = matching(parse_expression(expression, neuron_count=self._index.neuron_count))
-        return 0 if condition is False else self._collection.count(without(condition, self._hidden_rows()))
+        if condition is False:
+            return 0
+        self._count.check()
+        return self._collection.count(without(condition, self._hidden_rows()))
 
     def _hidden_rows(self) -> list[int]:
         rows: list[int] = self._index.hidden_rows.tolist()
@@ -194,6 +205,33 @@ class QdrantSearch:
                     f"Qdrant's {self._collection.name!r} holds another code for row {scored.row} than the index: "
                     "delete the collection and its points in Qdrant, and push the index again: python -m index push"
                 )
+
+
+class _PointCount:
+    """Whether Qdrant still has as many points as were written; counted with an answer, at most every ten seconds."""
+
+    def __init__(self, collection: Collection, image_count: int, clock: Callable[[], float]) -> None:
+        """Begin with a count that was right."""
+        self._collection, self._image_count, self._clock = collection, image_count, clock
+        self._right_at_s = clock()
+
+    def check(self) -> None:
+        """Count where it is time to, and with every answer while points are missing.
+
+        Raises:
+            Unavailable: Qdrant has another number of points, or does not answer.
+        """
+        now_s = self._clock()
+        if now_s < self._right_at_s + _COUNT_INTERVAL_S:
+            return
+        count = self._collection.count()
+        if count != self._image_count:
+            raise Unavailable(
+                f"Qdrant counts {count} points in {self._collection.name!r}; the index has {self._image_count} images: "
+                "restore them, or delete the collection and its points in Qdrant and push the index again: "
+                "python -m index push"
+            )
+        self._right_at_s = now_s
 
 
 def _order(ranked: tuple[float, Scored]) -> tuple[float, int]:

@@ -5,7 +5,6 @@ Every fault is an `InputError` that names the field, its value and the limit. Re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
@@ -14,6 +13,7 @@ from google.protobuf.message import Message
 
 from index.values import CodeMetric, NeuronFilter, NeuronOrder
 from phosphene.errors import InputError
+from phosphene.manifest import is_digest
 from phosphene.v1 import explain_pb2, images_pb2, neurons_pb2, values_pb2
 from service.queries import (
     CodesAlike,
@@ -58,7 +58,6 @@ _THUMBNAIL_LIMIT = 1024
 _TEXT_LIMIT_CHARACTERS = 1024
 _ONLY_LIMIT = 64
 _NAME_LIMIT_CHARACTERS = 256
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _EXPLAIN_PARTS: Mapping[int, ExplainPart] = {
     explain_pb2.EXPLAIN_PART_FIDELITY: ExplainPart.FIDELITY,
@@ -278,7 +277,7 @@ def _image_query(image: values_pb2.ImageQuery, upload_limit_bytes: int | None = 
 
 
 def _digest(text: str, *, field: str) -> str:
-    if not _SHA256.fullmatch(text):
+    if not is_digest(text):
         raise InputError(f"{field} is {text[:80]!r}; it must be 64 lowercase hexadecimal digits", field=field)
     return text
 

@@ -175,7 +175,7 @@ def test_every_package_of_the_service_is_copied(root, stages):
 
 def test_the_pins_leave_nothing_for_pip_to_choose(root):
     """Whatever a pinned package needs is pinned too, and in the version that it needs."""
-    pinned = pins(root, "cpu.txt", "tracing.txt")
+    pinned = pins(root, "cpu.txt", "tracing.txt", "qdrant.txt")
     for package in pinned:
         for line in importlib.metadata.requires(package) or ():
             need = Requirement(line)
@@ -195,7 +195,8 @@ def test_the_targets_install_what_the_repository_pins(root, stages):
         }
         for name in TARGETS
     }
-    assert installed == {"cpu": {"cpu.txt", "tracing.txt"}, "cuda": {"gpu.txt", "tracing.txt"}}
+    options = {"tracing.txt", "qdrant.txt"}
+    assert installed == {"cpu": {"cpu.txt", *options}, "cuda": {"gpu.txt", *options}}
     assert environment(stages, "packages-cpu")["PIP_ONLY_BINARY"] == ":all:"
     (fetch_torch,) = [value for given, value in stages["packages-cpu"].instructions if given == "RUN"]
     pattern = re.search(r"grep -E '([^']+)'", fetch_torch)[1]

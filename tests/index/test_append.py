@@ -96,9 +96,9 @@ def test_every_answer_is_over_both_and_equal_bytes_count_once(appended: Path) ->
             due = sorted(distinct, key=lambda row: (-firing[row], row))[:10]
             assert [each.row for each in index.exemplars(neuron_id, ExemplarKind.TOP, 10)] == due
             assert index.count_by_expression(str(neuron_id)) == len(firing)
-        found = index.similar_images(index.code(50), 100, exclude_row=50)
+        found = index.similar_images(index.code(50), 100, exclude_rows=[50])
         assert {image.row // 40 for image in found} == {0, 1}
-        twice = index.similar_images(index.code(42), 2, exclude_row=42)
+        twice = index.similar_images(index.code(42), 2, exclude_rows=[42])
         assert max(twice, key=lambda image: (image.similarity, image.row == 3)).row == 3
 
 

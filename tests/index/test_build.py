@@ -385,7 +385,7 @@ def test_every_image_s_residual_is_stored_and_finds_the_nearest(built: Path, bun
         stored = np.stack([index.residual(row) for row in range(index.row_count)])
         np.testing.assert_allclose(stored[3], live[0] / np.linalg.norm(live[0]), atol=1e-3)
         assert not stored[5].any()  # Quarantined.
-        found = index.images_by_residual(live[0], 12, exclude_row=3)
+        found = index.images_by_residual(live[0], 12, exclude_rows=[3])
         due = stored @ stored[3]
         due[[3, 5]] = -2
         np.testing.assert_allclose([cosine for _, cosine in found], np.sort(due)[::-1][:12], atol=2e-3)
@@ -445,6 +445,6 @@ def test_dense_neurons_are_left_out_of_similarity_and_named(bundle: Path, tmp_pa
         # At least one is kept, so that codes can be compared.
         assert len(index.summary.left_out_neuron_ids) == len(firing) - 1
         kept = set(firing) - set(index.summary.left_out_neuron_ids)
-        found = index.similar_images(index.code(0), 20, exclude_row=0)
+        found = index.similar_images(index.code(0), 20, exclude_rows=[0])
         assert [image.row for image in found] == list(range(1, 12))
         assert all(set(image.shared_neuron_ids) == kept for image in found)

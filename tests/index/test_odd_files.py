@@ -98,13 +98,11 @@ def test_a_folder_of_odd_things_is_indexed(
     assert "cannot be read: Input/output error" in listed["unreadable.png"]["reason"]
 
 
-def test_a_folder_that_cannot_be_listed_is_quarantined_with_its_reason(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def photos_and_a_locked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, bad_count: int = 0) -> Path:
     folder, generator = tmp_path / "photos", np.random.default_rng(0)
     (folder / "locked").mkdir(parents=True)
     for row in range(20):
-        (folder / f"{row:02d}.png").write_bytes(draw("red", "circle", generator))
+        (folder / f"{row:02d}.png").write_bytes(b"" if row < bad_count else draw("red", "circle", generator))
     scandir = os.scandir
 
     def scan(path: str | Path | int) -> object:
@@ -113,17 +111,52 @@ def test_a_folder_that_cannot_be_listed_is_quarantined_with_its_reason(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", scan)
+    return folder
+
+
+def test_a_folder_that_cannot_be_listed_is_told_of_as_a_folder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos_and_a_locked_folder(tmp_path, monkeypatch)
     job = BuildJob(corpus=str(folder), bundle=bundle, out=tmp_path / "index", config=SMALL)
-    figures = outcome_figures(build_index(job, Notes()))
-    counts = [figures[name] for name in ("images", "quarantined_images", "skipped_files", "seen_files")]
-    assert counts == [20, 1, 0, 21]
+    notes = Notes()
+    figures = outcome_figures(build_index(job, notes))
+    names = ("images", "quarantined_images", "skipped_files", "seen_files", "unlisted_folders")
+    assert [figures[name] for name in names] == [20, 0, 0, 20, 1]
+    assert notes.sentences == [
+        "1 folders of the corpus cannot be listed: 'locked/'; whatever images they hold are missing from the index"
+    ]
+    # A finished index says the same of itself.
+    again = outcome_figures(build_index(job, Notes()))
+    assert [again[name] for name in names] == [20, 0, 0, 20, 1]
+    assert main(["show", str(job.out)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "20 indexed, 0 quarantined" in shown
+    assert "folders 1 could not be listed" in shown
     lines = (job.out / "quarantine.csv").read_text().splitlines()
     assert lines[1].startswith("20,locked/,\"folder 'locked/' cannot be listed: Permission denied")
     # Made readable, it is another corpus, which is not taken for this one.
     monkeypatch.undo()
-    (folder / "locked" / "more.png").write_bytes(draw("blue", "bar", generator))
+    (folder / "locked" / "more.png").write_bytes(draw("blue", "bar", np.random.default_rng(1)))
     with pytest.raises(ArtefactMismatch, match="another plan"):
         build_index(job, Notes())
+
+
+def test_such_a_folder_is_no_bad_image_and_refused_where_nothing_may_be_missing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos_and_a_locked_folder(tmp_path, monkeypatch, bad_count=2)
+    job = BuildJob(corpus=str(folder), bundle=bundle, out=tmp_path / "index", config=SMALL)
+    with pytest.raises(CorpusError, match=r"1 folders .* cannot be listed: 'locked/'; with --max-bad-ratio 0 nothing"):
+        build_index(replace(job, max_bad_ratio=0.0), Notes())
+    assert not job.out.exists()
+    with pytest.raises(CorpusError, match="2 of 20 images cannot be used, 10.0% so far"):
+        build_index(replace(job, max_bad_ratio=0.09), Notes())
+    # Two of twenty images are a tenth of them; with the folder there would be three of 21.
+    notes = Notes()
+    figures = outcome_figures(build_index(replace(job, max_bad_ratio=0.1), notes))
+    assert (figures["quarantined_images"], figures["unlisted_folders"]) == (2, 1)
+    assert any(each.startswith("quarantined 2 of 20 images: 00.png: ") for each in notes.sentences)
 
 
 def test_members_of_tars_and_rows_of_lists_are_counted_too(bundle: Path, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ SHARDS_OF_TWO = IndexConfig(shard_image_count=2, batch_images=2, thread_count=1,
 def few_files() -> Iterator[int]:
     """Let this process open 100 files more than it has, whichever numbers those have."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = {int(name) for name in os.listdir("/proc/self/fd")}
-    few = [number for number in range(len(held) + 100) if number not in held][99] + 1
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}
+    # The limit is on numbers, and whoever started this process may have left it one far from the others.
+    few = [number for number in range(len(taken) + 101) if number not in taken][100]
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
     yield few
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)

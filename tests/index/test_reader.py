@@ -129,12 +129,12 @@ def test_neurons_are_listed_in_order(index: IndexReader) -> None:
 
 def test_similar_images_leave_out_the_query_and_the_quarantined(index: IndexReader) -> None:
     for row in (0, 6):
-        found = index.similar_images(index.code(row), 100, exclude_row=row)
+        found = index.similar_images(index.code(row), 100, exclude_rows=[row])
         assert row not in {image.row for image in found}
         assert 5 not in {image.row for image in found}
         similarities = [image.similarity for image in found]
         assert similarities == sorted(similarities, reverse=True)
-    found = index.similar_images(index.code(6), 100, exclude_row=6)
+    found = index.similar_images(index.code(6), 100, exclude_rows=[6])
     assert max(found, key=lambda image: (image.similarity, image.row == 7)).row == 7  # The same bytes.
     assert index.similar_images(index.code(5), 5) == []
     assert index.similar_recall == 1.0

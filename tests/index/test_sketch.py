@@ -93,7 +93,7 @@ def test_an_empty_code_has_the_zero_sketch() -> None:
 def test_similar_images_equal_brute_force(folder: Path, shards: Shards, approximation: Approximation | None) -> None:
     similar = _similar(folder, shards, approximation=approximation)
     for row in (0, 17, 1024, 2999):
-        answer = similar.nearest(shards.code(row), 10, exclude_row=row)
+        answer = similar.nearest(shards.code(row), 10, exclude_rows=[row])
         due = _cosines(row)
         due[row] = -1
         np.testing.assert_allclose([image.similarity for image in answer], np.sort(due)[::-1][:10], atol=1e-6)
@@ -119,7 +119,7 @@ def test_dense_neurons_do_not_count(tmp_path: Path, approximation: Approximation
     for row in (3, 500):
         due = matrix @ matrix[row] / np.where(lengths > 0, lengths, 1) / lengths[row]
         due[row] = -1
-        answer = similar.nearest(shards.code(row), 10, exclude_row=row)
+        answer = similar.nearest(shards.code(row), 10, exclude_rows=[row])
         np.testing.assert_allclose([image.similarity for image in answer], np.sort(due)[::-1][:10], atol=1e-6)
         assert not {neuron for image in answer for neuron in image.shared_neuron_ids} & set(dense_ids.tolist())
 
@@ -147,8 +147,8 @@ def test_inverted_lists_find_what_they_say_and_are_reproducible(
     exact, lists = (_similar(tmp_path / "one", shards, approximation=each) for each in (None, found))
     hits = 0
     for row in range(5, 3000, 100):
-        due = exact.nearest(shards.code(row), 10, exclude_row=row)[-1].similarity
-        hits += sum(image.similarity >= due for image in lists.nearest(shards.code(row), 10, exclude_row=row))
+        due = exact.nearest(shards.code(row), 10, exclude_rows=[row])[-1].similarity
+        hits += sum(image.similarity >= due for image in lists.nearest(shards.code(row), 10, exclude_rows=[row]))
     assert hits / 300 == pytest.approx(found.recall, abs=0.05)
 
 
@@ -169,13 +169,13 @@ def test_other_metrics_and_chosen_neurons_are_exact_even_beside_sketches(folder:
     similar, matrix = _similar(folder, shards), dense(CODES)
     chosen = CODES[9].neuron_ids[:4].tolist()
     products = (matrix @ matrix[9]).tolist()
-    found = similar.nearest(shards.code(9), 8, exclude_row=9, metric=CodeMetric.INNER_PRODUCT)
+    found = similar.nearest(shards.code(9), 8, exclude_rows=[9], metric=CodeMetric.INNER_PRODUCT)
     order = sorted((row for row in range(len(CODES)) if row != 9), key=lambda row: -products[row])
     np.testing.assert_allclose([image.similarity for image in found], [products[row] for row in order[:8]], rtol=1e-6)
     parts = matrix[:, chosen] @ matrix[9, chosen]
     cosines = parts / np.linalg.norm(matrix, axis=1) / np.linalg.norm(matrix[9])
     cosines[9] = -1
-    found += similar.nearest(shards.code(9), 8, exclude_row=9, neuron_ids=chosen)
+    found += similar.nearest(shards.code(9), 8, exclude_rows=[9], neuron_ids=chosen)
     np.testing.assert_allclose([image.similarity for image in found[8:]], np.sort(cosines)[::-1][:8], rtol=1e-6)
     assert all(set(image.shared_neuron_ids) <= set(chosen) for image in found[8:])
     assert {image.recall for image in found} == {1.0}

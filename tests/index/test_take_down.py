@@ -97,9 +97,9 @@ def test_similar_images_are_those_of_the_whole_index_less_the_hidden(
 ) -> None:
     for row in range(whole.row_count):
         code = whole.code(row)
-        due = [image for image in whole.similar_images(code, 100, exclude_row=1) if image.row not in hidden]
-        assert index.similar_images(code, 100, exclude_row=1) == due
-        assert index.similar_images(code, 3, exclude_row=1) == due[:3]
+        due = [image for image in whole.similar_images(code, 100, exclude_rows=[1]) if image.row not in hidden]
+        assert index.similar_images(code, 100, exclude_rows=[1]) == due
+        assert index.similar_images(code, 3, exclude_rows=[1]) == due[:3]
 
 
 def test_expressions_and_histograms_count_the_rows_that_are_left(

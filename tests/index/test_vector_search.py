@@ -60,7 +60,7 @@ def test_flat_vectors_answer_as_brute_force_does(vectors: ImageVectors, tmp_path
     assert search.recall == 1.0
     shown = READABLE & ~np.isin(np.arange(ROWS), sorted(excluded - {7}))
     for query in (VECTORS[0].astype(np.float32), np.arange(WIDTH, dtype=np.float32) - 10):
-        found = search.nearest(query, 20, shown=shown, exclude_row=7 if 7 in excluded else None)
+        found = search.nearest(query, 20, shown=shown, exclude_rows=[7] if 7 in excluded else [])
         due = brute_force(query, 20, excluded)
         assert [row for row, _ in found] == [row for row, _ in due]
         np.testing.assert_allclose([score for _, score in found], [score for _, score in due], atol=1e-6)
@@ -84,7 +84,7 @@ def test_lists_find_the_share_that_was_measured(vectors: ImageVectors, tmp_path:
     hits = 0
     for row in range(11, ROWS, 40):
         due = {other for other, _ in brute_force(VECTORS[row].astype(np.float32), 10, {row})}
-        answer = search.nearest(search.vector(row), 10, shown=READABLE, exclude_row=row)
+        answer = search.nearest(search.vector(row), 10, shown=READABLE, exclude_rows=[row])
         hits += len(due & {other for other, _ in answer})
     assert hits / (10 * len(range(11, ROWS, 40))) == pytest.approx(search.recall, abs=0.05)
 

@@ -1,8 +1,11 @@
 """A real gRPC server on a free port of loopback, over fakes; nothing of gRPC is faked."""
 
 import asyncio
+import io
+import json
+import logging
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import grpc.aio
@@ -12,6 +15,7 @@ from phosphene.v1 import service_pb2_grpc
 from service.assembly import catalogue_opener, open_service
 from service.batching.batcher import Batcher
 from service.catalogue import Catalogue
+from service.observing.logs import open_logs
 from service.replica import Replica
 from service.server import Server
 from service.settings import (
@@ -67,6 +71,19 @@ def always(entries, engine):
         return open_entries
 
     return make_opener
+
+
+@contextmanager
+def logged():
+    """Give what returns the lines of the log so far, as objects."""
+    stream, root = io.StringIO(), logging.getLogger()
+    before, level = root.handlers[:], root.level
+    open_logs("info", stream)
+    try:
+        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
 
 
 @asynccontextmanager

@@ -1,10 +1,6 @@
 """ExplainImages over a real channel: statuses per item, uploads in chunks, the bulk lane, and what ends a stream."""
 
 import asyncio
-import contextlib
-import io
-import json
-import logging
 
 import grpc
 import grpc.aio
@@ -14,9 +10,8 @@ from google.rpc import code_pb2, error_details_pb2
 
 from phosphene.v1 import explain_pb2, streams_pb2, values_pb2
 from service.claims import Lane
-from service.observing.logs import open_logs
 from tests.fakes import CORPUS, png
-from tests.service.conftest import serving, settings_with
+from tests.service.conftest import logged, serving, settings_with
 from tests.service.scraping import metric, until
 
 
@@ -125,18 +120,6 @@ async def test_a_stream_waits_in_the_bulk_lane():
         assert (await single).neurons[0].neuron.neuron_id == 0
         assert sorted([reply.item async for reply in stream]) == list(range(1, 9))
         await first
-
-
-@contextlib.contextmanager
-def logged():
-    stream, root = io.StringIO(), logging.getLogger()
-    before, level = root.handlers[:], root.level
-    open_logs("info", stream)
-    try:
-        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
 
 
 async def test_the_log_explains_the_defect_of_an_item_under_the_id_that_its_caller_has(running):

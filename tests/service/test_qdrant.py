@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import grpc
 import grpc.aio
 import pytest
+from google.rpc import code_pb2
 from qdrant_client import models
 
 from index.build import BuildJob, build_index
@@ -15,6 +16,7 @@ from index.flags import flag_index
 from index.plan import IndexConfig
 from index.qdrant.collection import open_qdrant
 from index.qdrant.push import push_index
+from index.qdrant.search import QdrantSearch
 from index.reader import open_index
 from index.sensitive import SensitiveConfig
 from index.take_down import Request, TakeDownJob, take_down
@@ -22,12 +24,12 @@ from index.values import QdrantPlace
 from phosphene.current import save_current
 from phosphene.encoder import Family, Tokens
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, SettingError, Unavailable
-from phosphene.v1 import admin_pb2, admin_pb2_grpc, explain_pb2, images_pb2, neurons_pb2, values_pb2
+from phosphene.v1 import admin_pb2, admin_pb2_grpc, explain_pb2, images_pb2, neurons_pb2, streams_pb2, values_pb2
 from service.settings import ArtefactSettings, NamedPath
 from tests.index.qdrant.rest_server import rest_server
 from tests.index.quiet import Notes
 from tests.index.small_world import write_bundle, write_corpus
-from tests.service.conftest import ANY_PORT, serving_artefacts, settings_with
+from tests.service.conftest import ANY_PORT, logged, serving_artefacts, settings_with
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
 IMAGE_COUNT, DOWN, SENSITIVE = 24, 3, 5
@@ -193,6 +195,54 @@ async def test_a_qdrant_that_does_not_answer_is_unavailable_and_the_rest_is_answ
             assert (await running.stub.GetNeuron(profile)).statistics.firing_count
             server.before = lambda method, path: None
             assert (await answers(running.stub, world))[0][0].images
+
+
+def test_points_that_are_lost_end_answers_until_they_are_back(world):
+    now_s = [0.0]
+    text, lost = str(world["neurons"][0]), {"result": {"count": IMAGE_COUNT - 2}, "status": "ok", "time": 0.0}
+    with pushed(world) as server, open_qdrant(server.url) as client, open_index(world["index"]) as index:
+        search = QdrantSearch(client, "scenes", index, clock=lambda: now_s[0])
+        code = index.code(0)
+
+        def answers(view):
+            yield lambda: view.similar_images(code, 5)
+            yield lambda: view.images_by_expression(text, 5)
+            yield lambda: view.count_by_expression(text)
+
+        due = [ask() for ask in answers(search)]
+        server.before = lambda method, path: (200, lost) if path.endswith("/count") else None
+        now_s[0] = 9.0
+        assert search.similar_images(code, 5) == due[0]
+        now_s[0] = 10.0
+        for ask in [*answers(search), *answers(search.showing(index))]:
+            with pytest.raises(Unavailable, match=f"counts {IMAGE_COUNT - 2} points .* has {IMAGE_COUNT - 1} images"):
+                ask()
+        server.before = lambda method, path: None
+        assert [ask() for ask in answers(search)] == due
+        server.calls.clear()
+        search.similar_images(code, 5)
+        assert len(server.calls) == 1
+
+
+async def test_the_log_says_why_an_answer_was_unavailable(world):
+    with pushed(world) as server, logged() as lines:
+        async with serving_artefacts(named(world), settings=asking(server)) as running:
+            answer = (500, {"status": {"error": "out of\x1b[31m memory\nand more"}})
+            server.before = lambda method, path: answer if "/points" in path else None
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await running.stub.Explain(similar(world), metadata=[("x-request-id", "my-id-3")])
+            items = running.stub.ExplainImages(
+                iter([streams_pb2.ExplainImagesRequest(item=5, explain=similar(world))]),
+                metadata=[("x-request-id", "my-id-4")],
+            )
+            (item,) = [reply async for reply in items]
+    assert item.status.code == code_pb2.UNAVAILABLE
+    alone, streamed = [line for line in lines() if line["event"] == "unavailable"]
+    assert (alone["request_id"], alone["method"], alone["level"]) == ("my-id-3", "Explain", "warning")
+    assert (streamed["request_id"], streamed["method"], streamed["item"]) == ("my-id-4", "ExplainImages", 5)
+    assert alone["reason"] == caught.value.details() == streamed["reason"] == item.status.message
+    assert "Qdrant answers 500" in alone["reason"]
+    assert alone["reason"].isprintable()
 
 
 async def test_a_code_that_somebody_changed_is_no_answer(world):

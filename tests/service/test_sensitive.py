@@ -139,6 +139,37 @@ async def test_neurons_that_would_not_be_listed_are_not_counted_as_hidden(flagge
         assert answer.hidden_count == 0
 
 
+@pytest.mark.parametrize("metric", ["IMAGE_METRIC_CODE_COSINE", "IMAGE_METRIC_RESIDUAL_COSINE"])
+async def test_an_image_that_would_not_be_listed_is_not_counted_as_hidden(metric):
+    """Copies of the queried image take no places of the answer; what comes after its last place counts for nothing."""
+    engine = FakeEngine()
+    corpus = CORPUS | {f"white-{copy}": CORPUS["white-1"] for copy in range(3, 6)}
+    query = {"image": values_pb2.ImageQuery(data=CORPUS["white-1"]), "similarity": metric}
+    async with serving([fake_entry(engine, reader=FakeReader(corpus))], engine=engine) as service:
+        whole = await service.stub.SearchImages(images_pb2.SearchImagesRequest(count=4, **query))
+    order = [match.image.row for match in whole.images]
+    assert sorted(order) == [0, 1, 2, 3]
+    reader = FakeReader(corpus, sensitive_rows=[order[2]])
+    async with serving([fake_entry(engine, reader=reader)], engine=engine) as service:
+        for count, listed, hidden_count in ((2, order[:2], 0), (3, [*order[:2], order[3]], 1), (9, None, 1)):
+            found = await service.stub.SearchImages(images_pb2.SearchImagesRequest(count=count, **query))
+            assert found.hidden_count == hidden_count
+            assert [match.image.row for match in found.images] == (listed or [*order[:2], order[3]])
+
+
+async def test_the_queried_image_is_no_answer_of_its_own_search(flagged):
+    query = images_pb2.SearchImagesRequest(image=values_pb2.ImageQuery(data=CORPUS["red-1"]), count=2)
+    assert (await flagged.stub.SearchImages(query)).hidden_count == 0
+
+
+async def test_a_hidden_image_that_the_corpus_holds_twice_counts_once():
+    engine = FakeEngine()
+    reader = FakeReader(CORPUS, sensitive_rows=[ROWS["white-1"], ROWS["white-2"]])
+    async with serving([fake_entry(engine, reader=reader)], engine=engine) as service:
+        found = await service.stub.SearchImages(images_pb2.SearchImagesRequest(image=LIVE))
+    assert found.hidden_count == 1
+
+
 async def test_lists_of_what_is_sensitive_and_of_what_is_not(flagged):
     async def listed(**asked):
         chosen = neurons_pb2.NeuronFilter(is_sensitive=asked.pop("is_sensitive"))

@@ -32,6 +32,7 @@ def test_every_variable_is_read():
         "PHOSPHENE_INDEXES": "p=y,q=z",
         "PHOSPHENE_TOMBSTONES": "q=d",
         "PHOSPHENE_FLAGS": "p=f",
+        "PHOSPHENE_NAMES": "p=n",
         "PHOSPHENE_CURRENT": "",
         "PHOSPHENE_INDEX_DEVICE": "cuda:2",
         "PHOSPHENE_LISTEN": "127.0.0.2:0",

@@ -52,16 +52,16 @@ class MadeUpIndex:
             quarantine_reason=reason,
         )  # fmt: skip
 
-    def similar(self, code: ImageCode, count: int, exclude_row: int | None) -> list[tuple[int, float]]:
+    def similar(self, code: ImageCode, count: int, exclude_rows: Collection[int]) -> list[tuple[int, float]]:
         """What the index's own search finds."""
         left_out = np.isin(np.arange(self.neuron_count), self.left_out_neuron_ids)
-        excluded = self._excluded if exclude_row is None else np.union1d(self._excluded, [exclude_row])
+        excluded = np.union1d(self._excluded, list(exclude_rows)).astype(np.int64)
         rows, cosines = self._search.nearest(
             code.neuron_ids, code.values, count, left_out=left_out, excluded_rows=excluded
         )
         return [(int(row), min(float(cosine), 1.0)) for row, cosine in zip(rows, cosines, strict=True)]
 
-    def brute_force(self, code: ImageCode, count: int, exclude_row: int | None) -> list[tuple[int, float]]:
+    def brute_force(self, code: ImageCode, count: int, exclude_rows: Collection[int] = ()) -> list[tuple[int, float]]:
         """Cosines in plain sums over the stored codes, best first, ties by row."""
         left_out, found = set(self.left_out_neuron_ids), []
         query = {
@@ -69,7 +69,7 @@ class MadeUpIndex:
             for neuron, value in zip(code.neuron_ids.tolist(), code.values, strict=True)
             if neuron not in left_out
         }
-        for row in sorted(set(range(self.row_count)) - {*self._excluded.tolist(), exclude_row}):
+        for row in sorted(set(range(self.row_count)) - {*self._excluded.tolist(), *exclude_rows}):
             stored = self.code(row)
             product = square = 0.0
             for neuron, value in zip(stored.neuron_ids.tolist(), stored.values.tolist(), strict=True):

@@ -73,15 +73,16 @@ def test_similar_images_are_those_of_the_index(data: st.DataObject) -> None:
         cuts=data.draw(cut_places(len(dense))),
     )
     row, count = data.draw(rows), data.draw(st.integers(1, 50))
-    exclude_row = data.draw(st.none() | st.just(row))
+    exclude_rows = data.draw(st.sets(rows, max_size=2))
     # A live activation is no float16.
     live = data.draw(st.floats(0.5, 2.0, width=32))
     code = index.code(row)
     code = ImageCode(neuron_ids=code.neuron_ids, values=code.values * np.float32(live))
     with pushed(index, to_server=data.draw(st.sampled_from([False, False, True]))) as qdrant:
-        found = [(image.row, image.similarity) for image in qdrant.similar_images(code, count, exclude_row=exclude_row)]
-    assert found == index.similar(code, count, exclude_row)
-    assert found == index.brute_force(code, count, exclude_row)
+        answer = qdrant.similar_images(code, count, exclude_rows=exclude_rows)
+    found = [(image.row, image.similarity) for image in answer]
+    assert found == index.similar(code, count, exclude_rows)
+    assert found == index.brute_force(code, count, exclude_rows)
 
 
 @settings(max_examples=16)
@@ -127,10 +128,10 @@ def test_nearly_equal_codes_are_ranked_in_float64() -> None:
     dense[:, 1] = np.linspace(0.4, 0.2, 60).astype(np.float16)
     index = MadeUpIndex(dense)
     code = ImageCode(neuron_ids=np.array([0], dtype=np.int32), values=np.ones(1, dtype=np.float32))
-    assert len({np.float32(cosine) for _, cosine in index.brute_force(code, 60, None)}) == 1
+    assert len({np.float32(cosine) for _, cosine in index.brute_force(code, 60)}) == 1
     with pushed(index) as qdrant:
         found = [(image.row, image.similarity) for image in qdrant.similar_images(code, 5)]
-    assert found == index.brute_force(code, 5, None)
+    assert found == index.brute_force(code, 5)
     assert found[0][0] > 50
 
 
@@ -138,9 +139,9 @@ def test_a_built_index_and_qdrant_answer_alike(built: Path) -> None:
     with open_index(built) as index, pushed(index) as qdrant:
         for row in range(0, index.row_count, 3):
             code = index.code(row)
-            for count, exclude_row in ((1, None), (5, row), (100, None)):
-                due = index.similar_images(code, count, exclude_row=exclude_row)
-                assert qdrant.similar_images(code, count, exclude_row=exclude_row) == due
+            for count, exclude_rows in ((1, []), (5, [row, (row + 1) % index.row_count]), (100, [])):
+                due = index.similar_images(code, count, exclude_rows=exclude_rows)
+                assert qdrant.similar_images(code, count, exclude_rows=exclude_rows) == due
         firing = np.flatnonzero(index.firing_counts)
         first, second, third = (int(neuron_id) for neuron_id in firing[[0, len(firing) // 2, -1]])
         middle = index.neuron(first).quantiles[5]

@@ -75,8 +75,8 @@ def test_over_http_with_shards_and_replicas(server: RestServer) -> None:
         push_index(index, client, "scenes", shard_count=4, replica_count=2)
         qdrant = QdrantSearch(client, "scenes", index)
         code = index.code(10)
-        found = [(image.row, image.similarity) for image in qdrant.similar_images(code, 9, exclude_row=10)]
-        assert found == index.brute_force(code, 9, 10)
+        found = [(image.row, image.similarity) for image in qdrant.similar_images(code, 9, exclude_rows=[10])]
+        assert found == index.brute_force(code, 9, [10])
         assert qdrant.count_by_expression("2>1.5 & !3") == sum(
             value > 1.5 and other == 0 for value, other in index.dense[:, 2:4]
         )
