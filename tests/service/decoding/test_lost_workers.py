@@ -44,11 +44,11 @@ class SilentWorkers:
                 await worker.end()
 
 
-def pool_of(workers, *, worker_count=1):
+def pool_of(workers, *, worker_count=1, time_limit_s=60.0):
     return DecodePool(
         worker_count=worker_count,
         queue_limit=9,
-        time_limit_s=0.5,
+        time_limit_s=time_limit_s,
         limits=ImageLimits(),
         clock=time.monotonic,
         events=Heard(),
@@ -71,7 +71,7 @@ async def test_a_worker_that_dies_in_the_turn_in_which_the_pool_closes():
     process.kill()
     theirs.close()
     await asyncio.create_task(pool.__aexit__(None, None, None))
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         with pytest.raises(Unavailable):
             await asked
 
@@ -79,7 +79,7 @@ async def test_a_worker_that_dies_in_the_turn_in_which_the_pool_closes():
 @pytest.mark.parametrize("how", ["half-closed", "a short message"])
 async def test_a_worker_whose_socket_ends_as_an_image_comes(how):
     workers = SilentWorkers()
-    async with pool_of(workers) as pool:
+    async with pool_of(workers, time_limit_s=0.5) as pool:
         worker, theirs, _ = workers.opened[-1]
         loop, asked = asyncio.get_running_loop(), []
 
@@ -93,7 +93,7 @@ async def test_a_worker_whose_socket_ends_as_an_image_comes(how):
             theirs.shutdown(socket.SHUT_WR)
         else:
             theirs.send(b"abc")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.sleep(0.02)
             # A fresh worker has it, which says nothing in its time.
             with pytest.raises(ImageTooSlow):
@@ -112,7 +112,7 @@ async def test_a_reply_that_cannot_be_read():
 
         worker._area.read = full
         theirs.send(pack_reply(Refused(kind=ERROR_KINDS[0], text_bytes=9)))
-        told, _ = await asyncio.wait([asked], timeout=2)
+        told, _ = await asyncio.wait([asked], timeout=20)
         assert told
         assert asked.exception() is not None
 
@@ -128,7 +128,7 @@ async def test_a_seat_without_a_worker_leaves_images_to_an_idle_one():
         await asyncio.sleep(0.02)
         assert not asked.done(), "failed for want of a worker, while one is idle"
         paying = ask(pool, 1)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             with pytest.raises(Unavailable, match="no process can be started"):
                 await paying
         asked.cancel()
