@@ -326,7 +326,8 @@ class Fidelity(_message.Message):
     fvu: _builtins.float
     """Fraction of variance unexplained: the squared distance between the residual and its reconstruction, over that
     between the residual and the decoder bias, each summed over the site's tokens. 0 is perfect; above 1 is worse than
-    saying nothing.
+    saying nothing. The reconstruction is that of all neurons that fire, those cut from the code (`Model`'s limits)
+    included.
     """
     explained_variance: _builtins.float
     """1 - `fvu`; at most 1, negative where `fvu` is above 1."""
