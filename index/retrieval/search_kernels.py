@@ -42,6 +42,8 @@ _LAST_MARK = (1 << _CUT_BITS) - 1
 _HIDDEN = 0.51
 # Relative slack for float32 norms and for roundings of the bounds.
 _SLACK = 1.0 - 1e-6
+# Of two sums of at most 2 ** 15 squares, what their difference may lack.
+_LOST = 1e-11
 # The first neurons are accumulated until a row that may enter must have this part of the score from them.
 _PART = 0.4
 # The rows to beat come from a first part of the postings: one in so many, and so many at least.
@@ -117,9 +119,12 @@ def search_shards(
         _order_neurons(ids[:n], weights[:n], posting_counts)
         begins, ends = _parts(table, ids[:n])
         shard_order = _order_shards(begins, ends, weights[:n])
-        inside = np.zeros(n + 1)
+        # Squared weights before each place, and from it on: their difference would lose a weak neuron beside a strong.
+        inside, beyond = np.zeros(n + 1), np.zeros(n + 1)
         for place in range(n):
             inside[place + 1] = inside[place] + weights[place] * weights[place]
+        for place in range(n - 1, -1, -1):
+            beyond[place] = beyond[place + 1] + weights[place] * weights[place]
         for turn in range(len(shard_order)):
             shard = shard_order[turn]
             if turn == 0:
@@ -140,6 +145,7 @@ def search_shards(
                 ends[shard],
                 weights[:n],
                 inside,
+                beyond,
                 length,
                 is_cosine,
                 is_left_out,
@@ -223,6 +229,7 @@ def _search_shard(
     ends,
     weights,
     inside,
+    beyond,
     length,
     is_cosine,
     is_left_out,
@@ -261,10 +268,10 @@ def _search_shard(
             is_left_out, excluded_rows, mark, accumulator, query, best_scores, best_rows, found,
         )  # fmt: skip
     worst = best_scores[found - 1] * _SLACK if found == count else 0.0
-    depth = _depth(inside, length, worst, is_cosine, norm_range[1], taken)
+    depth = _depth(inside, beyond, length, worst, is_cosine, norm_range[1], taken)
     _take(words, begins, ends, weights, per_weight, taken, depth, ENDLESS, mark, accumulator)
-    met_by = _meeting(inside, depth, length, worst, is_cosine, norm_range[1])
-    slope, level = _bar(inside, depth, length, worst, is_cosine, unit, hidden)
+    met_by = _meeting(inside, beyond, depth, length, worst, is_cosine, norm_range[1])
+    slope, level = _bar(inside, beyond, depth, length, worst, is_cosine, unit, hidden)
     known = _collect(
         words, begins, ends, met_by, norms, line[NORMS], norm_range, slope, level, mark, accumulator, candidates, sums
     )  # fmt: skip
@@ -288,7 +295,7 @@ def _search_shard(
         )  # fmt: skip
         if found == count and best_scores[found - 1] * _SLACK > worst:
             worst = best_scores[found - 1] * _SLACK
-            slope, level = _bar(inside, depth, length, worst, is_cosine, unit, hidden)
+            slope, level = _bar(inside, beyond, depth, length, worst, is_cosine, unit, hidden)
     return found
 
 
@@ -413,18 +420,17 @@ def _seed(
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _bar(inside, depth, length, worst, is_cosine, unit, hidden):
+def _bar(inside, beyond, depth, length, worst, is_cosine, unit, hidden):
     """What the accumulated sum of a row that may enter the answer is at least: (factor of its norm, constant)."""
-    by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+    by_norm, at_least = _bound(inside, beyond, depth, length, worst, is_cosine)
     return np.float32(by_norm / unit), np.float32(at_least / unit - hidden)
 
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _bound(inside, depth, length, worst, is_cosine):
+def _bound(inside, beyond, depth, length, worst, is_cosine):
     """What the accumulated part of a row that may enter the answer is at least: (factor of its norm, constant)."""
-    whole, part = inside[-1], inside[depth]
-    rest = max(whole - part, 0.0)
+    whole, part, rest = inside[-1], inside[depth], beyond[depth]
     if not is_cosine:
         return -np.sqrt(rest) / _SLACK, worst
     # With the code at angle a to the part of the query that is accumulated, and b between that part and the query, the
@@ -435,22 +441,23 @@ def _bound(inside, depth, length, worst, is_cosine):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _meeting(inside, depth, length, worst, is_cosine, largest_norm):
+def _meeting(inside, beyond, depth, length, worst, is_cosine, largest_norm):
     """By how many of the accumulated neurons every row that may enter is met: the others alone could not carry it."""
-    by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+    by_norm, at_least = _bound(inside, beyond, depth, length, worst, is_cosine)
     wanted = (by_norm * largest_norm + at_least) * _SLACK
     for met_by in range(1, depth):
-        if np.sqrt(inside[depth] - inside[met_by]) * largest_norm < wanted:
+        others = max(beyond[met_by] - beyond[depth], 0.0) + _LOST * beyond[met_by]
+        if np.sqrt(others) * largest_norm < wanted:
             return met_by
     return depth
 
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _depth(inside, length, worst, is_cosine, largest_norm, least):
+def _depth(inside, beyond, length, worst, is_cosine, largest_norm, least):
     """How many neurons to accumulate: the others alone could not carry a row into the answer."""
     for depth in range(max(least, 1), len(inside) - 1):
-        by_norm, at_least = _bound(inside, depth, length, worst, is_cosine)
+        by_norm, at_least = _bound(inside, beyond, depth, length, worst, is_cosine)
         if is_cosine:
             if worst > 0 and by_norm >= _PART * worst * length:
                 return depth

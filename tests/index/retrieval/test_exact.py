@@ -125,6 +125,20 @@ def test_a_full_shard_of_which_every_row_is_a_candidate():
     assert [row for row, _ in found] == [40_000]
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("weak", [10.0**-power for power in (1, 3, 5, 5.5, 6, 6.5, 7, 7.5, 8, 9)])
+@pytest.mark.parametrize("strong_rows", [0, 1])
+def test_a_weak_neuron_beside_a_strong_one_counts_where_it_alone_is_shared(metric, weak, strong_rows):
+    rarely = [{2: 1.0, 0: 6e-8}] * strong_rows
+    codes = [{1: 1.0, 2: 0.003}, {1: 1.0, 2: 1.0}, {1: 1.0, 2: 0.003}, *rarely, {1: 1.0}, {1: 1.0}, {1: 1.0}]
+    engine = ExactSearch(make_shards(codes, [3, len(codes) - 3], neuron_count=3), neuron_count=3)
+    for strong in (1.0, 16.23, 907.0, 65504.0):
+        query = {0: float(np.float32(strong)), 1: float(np.float32(strong * weak))}
+        for count in (1, 2, 3, 5):
+            expected = brute_force(codes, query, count, metric=metric, left_out=set(), excluded=set())
+            assert search(engine, query, count, metric=metric) == expected
+
+
 def test_one_search_leaves_nothing_to_the_next_however_many_there_were():
     codes = world(400, neuron_count=400, seed=8)
     engine = ExactSearch(make_shards(codes, [200, 200], neuron_count=400), neuron_count=400)
