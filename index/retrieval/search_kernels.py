@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 from numba.np.numpy_support import carray
 
+from index.retrieval.bound_kernels import SLACK, accumulated_depth, lowest_sum, meeting_depth
 from index.retrieval.scoring_kernels import (
     ENDLESS,
     NEURON_STARTS,
@@ -40,12 +41,6 @@ _MARK_SHIFT = 32 - _CUT_BITS
 _LAST_MARK = (1 << _CUT_BITS) - 1
 # What a posting may hide above q x scale, in scales: half, and what rounding adds.
 _HIDDEN = 0.51
-# Relative slack for float32 norms and for roundings of the bounds.
-_SLACK = 1.0 - 1e-6
-# Of two sums of at most 2 ** 15 squares, what their difference may lack.
-_LOST = 1e-11
-# The first neurons are accumulated until a row that may enter must have this part of the score from them.
-_PART = 0.4
 # The rows to beat come from a first part of the postings: one in so many, and so many at least.
 _SEED_SHARE = 5
 _SEED_POSTINGS = 64
@@ -267,11 +262,11 @@ def _search_shard(
             line, words, norms, begins, ends, taken, limit // _SEED_ROWS_SHARE, id_sample, length, is_cosine,
             is_left_out, excluded_rows, mark, accumulator, query, best_scores, best_rows, found,
         )  # fmt: skip
-    worst = best_scores[found - 1] * _SLACK if found == count else 0.0
-    depth = _depth(inside, beyond, length, worst, is_cosine, norm_range[1], taken)
+    worst = best_scores[found - 1] * SLACK if found == count else 0.0
+    depth = accumulated_depth(inside, beyond, length, worst, is_cosine, norm_range[1], taken)
     _take(words, begins, ends, weights, per_weight, taken, depth, ENDLESS, mark, accumulator)
-    met_by = _meeting(inside, beyond, depth, length, worst, is_cosine, norm_range[1])
-    slope, level = _bar(inside, beyond, depth, length, worst, is_cosine, unit, hidden)
+    met_by = meeting_depth(inside, beyond, depth, length, worst, is_cosine, norm_range[1])
+    slope, level = lowest_sum(inside, beyond, depth, length, worst, is_cosine, unit, hidden)
     known = _collect(
         words, begins, ends, met_by, norms, line[NORMS], norm_range, slope, level, mark, accumulator, candidates, sums
     )  # fmt: skip
@@ -293,9 +288,9 @@ def _search_shard(
         found = offer(
             line, row, product, id_sample, length, is_cosine, is_left_out, excluded_rows, best_scores, best_rows, found
         )  # fmt: skip
-        if found == count and best_scores[found - 1] * _SLACK > worst:
-            worst = best_scores[found - 1] * _SLACK
-            slope, level = _bar(inside, beyond, depth, length, worst, is_cosine, unit, hidden)
+        if found == count and best_scores[found - 1] * SLACK > worst:
+            worst = best_scores[found - 1] * SLACK
+            slope, level = lowest_sum(inside, beyond, depth, length, worst, is_cosine, unit, hidden)
     return found
 
 
@@ -307,7 +302,7 @@ def _collect(
 ):  # fmt: skip
     """Find the rows of the first neurons whose sum is at least slope x norm + level; returns how many."""
     met = 0
-    floor = (min(slope * norm_range[0], slope * norm_range[1]) + level) * np.float32(_SLACK)
+    floor = (min(slope * norm_range[0], slope * norm_range[1]) + level) * np.float32(SLACK)
     bar = mark + np.uint32(max(min(floor, np.float32((1 << _MARK_SHIFT) - 1)), np.float32(0.0)))
     for place in range(met_by):
         for index in range(begins[place], ends[place]):
@@ -416,51 +411,3 @@ def _seed(
             best_rows, found,
         )  # fmt: skip
     return found
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _bar(inside, beyond, depth, length, worst, is_cosine, unit, hidden):
-    """What the accumulated sum of a row that may enter the answer is at least: (factor of its norm, constant)."""
-    by_norm, at_least = _bound(inside, beyond, depth, length, worst, is_cosine)
-    return np.float32(by_norm / unit), np.float32(at_least / unit - hidden)
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _bound(inside, beyond, depth, length, worst, is_cosine):
-    """What the accumulated part of a row that may enter the answer is at least: (factor of its norm, constant)."""
-    whole, part, rest = inside[-1], inside[depth], beyond[depth]
-    if not is_cosine:
-        return -np.sqrt(rest) / _SLACK, worst
-    # With the code at angle a to the part of the query that is accumulated, and b between that part and the query, the
-    # product is at most cos(a - b) x the query's norm: a is at most b + t, where cos(t) would just do.
-    wanted = min(worst * length, np.sqrt(whole))
-    return (part * wanted - np.sqrt(part * rest * max(whole - wanted * wanted, 0.0))) / whole * _SLACK, 0.0
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _meeting(inside, beyond, depth, length, worst, is_cosine, largest_norm):
-    """By how many of the accumulated neurons every row that may enter is met: the others alone could not carry it."""
-    by_norm, at_least = _bound(inside, beyond, depth, length, worst, is_cosine)
-    wanted = (by_norm * largest_norm + at_least) * _SLACK
-    for met_by in range(1, depth):
-        others = max(beyond[met_by] - beyond[depth], 0.0) + _LOST * beyond[met_by]
-        if np.sqrt(others) * largest_norm < wanted:
-            return met_by
-    return depth
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _depth(inside, beyond, length, worst, is_cosine, largest_norm, least):
-    """How many neurons to accumulate: the others alone could not carry a row into the answer."""
-    for depth in range(max(least, 1), len(inside) - 1):
-        by_norm, at_least = _bound(inside, beyond, depth, length, worst, is_cosine)
-        if is_cosine:
-            if worst > 0 and by_norm >= _PART * worst * length:
-                return depth
-        elif worst > 0 and by_norm * largest_norm + at_least >= _PART * worst:
-            return depth
-    return len(inside) - 1
