@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 from phosphene.errors import InputError, Unavailable
 from service.callers import Caller, Callers
 from service.claims import Claim, Lane
-from service.observing.logs import log_event, new_request_id, request_id
+from service.observing.logs import log_event, log_soon, new_request_id, request_id
 from service.observing.metric_events import Metrics
 from service.observing.tracing import NoTracer, Tracer
 from service.outcomes import Outcome, outcome_of
@@ -213,7 +213,7 @@ class AnswerInterceptor:
 
     def _done(self, method: str, code: str, outcome: str, duration_s: float) -> None:
         self._metrics.request_done(method=method, code=code, outcome=outcome, duration_s=duration_s)
-        log_event("answered", method=method, code=code, caller=_CALLER.get(), duration_ms=round(1000 * duration_s, 3))
+        log_soon("answered", method=method, code=code, caller=_CALLER.get(), duration_ms=round(1000 * duration_s, 3))
 
     def _parsed(self, method: str, handler: Any, data: bytes) -> Any:
         return self._timed("receive", lambda: _parse(method, handler, data))

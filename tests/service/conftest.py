@@ -79,8 +79,13 @@ def logged():
     stream, root = io.StringIO(), logging.getLogger()
     before, level = root.handlers[:], root.level
     open_logs("info", stream)
+
+    def lines():
+        root.handlers[0].flush()
+        return [json.loads(line) for line in stream.getvalue().splitlines()]
+
     try:
-        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+        yield lines
     finally:
         root.handlers[:] = before
         root.setLevel(level)

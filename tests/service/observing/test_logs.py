@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.observing.logs import log_event, new_request_id, open_logs, request_id
+from service.observing.logs import log_event, log_soon, new_request_id, open_logs, request_id
 
 
 @pytest.fixture
@@ -45,6 +46,58 @@ def test_a_traceback_is_a_field(lines):
     (line,) = map(json.loads, lines())
     assert "inner" in line["traceback"]
     assert line["level"] == "error"
+
+
+async def test_lines_of_requests_are_written_together_soon(lines):
+    for number in range(3):
+        request_id.set(f"id-{number}")
+        log_soon("answered", number=number)
+    assert lines() == []
+    request_id.set("later")
+    async with asyncio.timeout(10):
+        while not lines():
+            await asyncio.sleep(0.01)
+    written = [json.loads(line) for line in lines()]
+    assert [(line["event"], line["level"], line["request_id"], line["number"]) for line in written] == [
+        ("answered", "info", f"id-{number}", number) for number in range(3)
+    ]
+    assert sorted(line["time"] for line in written) == [line["time"] for line in written]
+    log_soon("answered", number=3)
+    async with asyncio.timeout(10):
+        while len(lines()) < 4:
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_written_at_once_comes_behind_what_was_gathered(lines):
+    log_soon("answered")
+    log_event("defect", level=logging.ERROR)
+    assert [json.loads(line)["event"] for line in lines()] == ["answered", "defect"]
+
+
+async def test_the_end_of_the_process_loses_no_line(lines):
+    log_soon("answered")
+    logging.getLogger().handlers[0].flush()  # as `logging.shutdown` does
+    assert [json.loads(line)["event"] for line in lines()] == ["answered"]
+
+
+def test_without_an_event_loop_a_line_is_written_at_once(lines):
+    log_soon("answered")
+    assert [json.loads(line)["event"] for line in lines()] == ["answered"]
+
+
+async def test_lines_below_the_level_are_not_gathered():
+    root, service = logging.getLogger(), logging.getLogger("phosphene.service")
+    before, level, own_level = root.handlers[:], root.level, service.level
+    stream = io.StringIO()
+    open_logs("warning", stream)
+    try:
+        log_soon("answered")
+        root.handlers[0].flush()
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+        service.setLevel(own_level)
+    assert stream.getvalue() == ""
 
 
 @given(st.none() | st.text(max_size=80))
