@@ -145,7 +145,7 @@ def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
         CorpusError: nothing there, fewer than two images, or not plain files.
     """
     corpus = open_corpus(images)
-    if len(corpus) < 2 or corpus.spans:
+    if len(corpus) < 2 or any(corpus.rows.span(row) is not None for row in range(len(corpus))):
         raise CorpusError(
             f"the demo needs a folder or a CSV list of at least 2 image files; {corpus.source} is not that"
         )
@@ -158,7 +158,7 @@ def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "label", "caption"))
         for row in corpus.rows:
-            if row is not held_out:
+            if row.row != held_out.row:
                 writer.writerow((os.path.relpath(root / row.uri, folder), row.label or "", row.caption or ""))
     return str(listing), query
 

@@ -96,7 +96,7 @@ def _remedy(error: OSError) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m index", description="Precompute what a bundle says of a corpus.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_job_commands(commands)
     show = commands.add_parser("show", help="print what is in an index")
     show.add_argument("index", type=Path)
@@ -148,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     activate.add_argument(
         "--bundle", metavar="NAME=FOLDER", action="append", required=True, help="the first is the default"
     )
-    activate.add_argument("--index", metavar="NAME=FOLDER", action="append", default=[])
+    activate.add_argument(
+        "--index", metavar="NAME=FOLDER", action="append", default=[], help="of the bundle that it was built for"
+    )
     activate.add_argument(
         "--tombstones", metavar="NAME=FOLDER", action="append", default=[], help="by the name of their index"
     )

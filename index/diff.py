@@ -101,9 +101,9 @@ def describe_shifts(shifts: list[NeuronShift], *, count: int) -> RenderableType:
     """Return a table of the first `count` for a person."""
     table = Table(title=f"{len(shifts)} neurons fire more in the second index", title_justify="left", box=None)
     for heading in ("neuron", "density", "in the second", "ratio", "at least", "at most"):
-        table.add_column(heading, justify="right")
-    table.add_column("name")
-    table.add_column("exemplars in the second")
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("name", overflow="fold")
+    table.add_column("exemplars in the second", overflow="fold")
     for shift in shifts[:count]:
         table.add_row(
             str(shift.neuron_id),

@@ -11,11 +11,13 @@ from typing import Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 __all__ = ["LineProgress", "Progress", "TerminalProgress", "open_progress"]
 
 _LINE_INTERVAL_S = 5.0
+_WIDTH_BESIDE_BAR = 58  # what name, counts, rate and time take
 
 
 @runtime_checkable
@@ -109,7 +111,13 @@ def open_progress(console: Console) -> Iterator[Progress]:
     if not console.is_terminal:
         yield LineProgress(console.file.write)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=max(4, min(40, console.width - _WIDTH_BESIDE_BAR))),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        _Rate(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    )
     with RichProgress(*columns, console=console) as bars:
         yield TerminalProgress(bars)
 

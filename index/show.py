@@ -39,9 +39,9 @@ def _figures(folder: Path, index: IndexReader) -> Table:
     summary = index.summary
     named = sum(bool(index.neuron(neuron_id).names) for neuron_id in range(index.neuron_count))
     dead = summary.neuron_count - summary.alive_count
-    table = Table(title=f"index {folder.name}", title_justify="left", show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
+    table = Table(title=escape(f"index {folder.name}"), title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")  # an id without its end is none
     table.add_row("id", index.id)
     table.add_row("plan id", index.plan_id)
     table.add_row("code id", index.code_id)
@@ -70,9 +70,9 @@ def _densities(index: IndexReader) -> Table:
         [index.neuron(neuron_id).density for neuron_id in index.list_neurons(filter=NeuronFilter(alive_only=True))]
     )
     table = Table(title="density of the living neurons", title_justify="left", box=None)
-    table.add_column("share of images")
-    table.add_column("neurons", justify="right")
-    table.add_column("")
+    table.add_column("share of images", no_wrap=True)
+    table.add_column("neurons", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
     counts = [
         int(((densities > low) & (densities <= high)).sum())
         for low, high in zip(_DECADES[:-1], _DECADES[1:], strict=True)
@@ -86,8 +86,8 @@ def _densities(index: IndexReader) -> Table:
 def _names(index: IndexReader, count: int) -> Table:
     table = Table(title="best named neurons", title_justify="left", box=None)
     for heading in ("neuron", "density", "maximum", "entropy", "score", "margin"):
-        table.add_column(heading, justify="right")
-    table.add_column("name")
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("name", overflow="fold")
     for neuron_id in index.list_neurons(NeuronOrder.NAME_SCORE, NeuronFilter(alive_only=True))[:count]:
         neuron = index.neuron(neuron_id)
         if not neuron.names:

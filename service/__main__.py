@@ -12,8 +12,10 @@ import asyncio
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -31,6 +33,7 @@ from service.variables import VARIABLES, describe, to_markdown
 __all__ = ["end", "main"]
 
 _COLLECT_AFTER_OBJECTS = (50_000, 20, 50)
+_LEAST_USAGE_WIDTH = 40
 
 
 def main(make_opener: OpenerFactory = catalogue_opener) -> int:
@@ -174,12 +177,25 @@ def end(status: int) -> NoReturn:
 
 
 def _usage() -> str:
-    known = "\n".join(f"  {name}\n      {describe(name)}" for name in VARIABLES)
-    return (
-        "usage: python -m service [check | configuration]\n\n"
-        "Without an argument: serve. check: try the settings and say what would be served. configuration: print\n"
-        f"docs/configuration.md. The service is set by variables:\n{known}\n"
+    width = max(_LEAST_USAGE_WIDTH, shutil.get_terminal_size().columns)
+
+    def folded(words: str, margin: str = "") -> str:
+        lines = textwrap.wrap(
+            words,
+            width,
+            initial_indent=margin,
+            subsequent_indent=margin,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        return "\n".join(lines)
+
+    said = folded(
+        "Without an argument: serve. check: try the settings and say what would be served. configuration: print "
+        "docs/configuration.md. The service is set by variables:"
     )
+    known = "\n".join(f"  {name}\n{folded(describe(name), ' ' * 6)}" for name in VARIABLES)
+    return f"usage: python -m service [check | configuration]\n\n{said}\n{known}\n"
 
 
 if __name__ == "__main__":

@@ -289,11 +289,16 @@ def to_markdown() -> str:
     for group in dict.fromkeys(variable.group for variable in VARIABLES.values()):
         lines += ["", f"## {group}", "", "| variable | meaning | values | default |", "|---|---|---|---|"]
         lines += [
-            f"| `{name}` | {variable.meaning} | {bounds_of(variable.kind)} | {default_of(variable.kind)} |"
+            f"| `{name}` | {_cell(variable.meaning)} | {bounds_of(variable.kind)} | {default_of(variable.kind)} |"
             for name, variable in VARIABLES.items()
             if variable.group == group
         ]
     return "\n".join(lines) + "\n"
+
+
+def _cell(words: str) -> str:
+    # A bar would end the cell, in a piece of code too.
+    return words.replace("|", "\\|")
 
 
 def describe(name: str) -> str:

@@ -7,6 +7,7 @@ differ by marker and dash, the front is a thick line with rings.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ _INKS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", ":", "-.")
 _LOG_FROM_RATIO = 8.0
+# Inches. What the legend needs is added to the axes, not taken from them.
+_AXES_WIDTH, _LEAST_HEIGHT = 6.4, 5.6
+_SAMPLE_WIDTH, _LETTER_WIDTH, _ENTRY_HEIGHT = 0.8, 0.08, 0.2
+_TITLE_LETTERS = 72
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +72,14 @@ def draw_pareto(points: Sequence[Point], title: str) -> bytes:
         points: at least one.
         title: above the picture.
     """
-    figure = Figure(figsize=(9.0, 5.6), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     curves: defaultdict[str, list[Point]] = defaultdict(list)
     for point in points:
         curves[point.curve].append(point)
+    legend_width = _SAMPLE_WIDTH + _LETTER_WIDTH * max(map(len, curves))
+    size = (_AXES_WIDTH + legend_width, max(_LEAST_HEIGHT, _ENTRY_HEIGHT * (len(curves) + 2)))
+    figure = Figure(figsize=size, dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
     styles = zip(cycle(_INKS), cycle(_MARKERS), cycle(_DASHES), strict=False)
     for (name, members), (ink, marker, dash) in zip(curves.items(), styles, strict=False):
         knots = _knots(members)
@@ -126,7 +133,7 @@ def _mark_front(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _label(axes: Axes, points: Sequence[Point], title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(textwrap.fill(title, _TITLE_LETTERS), loc="left", fontsize=11, parse_math=False)
     axes.set_xlabel("L0: active neurons per residual (held out)")
     axes.set_ylabel("FVU: fraction of variance unexplained (held out)")
     l0s, fvus = [point.l0 for point in points], [point.fvu for point in points]

@@ -157,7 +157,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("", style="bold")
     table.add_column("run", overflow="fold")
     for heading in ("FVU", "explained", "L0", "dead", "lr", "s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     table.add_column("bundle", overflow="fold")
     for row in rows:
         mark = "*" if row["run"] in best else ""

@@ -29,16 +29,21 @@ def build_parser() -> argparse.ArgumentParser:
     access = _access_options()
     place = _place_options(access)
     shared = _output_options(place)
-    _add_explain(verbs.add_parser("explain", parents=[shared], help="what lights up on an image"))
-    _add_explain_images(verbs.add_parser("explain-images", parents=[place], help="what lights up on each of many"))
-    _add_neuron(verbs.add_parser("neuron", parents=[shared], help="what is known of a neuron"))
-    _add_neurons(verbs.add_parser("neurons", parents=[shared], help="neurons in an order"))
-    _add_search(verbs.add_parser("search", parents=[shared], help="neurons by words, or like another neuron"))
-    _add_similar(verbs.add_parser("similar", parents=[shared], help="images like an image, or that excite a neuron"))
-    _add_images(verbs.add_parser("images", parents=[shared], help="images that fire as a neuron expression asks"))
-    verbs.add_parser("models", parents=[shared], help="the service's bundles and corpora")
-    _add_top(verbs.add_parser("top", help="the service's metrics, live"))
-    _add_admin(verbs.add_parser("admin", parents=[access], help="how a replica is; reload or drain it"))
+
+    def verb(name: str, said: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        description = f"{said[0].upper()}{said[1:]}."
+        return verbs.add_parser(name, parents=parents, help=said, description=description)
+
+    _add_explain(verb("explain", "what lights up on an image", shared))
+    _add_explain_images(verb("explain-images", "what lights up on each of many", place))
+    _add_neuron(verb("neuron", "what is known of a neuron", shared))
+    _add_neurons(verb("neurons", "neurons in an order", shared))
+    _add_search(verb("search", "neurons by words, or like another neuron", shared))
+    _add_similar(verb("similar", "images like an image, or that excite a neuron", shared))
+    _add_images(verb("images", "images that fire as a neuron expression asks", shared))
+    verb("models", "the service's bundles and corpora", shared)
+    _add_top(verb("top", "the service's metrics, live"))
+    _add_admin(verb("admin", "how a replica is; reload or drain it", access))
     return parser
 
 

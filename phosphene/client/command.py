@@ -50,13 +50,14 @@ from phosphene.client.words import operation_words, plain
 from phosphene.errors import InputError, PhospheneError
 from phosphene.v1.admin_pb2 import DrainResponse, GetStatusResponse, ReloadResponse
 from phosphene.v1.models_pb2 import ListModelsResponse, Model
-from phosphene.v1.neurons_pb2 import GetNeuronResponse
+from phosphene.v1.neurons_pb2 import GetNeuronResponse, NeuronMatch
 
 __all__ = ["main"]
 
 # What a service of an earlier version refuses.
 _LATER_NEURON_PARTS: tuple[NeuronPartName, ...] = ("histogram", "co_active_neurons")
 _LATER_CHOICES = {"neurons": ("order", "--order"), "images": ("query", "neuron expressions")}
+_EXEMPLARS_OF_A_RELATIVE = 5
 # Where output goes to a file or a pipe there is no width to fold tables to.
 _PIPE_WIDTH = 140
 
@@ -253,7 +254,8 @@ def _neuron(client: Client, args: argparse.Namespace) -> _Reply:
         answer = _asked_neuron(client, args, parts)
         left_out = ", ".join(_LATER_NEURON_PARTS)
         sys.stderr.write(f"phosphene: the service is older than this command; the answer is without {left_out}\n")
-    return _Reply(answer=answer, view=neuron_view(answer), page=neuron_page(answer) if args.html else None)
+    page = neuron_page(answer, similar=_relatives(client, args)) if args.html else None
+    return _Reply(answer=answer, view=neuron_view(answer), page=page)
 
 
 def _asked_neuron(client: Client, args: argparse.Namespace, parts: Sequence[NeuronPartName]) -> GetNeuronResponse:
@@ -267,6 +269,19 @@ def _asked_neuron(client: Client, args: argparse.Namespace, parts: Sequence[Neur
         include_patch_maps=args.html is not None,
         **_place(args),
     )
+
+
+def _relatives(client: Client, args: argparse.Namespace) -> Sequence[NeuronMatch]:
+    """The neurons like one, with pictures, which the answer about it has not."""
+    return client.search_neurons(
+        neuron_id=args.neuron_id,
+        count=args.similar,
+        include_top_images=True,
+        exemplars_per_neuron=min(args.exemplars, _EXEMPLARS_OF_A_RELATIVE),
+        include_thumbnails=True,
+        include_patch_maps=True,
+        **_place(args),
+    ).neurons
 
 
 def _neurons(client: Client, args: argparse.Namespace) -> _Reply:

@@ -14,11 +14,12 @@ from phosphene.client.page_figures import (
     exemplar_strip,
     facts,
     frame,
+    histogram_bars,
     match_strip,
     section,
     text,
 )
-from phosphene.client.page_maps import heat_map, photo_style
+from phosphene.client.page_maps import framed, heat_map, photo_style
 from phosphene.client.words import (
     caption_of,
     code_search_words,
@@ -32,8 +33,8 @@ from phosphene.client.words import (
     quantile_words,
     verdict,
 )
-from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse, NearestNeuron
-from phosphene.v1.neurons_pb2 import GetNeuronResponse, NeuronMatch
+from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse
+from phosphene.v1.neurons_pb2 import CoActiveNeuron, GetNeuronResponse, NeuronMatch
 from phosphene.v1.values_pb2 import Exemplar, NeuronSummary
 
 __all__ = ["explanation_page", "neuron_page"]
@@ -55,7 +56,7 @@ def explanation_page(answer: ExplainResponse, *, image: bytes | None = None, tit
     over_photo = photo is not None and (answer.grid.HasField("region") or _is_square(answer))
     parts = [
         _hero(answer, photo, title),
-        _neurons(answer, over_photo=over_photo),
+        _neurons(answer, over_photo=over_photo) or _silence(answer),
         _similar_images(answer),
         _nearest_neurons(answer),
         _hidden(answer.hidden_count),
@@ -65,8 +66,14 @@ def explanation_page(answer: ExplainResponse, *, image: bytes | None = None, tit
     return frame(heading, "\n".join(part for part in parts if part), provenance_words(answer.provenance), style=style)
 
 
-def neuron_page(answer: GetNeuronResponse) -> str:
-    """Return what is known of a neuron as one self-contained HTML page."""
+def neuron_page(answer: GetNeuronResponse, *, similar: Sequence[NeuronMatch] = ()) -> str:
+    """Return what is known of a neuron as one self-contained HTML page.
+
+    Args:
+        answer: what the service said.
+        similar: the neurons like it with their exemplars, as SearchNeurons gives them; those of `answer`, which have
+            none, where it is empty.
+    """
     neuron = answer.neuron
     number_and_name = f"Neuron {neuron.neuron_id}"
     if neuron.HasField("name"):
@@ -83,7 +90,8 @@ def neuron_page(answer: GetNeuronResponse) -> str:
             "neuron with one meaning keeps it to the end.",
             answer.spread_images,
         ),
-        _similar_neurons(answer),
+        _similar_neurons(similar or answer.similar_neurons),
+        _co_active_neurons(answer.co_active_neurons),
         _hidden(answer.hidden_count),
     ]
     return frame(number_and_name, "\n".join(part for part in parts if part), provenance_words(answer.provenance))
@@ -92,16 +100,21 @@ def neuron_page(answer: GetNeuronResponse) -> str:
 def _hero(answer: ExplainResponse, photo: str | None, title: str) -> str:
     image = answer.image
     said = title or (caption_of(image.corpus_image) if image.HasField("corpus_image") else "the image")
-    tiny = ' class="tiny"' if max(image.width, image.height) < 160 else ""
+    tiny = " tiny" if max(image.width, image.height) < 160 else ""
+    aspect = f' style="--aspect:{image.width / image.height:.4f}"' if image.width and image.height else ""
+    box = framed(answer.grid.region) if answer.grid.HasField("region") else ""
     note = f"{image.width} × {image.height} pixels"
+    if box:
+        note += " · in the frame: what the model was shown"
     if image.HasField("corpus_image"):
         note += f" · in the corpus: {caption_of(image.corpus_image)}"
     side = _verdict(answer) + _scores(answer)
     if photo is None:
         return f'<p class="lead">{text(note)}</p>\n<div class="side">\n{side}</div>'
     return (
-        f'<div class="hero">\n<figure class="card"><img{tiny} src="{photo}" alt="{text(said)}">'
-        f'<figcaption>{text(note)}</figcaption></figure>\n<div class="side">\n{side}</div>\n</div>'
+        f'<div class="hero">\n<figure class="card"><div class="shown{tiny}"{aspect}>'
+        f'<img src="{photo}" alt="{text(said)}">{box}</div><figcaption>{text(note)}</figcaption></figure>\n'
+        f'<div class="side">\n{side}</div>\n</div>'
     )
 
 
@@ -115,7 +128,7 @@ def _verdict(answer: ExplainResponse) -> str:
     if fidelity.HasField("l0"):
         pairs.append(("neurons per token", number(fidelity.l0)))
     return (
-        f'<div class="card verdict {judged.grade}"><h3>{text(judged.headline)}</h3>'
+        f'<div class="card verdict {judged.grade}"><h2>{text(judged.headline)}</h2>'
         f"<p>{text(judged.reason)}</p>{facts(pairs)}</div>\n"
     )
 
@@ -124,9 +137,14 @@ def _scores(answer: ExplainResponse) -> str:
     if not answer.scores:
         return ""
     items = "".join(
-        f"<li><span>{text(score.name)}</span><b>{text(number(score.score))}</b></li>" for score in answer.scores
+        f"<li><span dir=auto>{text(score.name)}</span><b>{text(number(score.score))}</b></li>"
+        for score in answer.scores
     )
-    return f'<div class="card"><h3>What the model would call it</h3><ol class="scores">{items}</ol></div>\n'
+    lead = "The model's own answer, without the neurons: the higher, the likelier."
+    return (
+        f'<div class="card"><h2>What the model would call it</h2><p class="said">{text(lead)}</p>'
+        f'<ol class="scores">{items}</ol></div>\n'
+    )
 
 
 def _neurons(answer: ExplainResponse, *, over_photo: bool) -> str:
@@ -146,17 +164,27 @@ def _neurons(answer: ExplainResponse, *, over_photo: bool) -> str:
         )
     if _is_mapped(active.top_images for active in answer.neurons):
         lead += " On the corpus's pictures, too, what glows is where the neuron fires."
+    if _has_patches(answer) or _is_mapped(active.top_images for active in answer.neurons):
+        lead += " Point at a map, or touch it, to see the picture without it."
     return section("Its strongest neurons", lead, f'<ol class="neurons">\n{items}\n</ol>')
 
 
 def _active_neuron(active: ActiveNeuron, answer: ExplainResponse, largest: float, *, over_photo: bool) -> str:
     quantile = active.quantile if active.HasField("quantile") else None
-    patches = heat_map(active.patch_activations, answer.grid, over_photo=over_photo) if active.patch_activations else ""
+    patches = ""
+    if active.patch_activations:
+        patches = heat_map(active.patch_activations, answer.grid, over_photo=over_photo, aspect=_aspect(answer))
     return (
         f'<li class="card neuron">{_title(active.neuron)}{patches}{bar(active.activation, largest)}'
         f'<p class="said">{text(quantile_words(quantile))} · {text(_density_words(active.neuron))}</p>'
         f"{exemplar_strip(active.top_images)}</li>"
     )
+
+
+def _silence(answer: ExplainResponse) -> str:
+    if not (answer.fidelity.HasField("l0") and answer.fidelity.l0 == 0.0):
+        return ""
+    return section("Its strongest neurons", "No neuron fires on this image.", "")
 
 
 def _similar_images(answer: ExplainResponse) -> str:
@@ -169,15 +197,16 @@ def _similar_images(answer: ExplainResponse) -> str:
 def _nearest_neurons(answer: ExplainResponse) -> str:
     if not answer.nearest_neurons:
         return ""
-    items = "\n".join(_nearest_neuron(nearest) for nearest in answer.nearest_neurons)
     lead = "Neurons whose directions point most along what the model holds of this image, whether they fire or not."
-    return section("Nearest neurons", lead, f'<ol class="neurons two">\n{items}\n</ol>')
-
-
-def _nearest_neuron(nearest: NearestNeuron) -> str:
-    said = f"cosine {nearest.cosine:.2f} · {_density_words(nearest.neuron)}"
-    strip = exemplar_strip(nearest.top_images)
-    return f'<li class="card">{_title(nearest.neuron)}<p class="said">{text(said)}</p>{strip}</li>'
+    return _relatives(
+        "Nearest neurons",
+        lead,
+        [
+            _relative(nearest.neuron, f"cosine {nearest.cosine:.2f}", nearest.top_images)
+            for nearest in answer.nearest_neurons
+        ],
+        with_pictures=any(nearest.top_images for nearest in answer.nearest_neurons),
+    )
 
 
 def _neuron_facts(answer: GetNeuronResponse) -> str:
@@ -192,14 +221,18 @@ def _neuron_facts(answer: GetNeuronResponse) -> str:
             ("largest", number(statistics.maximum)),
         ]
     if neuron.HasField("monosemanticity"):
-        pairs.append(("monosemanticity", f"{neuron.monosemanticity:.2f}"))
+        pairs.append(("monosemanticity (1: its images are all alike)", f"{neuron.monosemanticity:.2f}"))
     if neuron.HasField("label_entropy"):
-        pairs.append(("label entropy", f"{number(neuron.label_entropy)} bits"))
-    names = "".join(f"<li>{text(name.name)} <small>{text(name_evidence(name))}</small></li>" for name in answer.names)
+        pairs.append(("label entropy (0: they have one label)", f"{number(neuron.label_entropy)} bits"))
+    names = "".join(
+        f"<li><bdi>{text(name.name)}</bdi> <small>{text(name_evidence(name))}</small></li>" for name in answer.names
+    )
     listed = f'<ol class="names">{names}</ol>' if names else '<p class="said">No name was found for it.</p>'
+    bars = histogram_bars(answer.histogram) if answer.HasField("histogram") else ""
+    said = '<p class="said figures">How many images it fires on, from weak to strong:</p>' if bars else ""
     return (
-        f'<div class="two"><div class="card"><h3>Names</h3>{listed}</div>\n'
-        f'<div class="card"><h3>Activations</h3>{facts(pairs)}</div></div>'
+        f'<div class="two start"><div class="card"><h2>Names</h2>{listed}</div>\n'
+        f'<div class="card"><h2>Activations</h2>{facts(pairs)}{said}{bars}</div></div>'
     )
 
 
@@ -208,16 +241,37 @@ def _shown(title: str, lead: str, exemplars: Sequence[Exemplar]) -> str:
     return section(title, lead, strip) if strip else ""
 
 
-def _similar_neurons(answer: GetNeuronResponse) -> str:
-    items = "\n".join(_similar_neuron(match) for match in answer.similar_neurons)
-    lead = "Neurons with the most similar directions."
-    return section("Neurons like it", lead, f'<ol class="neurons two">\n{items}\n</ol>') if items else ""
+def _similar_neurons(matches: Sequence[NeuronMatch]) -> str:
+    items = [_relative(match.neuron, f"cosine {match.score:.2f}", match.top_images) for match in matches]
+    return _relatives(
+        "Neurons like it",
+        "Neurons with the most similar directions: 1 is the same.",
+        items,
+        with_pictures=any(match.top_images for match in matches),
+    )
 
 
-def _similar_neuron(match: NeuronMatch) -> str:
-    said = f"cosine {match.score:.2f} · {_density_words(match.neuron)}"
-    strip = exemplar_strip(match.top_images)
-    return f'<li class="card">{_title(match.neuron)}<p class="said">{text(said)}</p>{strip}</li>'
+def _co_active_neurons(neurons: Sequence[CoActiveNeuron]) -> str:
+    items = [
+        _relative(other.neuron, f"{other.image_count} images with both, NPMI {other.npmi:.2f}") for other in neurons
+    ]
+    return _relatives(
+        "Neurons that fire with it",
+        "Neurons that fire on the same images more often than chance would have it (an NPMI of 1: never apart).",
+        items,
+        with_pictures=False,
+    )
+
+
+def _relative(neuron: NeuronSummary, how: str, exemplars: Sequence[Exemplar] = ()) -> str:
+    said = f"{how} · {_density_words(neuron)}"
+    return f'<li class="card">{_title(neuron)}<p class="said">{text(said)}</p>{exemplar_strip(exemplars)}</li>'
+
+
+def _relatives(title: str, lead: str, items: Sequence[str], *, with_pictures: bool) -> str:
+    kind = "two" if with_pictures else "relatives"
+    listed = "\n".join(items)
+    return section(title, lead, f'<ol class="neurons {kind}">\n{listed}\n</ol>') if items else ""
 
 
 def _hidden(count: int) -> str:
@@ -226,7 +280,7 @@ def _hidden(count: int) -> str:
 
 def _title(neuron: NeuronSummary) -> str:
     chip = f"neuron {neuron.neuron_id}" if neuron.HasField("name") else "no name"
-    return f'<div class="title"><h3>{text(neuron_title(neuron))}</h3><span class="chip">{chip}</span></div>'
+    return f'<div class="title"><h3 dir="auto">{text(neuron_title(neuron))}</h3><span class="chip">{chip}</span></div>'
 
 
 def _density_words(neuron: NeuronSummary) -> str:
@@ -239,6 +293,14 @@ def _has_patches(answer: ExplainResponse) -> bool:
 
 def _is_mapped(strips: Iterable[Iterable[Exemplar]]) -> bool:
     return any(exemplar.HasField("patch_map") for strip in strips for exemplar in strip)
+
+
+def _aspect(answer: ExplainResponse) -> float:
+    """Width / height of what the grid covers."""
+    image, region = answer.image, answer.grid.region
+    if answer.grid.HasField("region") and image.width and image.height:
+        return image.width * (region.right - region.left) / (image.height * (region.bottom - region.top))
+    return 1.0
 
 
 def _is_square(answer: ExplainResponse) -> bool:

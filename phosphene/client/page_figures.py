@@ -13,6 +13,7 @@ from importlib.resources import files
 
 from phosphene.client.page_maps import mapped_thumbnail
 from phosphene.client.words import caption_of, number, percent, plain
+from phosphene.v1.neurons_pb2 import ActivationHistogram
 from phosphene.v1.values_pb2 import CorpusImage, Exemplar, ImageMatch, PatchMap
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "exemplar_strip",
     "facts",
     "frame",
+    "histogram_bars",
     "match_strip",
     "section",
     "text",
@@ -70,7 +72,7 @@ def frame(title: str, body: str, footer: Sequence[tuple[str, str]], *, style: st
 <body>
 <header>
 <p class="mark">Phosphene</p>
-<h1>{text(title)}</h1>
+<h1 dir="auto">{text(title)}</h1>
 </header>
 <main>
 {body}
@@ -94,10 +96,21 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def bar(value: float, largest: float) -> str:
-    """Return a horizontal bar of `value`, full at `largest`, with the figure behind it."""
+def histogram_bars(histogram: ActivationHistogram) -> str:
+    """Return how many images lie in each range of activation, a bar for each range."""
+    most = max(histogram.counts, default=0)
+    rows = "".join(
+        f"<li><span>{number(lower)} to {number(upper)}</span>{bar(float(count), float(most), said=str(count))}</li>"
+        for lower, upper, count in zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False)
+    )
+    return f'<ol class="histogram">{rows}</ol>'
+
+
+def bar(value: float, largest: float, *, said: str | None = None) -> str:
+    """Return a horizontal bar of `value`, full at `largest`, with the figure (or what is said instead) behind it."""
     share = min(1.0, max(0.0, value / largest)) if largest > 0 else 0.0
-    return f'<div class="bar"><span><i style="width:{100 * share:.1f}%"></i></span><b>{text(number(value))}</b></div>'
+    drawn = f'<span><i style="width:{100 * share:.1f}%"></i></span>'
+    return f'<div class="bar">{drawn}<b>{text(said or number(value))}</b></div>'
 
 
 def exemplar_strip(exemplars: Iterable[Exemplar]) -> str:
@@ -106,7 +119,7 @@ def exemplar_strip(exemplars: Iterable[Exemplar]) -> str:
         _shot(
             exemplar.image,
             exemplar.patch_map if exemplar.HasField("patch_map") else None,
-            under=number(exemplar.activation),
+            figure=number(exemplar.activation),
             title=f"{caption_of(exemplar.image)} · activation {number(exemplar.activation)}, "
             f"stronger than {percent(exemplar.quantile)}",
         )
@@ -121,7 +134,8 @@ def match_strip(matches: Iterable[ImageMatch], metric: str) -> str:
         _shot(
             match.image,
             match.patch_map if match.HasField("patch_map") else None,
-            under=f"{match.score:.2f} {caption_of(match.image)}",
+            figure=f"{match.score:.2f}",
+            said=caption_of(match.image),
             title=f"{caption_of(match.image)} · {metric} {match.score:.3f}{_shared(match.shared_neuron_ids)}",
         )
         for match in matches
@@ -129,14 +143,18 @@ def match_strip(matches: Iterable[ImageMatch], metric: str) -> str:
     return f'<ul class="strip gallery">{shots}</ul>' if shots else ""
 
 
-def _shot(image: CorpusImage, drawn: PatchMap | None, *, under: str, title: str) -> str:
+def _shot(image: CorpusImage, drawn: PatchMap | None, *, figure: str, title: str, said: str = "") -> str:
     source = data_uri(image.thumbnail)
-    said = text(caption_of(image))
+    alt = text(caption_of(image))
     if source and drawn is not None and image.width and image.height:
-        picture = mapped_thumbnail(source, said, image, drawn)
+        picture = mapped_thumbnail(source, alt, image, drawn)
+    elif source:
+        picture = f'<img src="{source}" alt="{alt}" loading="lazy">'
     else:
-        picture = f'<img src="{source}" alt="{said}" loading="lazy">' if source else f'<div class="blank">{said}</div>'
-    return f'<li class="shot" title="{text(title)}">{picture}<span>{text(under)}</span></li>'
+        picture, said = f'<div class="blank" dir="auto">{alt}</div>', ""
+    under = f"<b>{text(figure)}</b> <bdi>{text(said)}</bdi>" if said else text(figure)
+    kind = "shot told" if said else "shot"
+    return f'<li class="{kind}" title="{text(title)}">{picture}<span>{under}</span></li>'
 
 
 def _shared(neuron_ids: Sequence[int]) -> str:

@@ -11,22 +11,30 @@ from base64 import b64encode
 from collections.abc import Sequence
 
 from phosphene.client.words import number
-from phosphene.v1.values_pb2 import CorpusImage, PatchGrid, PatchMap
+from phosphene.v1.values_pb2 import CorpusImage, ImageRegion, PatchGrid, PatchMap
 
-__all__ = ["heat_map", "mapped_thumbnail", "photo_style"]
+__all__ = ["framed", "heat_map", "mapped_thumbnail", "photo_style"]
 
 _GLOW = bytes((255, 178, 46))
 _MOST_OPAQUE = 0.85
+# Places of a cut on either side of the middle.
+_CUTS = 12
+# From this share of a picture on, a frame would say nothing.
+_NEARLY_ALL = 0.98
+# A map of what the model was shown of a wide photo is wide, within what leaves its patches to be seen.
+_LONGEST_ASPECT = 2.0
 
 
-def heat_map(activations: Sequence[float], grid: PatchGrid, *, over_photo: bool) -> str:
+def heat_map(activations: Sequence[float], grid: PatchGrid, *, over_photo: bool, aspect: float = 1.0) -> str:
     """Return one neuron's activation at each patch as a map, the brighter the stronger.
 
     Args:
         activations: row by row, `row_count` x `column_count` of them.
         grid: the patches.
         over_photo: whether the map lies on the photo (`photo_style`), or on a dark ground beside it.
+        aspect: width / height of what the grid covers; a map is at most twice as long one way as the other.
     """
+    aspect = min(_LONGEST_ASPECT, max(1 / _LONGEST_ASPECT, aspect))
     largest = max(activations, default=0.0)
     if largest <= 0.0:
         cells = "<i style=opacity:0></i>" * len(activations)
@@ -37,9 +45,20 @@ def heat_map(activations: Sequence[float], grid: PatchGrid, *, over_photo: bool)
     layout = f"grid-template:repeat({grid.row_count},1fr)/repeat({grid.column_count},1fr)"
     ground = "photo over" if over_photo else "photo"
     return (
-        f'<figure class="heat"><div class="{ground}" role="img" aria-label="{said}; peak {number(largest)}">'
+        f'<figure class="heat" style="--aspect:{aspect:.4f}">'
+        f'<div class="{ground}" role="img" aria-label="{said}; peak {number(largest)}">'
         f'<div class="cells" style="{layout}">{cells}</div></div><figcaption>{said}</figcaption></figure>'
     )
+
+
+def framed(region: ImageRegion) -> str:
+    """Return a frame around a part of a picture, what is outside darkened; empty where the part is all of it."""
+    left, top, right, bottom = (
+        min(1.0, max(0.0, edge)) for edge in (region.left, region.top, region.right, region.bottom)
+    )
+    if (right - left) * (bottom - top) > _NEARLY_ALL:
+        return ""
+    return f'<i style="left:{left:.2%};top:{top:.2%};width:{right - left:.2%};height:{bottom - top:.2%}"></i>'
 
 
 def photo_style(photo: str, grid: PatchGrid) -> str:
@@ -59,7 +78,7 @@ def photo_style(photo: str, grid: PatchGrid) -> str:
 
 
 def mapped_thumbnail(source: str, said: str, image: CorpusImage, drawn: PatchMap) -> str:
-    """Return a thumbnail cut to a square, with the map where it belongs.
+    """Return a thumbnail cut to a square, with the map where it belongs; the cut keeps what glows.
 
     Args:
         source: the thumbnail as a data URI.
@@ -73,7 +92,12 @@ def mapped_thumbnail(source: str, said: str, image: CorpusImage, drawn: PatchMap
         f"left:{region.left:.2%};top:{region.top:.2%};width:{region.right - region.left:.2%};"
         f"height:{region.bottom - region.top:.2%}"
     )
-    frame = f"width:{wide:.2%};height:{high:.2%};left:{(1 - wide) / 2:.2%};top:{(1 - high) / 2:.2%}"
+    rows = _rows(drawn)
+    by_column = [sum(share**2 for share in column) for column in zip(*rows, strict=True)]
+    by_row = [sum(share**2 for share in row) for row in rows]
+    left = 0.0 - wide * _cut(by_column, region.left, region.right, 1 / wide)
+    top = 0.0 - high * _cut(by_row, region.top, region.bottom, 1 / high)
+    frame = f"width:{wide:.2%};height:{high:.2%};left:{left:.2%};top:{top:.2%}"
     uri = f"data:image/png;base64,{b64encode(_png(drawn)).decode('ascii')}"
     return (
         f'<div class="mapped"><div style="{frame}"><img src="{source}" alt="{said}" loading="lazy">'
@@ -88,12 +112,41 @@ def _zoom(start: float, end: float) -> tuple[float, float]:
     return size, 0.0 if abs(size - 1) < 1e-9 else start * size / (size - 1)
 
 
+def _cut(glow: Sequence[int], start: float, end: float, kept: float) -> float:
+    """Where to begin a cut of an edge: with the most glow in it, and else as near to the middle as can be.
+
+    Args:
+        glow: of each row or column of patches.
+        start: where the first of them begins, as a share of the edge.
+        end: where the last of them ends.
+        kept: the share of the edge that is kept.
+    """
+    middle = (1 - kept) / 2
+    step = (end - start) / max(1, len(glow))
+
+    def kept_glow(cut: float) -> float:
+        shown = (
+            max(0.0, min(cut + kept, start + (n + 1) * step) - max(cut, start + n * step)) for n in range(len(glow))
+        )
+        return sum(each * part for each, part in zip(glow, shown, strict=True))
+
+    # By less than a tenth more glow no picture is moved.
+    places = sorted((middle * n / _CUTS for n in range(2 * _CUTS + 1)), key=lambda place: abs(place - middle))
+    best = max(map(kept_glow, places))
+    return next(place for place in places if kept_glow(place) >= 0.9 * best)
+
+
+def _rows(drawn: PatchMap) -> list[bytes]:
+    width = drawn.grid.column_count
+    return [drawn.shares[start : start + width] for start in range(0, width * drawn.grid.row_count, width)]
+
+
 def _png(drawn: PatchMap) -> bytes:
     """Draw a map as a PNG of one pixel for each patch, the more opaque the stronger."""
     width, height = drawn.grid.column_count, drawn.grid.row_count
-    opacity = [round(_MOST_OPAQUE * share) for share in drawn.shares]
-    rows = (opacity[start : start + width] for start in range(0, width * height, width))
-    lines = b"".join(b"\0" + b"".join(_GLOW + bytes((level,)) for level in row) for row in rows)
+    lines = b"".join(
+        b"\0" + b"".join(_GLOW + bytes((round(_MOST_OPAQUE * share),)) for share in row) for row in _rows(drawn)
+    )
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

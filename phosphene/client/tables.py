@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from phosphene.client.columns import Columns
 from phosphene.client.words import (
     caption_of,
     code_search_words,
@@ -51,7 +51,7 @@ __all__ = [
 
 _BAR_WIDTH = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_WRAPPED_COLUMNS = {"name", "exemplars show", "image", "file", "corpora", "what speaks for it"}
+_WORDS = frozenset({"name", "exemplars show", "image", "file", "corpora", "what speaks for it", "encoder", "site"})
 _GRADE_STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 
 
@@ -279,14 +279,11 @@ def _provenance(provenance: Provenance) -> Text:
     return Text(f"\n{said}", style="dim")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(Text(column, style="dim"), overflow="fold", no_wrap=column not in _WRAPPED_COLUMNS)
-    return table
+def _table(*columns: str) -> Columns:
+    return Columns(*columns, folded=_WORDS)
 
 
-def _titled(title: str, table: Table) -> Group:
+def _titled(title: str, table: Columns) -> Group:
     return Group(Text(f"\n{title}", style="bold"), table)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -84,16 +86,35 @@ def run_top(
         console.print(top_view(window, url))
         return
     ended = stop or threading.Event()
-    with Live(top_view(window, url), console=console, auto_refresh=False, screen=console.is_terminal) as live:
+    with Live(_Fitted(top_view(window, url)), console=console, auto_refresh=False, screen=console.is_terminal) as live:
         while not ended.wait(interval_s):
             try:
                 following, now_s = fetch_scrape(url, timeout_s=timeout_s), clock()
             except ServiceUnreachable as error:
-                live.update(Group(Text(plain(str(error)), style="bold red"), top_view(window, url)), refresh=True)
+                told = Group(Text(plain(str(error)), style="bold red"), top_view(window, url))
+                live.update(_Fitted(told), refresh=True)
                 continue
             window = Window(now=following, grown=following.since(scrape), length_s=max(now_s - scraped_s, 1e-3))
             scrape, scraped_s = following, now_s
-            live.update(top_view(window, url), refresh=True)
+            live.update(_Fitted(top_view(window, url)), refresh=True)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A view that says so where a terminal is too low for all of it."""
+
+    view: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if not console.is_terminal:
+            yield self.view
+            return
+        lines = console.render_lines(self.view, options.update(height=None), pad=False)
+        missing = len(lines) - console.height
+        shown = lines if missing <= 0 else lines[: console.height - 1]
+        yield Segments(segment for line in shown for segment in (*line, Segment.line()))
+        if missing > 0:
+            yield Text(f"{missing + 1} more lines: make the terminal higher to see them", style="reverse", end="")
 
 
 def _since_start(scrape: Scrape, unix_time_s: float) -> Window:
@@ -106,8 +127,27 @@ def top_view(window: Window, url: str) -> RenderableType:
     """The whole view of one window."""
     span = "since the start" if window.is_since_start else f"over {window.length_s:.1f} s"
     title = Text.assemble(("phosphene top", "bold"), f"  {plain(url)}  {span}")
-    views = (_requests(window), _stages(window), _device(window), _cache(window), _models(window), _artefacts(window))
-    return Group(title, *(view for view in views if view is not None))
+    # What is wanted at a glance first: a terminal of 24 lines has no room for more than the stages.
+    views = (_Beside(_device(window), _cache(window)), _requests(window), _stages(window))
+    rest = (_models(window), _artefacts(window))
+    return Group(title, *(view for view in (*views, *rest) if view is not None))
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Two tables beside each other on a terminal that has room; elsewhere a line says one thing."""
+
+    left: Table
+    right: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        needed = sum(Measurement.get(console, options, table).maximum for table in (self.left, self.right))
+        if needed > options.max_width or not console.is_terminal:
+            yield from (self.left, self.right)
+            return
+        grid = Table.grid()
+        grid.add_row(self.left, self.right)
+        yield grid
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -130,9 +170,12 @@ def _add(table: Table, *cells: str | Text) -> None:
     table.add_row(*(Text(plain(cell)) if isinstance(cell, str) else cell for cell in cells))
 
 
-def _requests(window: Window) -> RenderableType | None:
+def _requests(window: Window) -> RenderableType:
     table = _table("Requests", "method", "each s", "ok", "refused", "expired", "cancelled", "failed", "p50", "p95")
+    called = window.now.by(f"{_REQUESTS}_count", "method")
     for method, count in window.grown.by(f"{_REQUESTS}_count", "method").items():
+        if not called.get(method):
+            continue
         ends = window.grown.by(f"{_REQUESTS}_count", "outcome", method=method)
         _add(
             table,
@@ -144,11 +187,11 @@ def _requests(window: Window) -> RenderableType | None:
             ),
             *(_seconds(window.grown.quantile(_REQUESTS, share, method=method, outcome="ok")) for share in (0.5, 0.95)),
         )
-    return table if table.row_count else None
+    return table if table.row_count else Text.assemble(("Requests", "bold"), "\nnone so far")
 
 
 def _stages(window: Window) -> RenderableType | None:
-    stages = list(window.grown.by(f"{_STAGES}_count", "stage"))
+    stages = [stage for stage, count in window.now.by(f"{_STAGES}_count", "stage").items() if count]
     means = {stage: window.mean(_STAGES, stage=stage) for stage in stages}
     longest = max((mean for mean in means.values() if mean), default=0.0)
     table = _table("Stages", "stage", "mean", "p95", "")
@@ -160,7 +203,7 @@ def _stages(window: Window) -> RenderableType | None:
     return table if table.row_count else None
 
 
-def _device(window: Window) -> RenderableType:
+def _device(window: Window) -> Table:
     now = window.now
     waiting = now.by("phosphene_queue_depth_items", "lane")
     capacity = now.total("phosphene_queue_capacity_items")
@@ -184,7 +227,7 @@ def _device(window: Window) -> RenderableType:
     return table
 
 
-def _cache(window: Window) -> RenderableType:
+def _cache(window: Window) -> Table:
     results = dict(_grown_by(window, "phosphene_cache_results_total", "result"))
     asked = sum(results.values())
     states = [state for state, is_on in window.now.by("phosphene_circuit_state", "state").items() if is_on]

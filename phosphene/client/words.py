@@ -5,6 +5,7 @@ Everything that comes from a corpus (names, labels, captions, addresses) passes 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -54,6 +55,9 @@ _LINE_BREAKS = "\t\n\v\f\r\u0085\u2028\u2029"
 _COMMONPLACE = 0.9
 _SHOWN_NEURONS = 8
 _UNSHOWN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
+_JOINERS = "\u200c\u200d"
+# Letters of scripts that join them, vowel signs and all, are neither ASCII nor pictures.
+_LOOSE_JOINERS = re.compile("(?<![\u0600-\u0dff])[\u200c\u200d]+|[\u200c\u200d]+(?![\u0600-\u0dff])|[\u200c\u200d]{2,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,16 @@ class Verdict:
 
 
 def plain(text: str) -> str:
-    """Return `text` on one line, without control, format (bidirectional ones too) or unassigned characters."""
-    kept = (" " if char in _LINE_BREAKS else char for char in text)
-    return "".join(char for char in kept if unicodedata.category(char) not in _UNSHOWN).strip()
+    """Return `text` on one line, without control, format (bidirectional ones too) or unassigned characters.
+
+    What joins or parts two letters stays: without it, words of Persian or Hindi are misspelt.
+    """
+    kept = "".join(
+        char
+        for char in (" " if char in _LINE_BREAKS else char for char in text)
+        if char in _JOINERS or unicodedata.category(char) not in _UNSHOWN
+    )
+    return _LOOSE_JOINERS.sub("", kept).strip()
 
 
 def number(value: float) -> str:

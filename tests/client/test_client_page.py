@@ -11,7 +11,7 @@ from PIL import Image
 from phosphene.client import explanation_page, neuron_page
 from phosphene.client.page_figures import data_uri
 from phosphene.v1.explain_pb2 import ExplainResponse
-from phosphene.v1.neurons_pb2 import GetNeuronResponse
+from phosphene.v1.neurons_pb2 import GetNeuronResponse, NeuronMatch
 from phosphene.v1.values_pb2 import CodeSearch, ImageRegion, PatchGrid, PatchMap, SearchEngine
 from tests.client.sample_answers import HOSTILE, drawing, explanation, neuron_answer
 
@@ -162,6 +162,63 @@ def test_exemplars_glow_where_the_neuron_fires() -> None:
         assert picture.getchannel("A").tobytes() == bytes(round(0.85 * share) for share in shares)
 
 
+@pytest.mark.parametrize(("column", "left"), [(0, "0.00%"), (1, "-33.33%"), (2, "-50.00%"), (5, "-100.00%")])
+def test_a_thumbnail_is_cut_where_it_glows(column: int, left: str) -> None:
+    answer = neuron_answer()
+    exemplar = answer.top_images[0]
+    exemplar.image.width, exemplar.image.height = 200, 100
+    whole = ImageRegion(left=0.0, top=0.0, right=1.0, bottom=1.0)
+    shares = bytearray(12)
+    shares[6 + column] = 255
+    exemplar.patch_map.CopyFrom(
+        PatchMap(grid=PatchGrid(row_count=2, column_count=6, region=whole), shares=bytes(shares))
+    )
+    # Half of the picture is shown; the sixth of it that glows is within, and what is shown is near the middle.
+    assert f'style="width:200.00%;height:100.00%;left:{left};top:0.00%"' in neuron_page(answer)
+
+
+def test_the_photo_says_which_part_of_it_the_model_saw() -> None:
+    answer = explanation(width=200, height=100)
+    photo = drawing("crimson", "circle", size_px=64)
+    assert "in the frame" not in explanation_page(answer, image=photo)
+    answer.grid.region.CopyFrom(ImageRegion(left=0.25, top=0.0, right=0.75, bottom=1.0))
+    page = explanation_page(answer, image=photo)
+    assert '<i style="left:25.00%;top:0.00%;width:50.00%;height:100.00%"></i>' in page
+    assert "in the frame: what the model was shown" in Reader(page).words
+    answer.grid.region.CopyFrom(ImageRegion(left=0.0, top=-0.5, right=1.0, bottom=1.5))
+    assert "in the frame" not in explanation_page(answer, image=photo)  # padded: all of it was shown
+
+
+@pytest.mark.parametrize(("width", "aspect"), [(100, "1.0000"), (150, "1.5000"), (900, "2.0000"), (10, "0.5000")])
+def test_a_map_has_the_shape_of_what_it_covers(width: int, aspect: str) -> None:
+    answer = explanation(width=width, height=100)
+    answer.grid.region.CopyFrom(ImageRegion(left=0.0, top=0.0, right=1.0, bottom=1.0))
+    page = explanation_page(answer, image=drawing("crimson", "circle", size_px=64))
+    assert page.count(f'<figure class="heat" style="--aspect:{aspect}">') == 6
+
+
+def test_headings_leave_out_no_level(pages: dict[str, str]) -> None:
+    for name, page in pages.items():
+        levels = [int(tag[1]) for tag, _ in Reader(page).elements if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1, name
+        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), name
+
+
+def test_a_silent_image_is_said_to_be_one() -> None:
+    answer = ExplainResponse()
+    answer.fidelity.l0 = 0.0
+    assert "No neuron fires on this image." in Reader(explanation_page(answer)).words
+    answer.fidelity.l0 = 3.0
+    assert "No neuron fires" not in Reader(explanation_page(answer)).words
+
+
+def test_neurons_like_one_show_their_exemplars_where_those_are_given() -> None:
+    answer = neuron_answer()
+    like = [NeuronMatch(neuron=match.neuron, score=match.score) for match in answer.similar_neurons]
+    like[0].top_images.extend(answer.top_images[:5])
+    assert Reader(neuron_page(answer, similar=like)).count("li", "shot") == 18 + 5
+
+
 def test_parts_that_were_not_asked_for_are_left_out(pages: dict[str, str]) -> None:
     reader = Reader(pages["bare"])
     for words in ("neurons", "Similar images", "trust", "would call it"):
@@ -194,6 +251,8 @@ def test_a_neuron_page_shows_its_range_and_relatives(pages: dict[str, str]) -> N
     reader = Reader(pages["neuron"])
     assert reader.count("li", "shot") == reader.count("img") == 18
     for words in ("Neuron 42", "37 of 4096 images", "Its whole range", "Neurons like it", "round"):
+        assert words in reader.words
+    for words in ("3.50 to 7.0010", "10.5 to 14.07", "Neurons that fire with it", "31 images with both, NPMI 0.88"):
         assert words in reader.words
     assert "0 of 0 images" in Reader(pages["bare neuron"]).words
 

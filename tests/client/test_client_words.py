@@ -1,5 +1,6 @@
 """Figures in words: never more than was measured."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,9 +65,26 @@ def test_nothing_is_said_of_an_exact_search_or_an_unmeasured_neuron() -> None:
 
 @given(st.text())
 def test_plain_texts_are_one_line_of_printable_characters(text: str) -> None:
-    assert all(char.isprintable() or char.isspace() for char in plain(text))
+    assert all(char.isprintable() or char.isspace() for char in plain(text) if char not in "\u200c\u200d")
     assert len(plain(text).splitlines()) <= 1
     assert plain(plain(text)) == plain(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        ),  # Persian
+        ("\u0915\u094d\u200d\u0937", "\u0915\u094d\u200d\u0937"),  # Hindi
+        ("pay\u200cpal \u200d", "paypal"),
+        ("\u06cc\u200c\u200d\u200c\u06cc", "\u06cc\u06cc"),
+        ("\u06cc\u202e\u200c", "\u06cc"),
+    ],
+)
+def test_joiners_stay_between_letters_that_join_and_nowhere_else(text: str, shown: str) -> None:
+    assert plain(text) == shown
 
 
 def test_labels_are_counted_and_captions_stand_in() -> None:

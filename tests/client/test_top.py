@@ -168,6 +168,32 @@ def test_bad_arguments_are_refused(words, capsys):
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 12), (200, 50), (60, 24)])
+def test_a_low_terminal_shows_the_device_and_says_what_is_missing(metrics, width, height):
+    example_events(metrics)
+    stop = threading.Event()
+    frames = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    with Page(metrics, lambda number: number == 2 and stop.set()) as page:
+        run_top(frames, page.url, once=False, interval_s=0.001, timeout_s=10.0, stop=stop)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\x00", shown(frames)).rsplit("phosphene top", 1)[1].split("\x00")
+    lines = max(text, key=len).splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines[1:])) <= width
+    whole = "\n".join(lines)
+    assert "device busy" in whole
+    assert "waiting" in whole
+    assert ("Artefacts" in whole) == (height == 50)
+    assert ("more lines: make the terminal higher" in whole) == (height < 50)
+
+
+def test_methods_that_nobody_called_take_no_line(metrics, console):
+    metrics.request_done(method="Explain", code="OK", duration_s=0.1)
+    with Page(metrics, lambda number: None) as page:
+        run_top(console, page.url, once=True, interval_s=1.0, timeout_s=10.0)
+    assert line(shown(console), "Explain")
+    assert "GetNeuron" not in shown(console)
+
+
 def test_a_quiet_service_has_a_view_too(console):
     with Page(Metrics(methods=METHODS, queue_capacity=64), lambda number: None) as page:
         run_top(console, page.url, once=True, interval_s=1.0, timeout_s=10.0)

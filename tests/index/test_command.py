@@ -16,6 +16,7 @@ from index.__main__ import main
 from index.metrics import MetricsFile
 from index.progress import LineProgress, open_progress
 from index.reader import open_index
+from index.show import describe_index
 from index.stages import MeasuredProgress
 from tests.index.quiet import Notes
 
@@ -61,6 +62,16 @@ def test_show_prints_a_summary(built: Path, capsys: pytest.CaptureFixture[str]) 
         assert index.id in text
     for part in ("39 indexed, 1 quarantined", "density of the living neurons", "best named neurons", "thumbnails"):
         assert part in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_show_keeps_ids_whole_on_a_terminal(built: Path, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    with open_index(built) as index:
+        console.print(describe_index(built, index, name_count=3))
+        said = "".join(console.file.getvalue().split())
+        assert all(one in said for one in (index.id, index.plan_id, index.code_id))
+    assert "…" not in said
 
 
 def test_show_is_printed_in_any_locale(built: Path, root: Path) -> None:

@@ -1,8 +1,10 @@
+import io
 import json
 import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from phosphene.bundle import load_bundle
 from phosphene.encoder import Site, Tokens
@@ -10,6 +12,7 @@ from phosphene.errors import SettingError
 from phosphene.selection import JumpReLU, TopK
 from tests.training.scenes import EMBEDDED_ENCODER, write_scenes
 from training.__main__ import main
+from training.command.recipes import view_of
 from training.recipes import (
     RecipeName,
     hugofry_clip_l14_layer22_x64,
@@ -131,3 +134,16 @@ def test_the_embedding_is_a_site_of_pachs_recipe(scenes_list: Path, tmp_path: Pa
     short = ["--limit", "96", "--batch", "64", "--steps", "200", "--threads", "1", "--out", str(tmp_path / "b")]
     assert main([*command, *OVERRIDES[name], *short]) == 0
     assert load_bundle(tmp_path / "b").site == Site(block=None, tokens=Tokens.EMBEDDING)
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 200])
+def test_names_and_encoders_are_whole_at_any_width(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    recipes = [recipe_of(name) for name in RecipeName]
+    console.print(view_of(recipes, console))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert {line.split()[0] for line in lines if not line.startswith(" ")} >= set(RecipeName)
+    assert "110,000 steps of 4,096" in " ".join(" ".join(lines).split())
+    assert "…" not in "".join(lines)

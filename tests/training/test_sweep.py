@@ -234,6 +234,24 @@ def test_the_picture_is_an_image_of_a_useful_size_and_the_same_every_time() -> N
     assert draw_pareto(points[:1], "one autoencoder")
 
 
+def test_a_legend_makes_the_picture_larger_and_takes_nothing_from_the_axes() -> None:
+    def size(curves: int, letters: int, title: str = "a sweep") -> tuple[int, int]:
+        points = [
+            Point(curve=f"{number:0{letters}}", setting=str(k), rate=1e-3, l0=float(k), fvu=1 / (k + number))
+            for number in range(curves)
+            for k in (2, 8, 32)
+        ]
+        width, height = Image.open(io.BytesIO(draw_pareto(points, title))).size
+        return width, height
+
+    few, many, long = size(2, 20), size(40, 20), size(2, 60)
+    assert many[0] == few[0]
+    assert many[1] > 1.3 * few[1]
+    assert long[0] > 1.3 * few[0]
+    assert long[1] == few[1]
+    assert size(2, 20, "50$ _{a folder$" + "-with-a-long-name" * 12) == few  # no formula, and on several lines
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A sweep of four runs on the embedded encoder, one of which fails, and its command."""

@@ -97,7 +97,10 @@ def run(options: argparse.Namespace, progress: Progress) -> None:
         write_rows(table, rows)
         points = points_of(rows)
         if points:
-            write_durably(plot, draw_pareto(points, f"{request.out.name}: {len(points)} autoencoders"))
+            write_durably(
+                plot,
+                draw_pareto(points, f"{request.out.name}: {len(points)} autoencoder{'s' if len(points) > 1 else ''}"),
+            )
 
     try:
         run_sweep(request, progress, save=save)
