@@ -218,7 +218,10 @@ def test_the_targets_install_what_the_repository_pins(root, stages):
     options = {"tracing.txt", "qdrant.txt"}
     assert installed == {"cpu": {"cpu.txt", *options}, "cuda": {"gpu.txt", *options}}
     assert environment(stages, "packages-cpu")["PIP_ONLY_BINARY"] == ":all:"
-    (fetch_torch,) = [value for given, value in stages["packages-cpu"].instructions if given == "RUN"]
-    pattern = re.search(r"grep -E '([^']+)'", fetch_torch)[1]
+    runs = {
+        name: [value for given, value in stages[f"packages-{name}"].instructions if given == "RUN"] for name in TARGETS
+    }
+    assert runs["cpu"][1:] == runs["cuda"][1:]
+    pattern = re.search(r"grep -E '([^']+)'", runs["cpu"][0])[1]
     lines = (root / "requirements/runtime.txt").read_text().splitlines()
     assert len([line for line in lines if re.search(pattern, line)]) == 1
