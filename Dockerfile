@@ -30,15 +30,22 @@ RUN grep -E '^torch==' requirements/runtime.txt > torch.txt \
  && pip install --no-deps --index-url "${TORCH_INDEX_URL}" -r torch.txt \
  && pip install -r requirements/cpu.txt -r requirements/tracing.txt -r requirements/qdrant.txt \
  && pip check
+# What packages bring to test themselves, and to compile against them: there is no compiler in the image.
+RUN find /opt/venv/lib -depth \( -type d \( -name tests -o -path "*/torch/test" -o -path "*/onnx/backend/test" \
+      -o -path "*/torch/include" \) -o -path "*/torch/bin/test_*" \) -exec rm -rf {} +
 
 FROM installer AS packages-cuda
 # The CUDA libraries come as packages that torch pins; the host brings the driver.
 RUN pip install -r requirements/gpu.txt -r requirements/tracing.txt -r requirements/qdrant.txt \
  && pip check
+RUN find /opt/venv/lib -depth \( -type d \( -name tests -o -path "*/torch/test" -o -path "*/onnx/backend/test" \
+      -o -path "*/torch/include" \) -o -path "*/torch/bin/test_*" \) -exec rm -rf {} +
 
 FROM python AS runtime
 LABEL org.opencontainers.image.title="Phosphene" \
       org.opencontainers.image.licenses="Apache-2.0"
+# The base comes without the bytecode of its standard library, which each health check would compile anew.
+RUN python -m compileall -q --invalidation-mode unchecked-hash "$(python -c 'import os; print(os.path.dirname(os.__file__))')"
 RUN groupadd --gid 65532 phosphene \
  && useradd --uid 65532 --gid 65532 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin phosphene
 WORKDIR /app

@@ -56,6 +56,10 @@ class DirectionSearch:
         neuron_ids, cosines = self._search.nearest(vector / np.float32(length) if length > 0 else vector, count)
         return list(zip(neuron_ids.tolist(), np.clip(cosines, -1.0, 1.0).tolist(), strict=True))
 
+    def warm(self) -> None:
+        """Ask once, so that no question waits for loops to be compiled."""
+        self.nearest(np.ones(self.width, dtype=np.float32), 1)
+
     def like(self, neuron_id: int, count: int) -> list[tuple[int, float]]:
         """Return up to `count` other neurons by the cosine of their directions with this neuron's, best first."""
         found = self.nearest(self._directions[neuron_id], count + 1)

@@ -92,6 +92,12 @@ class IndexReader(NeuronAnswers, ImageAnswers):
         """Return the reader."""
         return self
 
+    def warm(self) -> None:
+        """Ask once what is slow when it is first asked: loops that are compiled then, and norms that are read then."""
+        self._directions.warm()
+        if self._qdrant is None:
+            self._similar.warm()
+
     def _ask_qdrant(self, place: QdrantPlace) -> None:
         """Find similar codes, and what expressions ask for, in Qdrant from now on.
 

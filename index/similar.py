@@ -131,6 +131,12 @@ class SimilarImages:
             for row, score in zip(rows, scores, strict=True)
         ]
 
+    def warm(self) -> None:
+        """Ask once in every way, so that no question waits for loops to be compiled or for norms to be read."""
+        code = ImageCode(neuron_ids=np.zeros(1, dtype=np.int32), values=np.ones(1, dtype=np.float32))
+        for metric in CodeMetric:
+            self.nearest(code, 1, metric=metric)
+
     def _shared(self, code: ImageCode, row: int, neuron_ids: Sequence[int] | None) -> tuple[int, ...]:
         other = self._shards.code(row)
         shared, in_code, in_other = np.intersect1d(

@@ -206,12 +206,14 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check `manifest.json` itself, not the files it names.
 
     Raises:
-        ArtefactMissing: no folder or no manifest.
+        ArtefactMissing: no folder or no manifest, or none that this user may read.
         ArtefactDamaged: the text is not exactly what was written.
         SchemaUnknown: another schema number or an unknown key.
         ArtefactRefused: it names a path outside the folder, or a pickle.
     """
     file = path / MANIFEST_NAME
+    if _is_withheld(file):
+        raise _withheld(repr(str(path)), [MANIFEST_NAME])
     if not file.is_file():
         partial = " (an unfinished one lies beside it: run its job again)" if partial_path(path).exists() else ""
         raise ArtefactMissing(f"no artefact at {str(path)!r}: {MANIFEST_NAME} is not there{partial}")
@@ -258,7 +260,7 @@ def open_artefact(path: Path, *, kind: Kind) -> Manifest:
         Its manifest.
 
     Raises:
-        ArtefactMissing: no artefact, or a file of it is gone.
+        ArtefactMissing: no artefact, or a file of it is gone, or may not be read; all such files in one error.
         ArtefactDamaged: a file's length or digest differs; all such files in one error.
         ArtefactMismatch: it is of another kind.
         ArtefactRefused: a file that the manifest does not name (hidden ones, which nothing reads, aside), or as
@@ -268,6 +270,9 @@ def open_artefact(path: Path, *, kind: Kind) -> Manifest:
     manifest = read_manifest(path)
     if manifest.kind != kind:
         raise ArtefactMismatch(f"{path.name!r} is of kind {manifest.kind!r}; due is {kind!r}")
+    unreadable = [name for name in manifest.files if _is_withheld(path / name)]
+    if unreadable:
+        raise _withheld(f"{kind} {str(path)!r}", unreadable)
     foreign = sorted(_visible_files(path) - manifest.files.keys() - {MANIFEST_NAME})
     if foreign:
         raise ArtefactRefused(
@@ -380,6 +385,22 @@ _REMEDY = "copy it again from where it was made, or remove it and run its job ag
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _is_withheld(file: Path) -> bool:
+    try:
+        if file.is_file():
+            file.open("rb").close()
+    except PermissionError:
+        return True
+    return False
+
+
+def _withheld(artefact: str, names: list[str]) -> ArtefactMissing:
+    return ArtefactMissing(
+        f"{artefact} has files that cannot be read: {names}; let the user who runs this read them and enter their "
+        "folders: chmod -R a+rX"
+    )
 
 
 def _refuse_schema(artefact: str, body: dict[str, Any]) -> None:

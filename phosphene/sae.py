@@ -193,6 +193,8 @@ def save_sae(folder: Path, sae: SparseAutoencoder, *, metadata: dict[str, Any]) 
         {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
         folder / WEIGHTS_NAME,
     )
+    # safetensors keeps its files from everybody but their writer; a service runs as somebody else.
+    (folder / WEIGHTS_NAME).chmod((folder / CONFIG_NAME).stat().st_mode)
 
 
 def load_sae(folder: Path) -> SparseAutoencoder:

@@ -113,6 +113,7 @@ class CatalogueOpener:
         for entry, reader in readers:
             if reader.code_id not in {bundle.code_id for _, bundle in loaded}:
                 raise _mismatch(entry, reader, loaded, bundle_paths)
+            reader.warm()
         corpora = {
             name: tuple(
                 _served_corpus(entry.name, reader) for entry, reader in readers if reader.code_id == bundle.code_id

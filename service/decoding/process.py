@@ -42,7 +42,8 @@ __all__ = ["DecodeProcess", "Death", "WorkerEnded", "WorkerGone", "open_decode_p
 _START_LIMIT_S = 60.0
 # A worker outlives the parent's time limit by this, so that it is the parent who kills it, and says why.
 _ALARM_GRACE_S = 2.0
-_CODE_FOLDER = Path(__file__).resolve().parent.parent
+# Holds the package `service`: a checkout or an image, in neither of which it need be installed.
+_CODE_FOLDER = Path(__file__).resolve().parents[2]
 
 
 # What a fault in native code, or a check in it, ends a process with.

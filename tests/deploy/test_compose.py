@@ -140,6 +140,11 @@ def test_memory_suffices_for_what_the_settings_allow(service):
     assert need_bytes(settings, base_bytes=BASE_BYTES[device]) + scratch <= 0.9 * size_bytes(container["mem_limit"])
 
 
+def test_redis_answers_other_containers_whoever_built_its_image(composition):
+    command = composition["services"]["redis"]["command"]
+    assert command[command.index("--protected-mode") + 1] == "no"
+
+
 def test_the_cache_is_bounded_below_its_container(composition):
     redis = composition["services"]["redis"]
     limit = redis["command"][redis["command"].index("--maxmemory") + 1]

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,17 @@ from tests.deploy.real_process import without_settings
 
 TARGETS = ["cpu", "cuda"]
 BUNDLES = {"PHOSPHENE_BUNDLES": "scenes=/artefacts/bundle"}
+_OPEN_A_DECODE_WORKER = """
+import asyncio
+from phosphene.image_limits import ImageLimits
+from service.decoding.process import open_decode_process
+
+async def start():
+    async with open_decode_process(ImageLimits(), 10.0):
+        pass
+
+asyncio.run(start())
+"""
 
 
 @dataclass
@@ -146,25 +159,32 @@ def test_every_copied_path_exists_and_passes_dockerignore(root, stages):
 
 @pytest.mark.slow
 def test_what_is_copied_is_enough_to_start(root, stages, tmp_path):
+    app = tmp_path / "app"
     (compile_all,) = [value for name, value in stages["source"].instructions if name == "RUN"]
     for name, value in stages["source"].instructions:
         if name == "COPY" and (root / value.split()[0]).is_dir():
-            shutil.copytree(root / value.split()[0], tmp_path / value.split()[1])
-    environment = without_settings() | {"PYTHONDONTWRITEBYTECODE": "1"}
+            shutil.copytree(root / value.split()[0], app / value.split()[1])
+    # An interpreter that has the packages and, unlike this one, no editable checkout among them.
+    venv.create(tmp_path / "venv", with_pip=False)
+    packages = {"PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def run(*arguments):
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        command = [tmp_path / "venv/bin/python", *arguments]
+        return subprocess.run(
+            command, cwd=app, env=without_settings() | packages, capture_output=True, text=True, check=False
+        )
 
     compiled = run(*compile_all.split()[1:])
     assert compiled.returncode == 0, compiled.stdout
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted(app.rglob("*"))
     started = run("-m", "service", "--help")
     assert started.returncode == 0, started.stderr
     assert "PHOSPHENE_LISTEN" in started.stdout
     probed = run("-c", "import phosphene, service.health_probe; print(phosphene.__file__)")
-    assert probed.stdout.startswith(str(tmp_path))
-    assert sorted(tmp_path.rglob("*")) == before
+    assert probed.stdout.startswith(str(app))
+    decoded = run("-c", _OPEN_A_DECODE_WORKER)
+    assert decoded.returncode == 0, decoded.stderr
+    assert sorted(app.rglob("*")) == before
 
 
 def test_every_package_of_the_service_is_copied(root, stages):
@@ -198,7 +218,10 @@ def test_the_targets_install_what_the_repository_pins(root, stages):
     options = {"tracing.txt", "qdrant.txt"}
     assert installed == {"cpu": {"cpu.txt", *options}, "cuda": {"gpu.txt", *options}}
     assert environment(stages, "packages-cpu")["PIP_ONLY_BINARY"] == ":all:"
-    (fetch_torch,) = [value for given, value in stages["packages-cpu"].instructions if given == "RUN"]
-    pattern = re.search(r"grep -E '([^']+)'", fetch_torch)[1]
+    runs = {
+        name: [value for given, value in stages[f"packages-{name}"].instructions if given == "RUN"] for name in TARGETS
+    }
+    assert runs["cpu"][1:] == runs["cuda"][1:]
+    pattern = re.search(r"grep -E '([^']+)'", runs["cpu"][0])[1]
     lines = (root / "requirements/runtime.txt").read_text().splitlines()
     assert len([line for line in lines if re.search(pattern, line)]) == 1

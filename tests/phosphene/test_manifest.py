@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +110,43 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x" / "a.npy").unlink()
     with pytest.raises(ArtefactMissing, match=r"a\.npy"):
         open_artefact(tmp_path / "x", kind="index")
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user reaches, as pytest's own are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Root is somebody else meanwhile, whom a file's mode binds."""
+    user = os.geteuid()
+    if user == 0:
+        try:
+            os.seteuid(65534)
+        except OSError as error:
+            pytest.skip(f"root may not become another user here: {error}")
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_files_that_may_not_be_read_are_named_and_not_called_damaged(public: Path) -> None:
+    make(public / "x")
+    (public / "x" / "a.npy").chmod(0)
+    (public / "x" / "inner").chmod(0)
+    with without_rights(), pytest.raises(ArtefactMissing, match=r"cannot be read: \['a.npy', 'inner/b.json'\].*a\+rX"):
+        open_artefact(public / "x", kind="index")
+    (public / "x").chmod(0)
+    with without_rights(), pytest.raises(ArtefactMissing, match=r"cannot be read: \['manifest.json'\].*a\+rX"):
+        open_artefact(public / "x", kind="index")
+    for folder in [public / "x", public / "x" / "inner"]:
+        folder.chmod(0o755)
 
 
 @pytest.mark.parametrize("change", [{"schema": 3}, {"extra": 1}, {"files": {"a.npy": {"md5": "x"}}}])

@@ -67,6 +67,13 @@ def test_a_folder_gives_back_the_same_codes(tmp_path: Path, selection: Selection
     assert all(torch.equal(left, right) for left, right in zip(saved, loaded, strict=True))
 
 
+def test_whoever_may_read_one_file_of_a_folder_may_read_the_other(tmp_path: Path) -> None:
+    """A service runs as another user than a training."""
+    save_sae(tmp_path, make_sae(), metadata={})
+    (tmp_path / "anew").write_bytes(b"")
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "anew").stat().st_mode}
+
+
 def test_a_relu_folder_is_jumprelu_with_threshold_zero(tmp_path: Path) -> None:
     save_sae(tmp_path, make_sae(JumpReLU(torch.zeros(NEURONS))), metadata={})
     residuals = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(2))
