@@ -154,8 +154,12 @@ class RedisLink:
         self._outgoing += packed
         self._has_outgoing.set()
         self._is_quiet.clear()
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._bounds.patience_s - _SECOND_LOOK_S, self._look)
+        look_s = self._waiting[-1].asked_s + self._bounds.patience_s - _SECOND_LOOK_S
+        # After one that was overdue the next look may be far off: it was to find out whether the link is lost.
+        if self._timer is None or self._timer.when() > look_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(look_s, self._look)
         return answer
 
     async def quiet(self) -> None:

@@ -127,6 +127,17 @@ async def test_one_overdue_question_keeps_all_others_from_waiting(wire):
     await stopped(task)
 
 
+async def test_a_question_after_one_that_was_overdue_has_the_same_patience(wire):
+    link = RedisLink(wire, bounds=LinkBounds(patience_s=0.01, lost_s=3600.0))
+    task = await serving(link)
+    for number in (b"1", b"2", b"3"):
+        async with asyncio.timeout(20):
+            assert await ask(link) == Unanswered("no answer within 0.01 s")
+        wire.answers.put_nowait([number, b"late"])
+        await link.quiet()
+    await stopped(task)
+
+
 async def heard(told, count):
     """Wait for so many verdicts; the bound is against hanging."""
     async with asyncio.timeout(20):
