@@ -1,10 +1,10 @@
 """How often one caller may ask: a token bucket for each, in Redis for all replicas together, else in this process.
 
 The bucket is kept as one number, the time at which it is full again (the generic cell rate algorithm; ITU-T I.371).
-Redis decides by its own clock, so replicas need not agree on the time. It has 5 ms for that, a tenth of a
-request's patience: together with the cache's own try no request waits 60 ms for a Redis that hangs. Where it takes
-longer, is away or takes no writes, the bucket of this process decides: a limit that is loose for a while, never an
-error. Knows no gRPC.
+Redis decides by its own clock, so replicas need not agree on the time. It has 5 ms for that, a tenth of what a request
+may lose by Redis. Where it takes longer, the bucket of this process decides, and what Redis says later holds for what
+the caller asks next; until it is quick again it is asked in passing, and nobody waits. Where it is away or takes no
+writes, the bucket of this process decides alone: a limit that is loose for a while, never an error. Knows no gRPC.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from phosphene.errors import RateLimited
-from service.caching.redis_link import Answered
+from service.caching.redis_link import Answer, Answered
 from service.caching.redis_store import RedisStore
 
-__all__ = ["LocalBuckets", "RateLimit", "RateLimiter"]
+__all__ = ["RATE_PATIENCE_S", "LocalBuckets", "RateLimit", "RateLimiter"]
 
+RATE_PATIENCE_S = 0.005
+"""Seconds for which a request waits for Redis to decide."""
 _BUCKET_KEY = b"phosphene:rate:1:%s"
 
 # A time that no bucket can hold (poisoned, or the server's clock was set back) counts as a full bucket.
@@ -92,9 +94,20 @@ class LocalBuckets:
             return wait_s
         self._full_s[caller] = full_s + self._limit.interval_s
         self._full_s.move_to_end(caller)
+        self._forget()
+        return 0.0
+
+    def hold(self, caller: str, wait_s: float) -> None:
+        """Refuse a caller for so long at least, one interval at most: who sees more has counted its requests."""
+        empty_s = self._clock() + self._limit.window_s - self._limit.interval_s
+        held_s = self._full_s.get(caller, -math.inf)
+        self._full_s[caller] = max(held_s, empty_s + min(wait_s, self._limit.interval_s))
+        self._full_s.move_to_end(caller)
+        self._forget()
+
+    def _forget(self) -> None:
         if len(self._full_s) > self._caller_limit:
             self._full_s.popitem(last=False)
-        return 0.0
 
 
 class RateLimiter:
@@ -106,7 +119,7 @@ class RateLimiter:
         *,
         store: RedisStore | None,
         clock: Callable[[], float],
-        patience_s: float = 0.005,
+        patience_s: float = RATE_PATIENCE_S,
     ) -> None:
         """Join what it needs.
 
@@ -114,12 +127,13 @@ class RateLimiter:
             limit: the same for every caller.
             store: where replicas share buckets; None: each has its own.
             clock: monotonic seconds, for the buckets of this process.
-            patience_s: seconds that Redis may take to decide.
+            patience_s: seconds for which a request waits for Redis to decide.
         """
         self._limit = limit
         self._store = store
         self._patience_s = patience_s
         self._local = LocalBuckets(limit, clock=clock)
+        self._is_late = False
 
     async def check(self, caller: str) -> None:
         """Count one request of this caller.
@@ -130,12 +144,7 @@ class RateLimiter:
         Raises:
             RateLimited: it asks too often; carries the delay after which it may.
         """
-        wait_s = None if self._store is None else await self._shared_wait_s(self._store, caller)
-        if wait_s is None:
-            wait_s = self._local.take(caller)
-        elif wait_s == 0.0:
-            # Counted here too, so that a Redis that goes away leaves no full bucket behind.
-            self._local.take(caller)
+        wait_s = await self._wait_s(caller)
         if wait_s > 0.0:
             raise RateLimited(
                 f"this caller asks more often than {self._limit.rate_per_s:g} times a second with a burst of"
@@ -143,16 +152,44 @@ class RateLimiter:
                 retry_after_s=wait_s,
             )
 
-    async def _shared_wait_s(self, store: RedisStore, caller: str) -> float | None:
-        """What Redis decides; None where it does not."""
+    async def _wait_s(self, caller: str) -> float:
+        """Seconds until the caller may ask; 0: it may, and was counted."""
+        if self._store is None:
+            return self._local.take(caller)
+        if self._is_late:
+            wait_s = self._local.take(caller)
+            if wait_s == 0.0:
+                self._ask(self._store, caller)
+            return wait_s
+        asked = self._ask(self._store, caller)
+        await asyncio.wait((asked,), timeout=self._patience_s)
+        if not asked.done():
+            self._is_late = True
+            return self._local.take(caller)
+        decided_s = self._decided_s(asked.result())
+        if decided_s:
+            return decided_s
+        # Counted here too, so that a Redis that goes away leaves no full bucket behind.
+        here_s = self._local.take(caller)
+        return here_s if decided_s is None else 0.0
+
+    def _ask(self, store: RedisStore, caller: str) -> asyncio.Future[Answer]:
+        """Have Redis count one request; what it says is heeded whenever it comes."""
         key = _BUCKET_KEY % hashlib.sha256(caller.encode()).hexdigest().encode()
         interval_us = math.ceil(self._limit.interval_s * 1e6)
-        window_us = interval_us * self._limit.burst
-        try:
-            async with asyncio.timeout(self._patience_s):
-                answer = await store.ask(_TAKE, keys=(key,), arguments=(interval_us, window_us))
-        except TimeoutError:
-            return None
+        asked = store.ask(_TAKE, keys=(key,), arguments=(interval_us, interval_us * self._limit.burst))
+        asked.add_done_callback(lambda asked: self._heed(caller, asked))
+        return asked
+
+    def _heed(self, caller: str, asked: asyncio.Future[Answer]) -> None:
+        answer = asked.result()
+        if isinstance(answer, Answered):
+            self._is_late = answer.after_s > self._patience_s
+        if wait_s := self._decided_s(answer):
+            self._local.hold(caller, wait_s)
+
+    def _decided_s(self, answer: Answer) -> float | None:
+        """Seconds until the caller may ask, as Redis has it; None where it does not say."""
         match answer:
             case Answered(words=[b"go"]):
                 return 0.0

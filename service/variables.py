@@ -223,7 +223,8 @@ VARIABLES: dict[str, Variable] = {
     ),
     "PHOSPHENE_REDIS_URL": _variable(
         "Cache",
-        "Redis for codes and rate limits that replicas share. Unset: each replica keeps its own.",
+        "Redis for codes and rate limits that replicas share, on a network near by: one that takes longer than 22.5 ms "
+        "over most answers is not asked. Unset: each replica keeps its own.",
         Url(("redis", "rediss", "unix")),
     ),
     "PHOSPHENE_CACHE_BYTES": _variable(

@@ -1,9 +1,9 @@
 """The cache of codes: what one request computed, the next one need not; with Redis across replicas, without it here.
 
-A request asks Redis once and for at most 50 ms; whatever comes of it, it has its value, for then it computes. Writes go
-out in the background. What Redis cannot keep (away, full, a replica) this process keeps, within bounds, and serves
-until Redis answers again. A value is immutable: everything that it depends on is in its key. Knows neither images nor
-the wire.
+A request asks Redis once and for at most 45 ms; whatever comes of it, it has its value, for then it computes. It waits
+for another replica's value only where Redis is quick enough for its word, too. Writes go out in the background. What
+Redis cannot keep (away, full, a replica) this process keeps, within bounds, and serves until Redis answers again. A
+value is immutable: everything that it depends on is in its key. Knows neither images nor the wire.
 """
 
 from __future__ import annotations
@@ -127,6 +127,9 @@ class CacheBounds:
     """A larger value is not kept."""
     follow_s: float = 0.5
     """Seconds that a request waits for another replica to make its value, before it makes it itself."""
+    follow_within_s: float = 0.02
+    """It waits only where Redis answered within so many seconds: the value's way through Redis takes as long again, and
+    both together stay within what a request may lose by Redis."""
     lease_s: float = 10.0
     """Seconds after which a replica that has said nothing is not waited for any more."""
 
@@ -250,7 +253,7 @@ class CodeCache:
                 if not isinstance(claimed, Away | Refused):
                     self._keep(digest, here)
                 return here, True
-            if isinstance(claimed, Follow):
+            if isinstance(claimed, Follow) and claimed.after_s <= self._bounds.follow_within_s:
                 sent = await self._follow(digest, word)
                 if sent is not None:
                     self._tell(CacheResult.COALESCED)

@@ -1,15 +1,23 @@
 """The circuit breaker: whether Redis may be asked at all, told from how it answered; knows no socket, clock or Redis.
 
-Closed: ask. Open: it failed too often in a row and nobody asks. Half open: a probe is on its way, and still nobody else
-asks, so that no request ever pays for finding out. When to probe is the owner's affair.
+Closed: ask. Open: it failed too often in a row, or has been too slow to be of use for a while, and nobody asks. Half
+open: a probe is on its way, and still nobody else asks, so that no request ever pays for finding out. When to probe is
+the owner's affair.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 
-__all__ = ["Circuit", "CircuitState"]
+__all__ = ["PACE_COUNT", "SLOW_COUNT", "Circuit", "CircuitState"]
+
+PACE_COUNT = 20
+"""Answers whose pace is remembered."""
+SLOW_COUNT = 15
+"""As many slow ones among them open the circuit: a Redis that is slow now and then is of use, one that always is, is
+not."""
 
 
 class CircuitState(StrEnum):
@@ -33,7 +41,10 @@ class Circuit:
         self._failure_limit = failure_limit
         self._on_change = on_change
         self._failure_count = 0
+        self._are_slow: deque[bool] = deque(maxlen=PACE_COUNT)
         self._state = CircuitState.OPEN
+        self.reason = ""
+        """Why it opened, where answers opened it."""
 
     @property
     def state(self) -> CircuitState:
@@ -55,6 +66,16 @@ class Circuit:
             return
         self._failure_count += 1
         if self._failure_count >= self._failure_limit:
+            self.reason = f"{self._failure_limit} failures in a row"
+            self._enter(CircuitState.OPEN)
+
+    def paced(self, *, is_slow: bool) -> None:
+        """How fast an answer was, in time or not; ignored unless closed."""
+        if self._state is not CircuitState.CLOSED:
+            return
+        self._are_slow.append(is_slow)
+        if sum(self._are_slow) >= SLOW_COUNT:
+            self.reason = f"{SLOW_COUNT} of {len(self._are_slow)} answers were slow"
             self._enter(CircuitState.OPEN)
 
     def probing(self) -> None:
@@ -67,6 +88,7 @@ class Circuit:
 
     def _enter(self, state: CircuitState) -> None:
         self._failure_count = 0
+        self._are_slow.clear()
         if state is not self._state:
             self._state = state
             self._on_change(state)

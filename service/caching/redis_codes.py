@@ -82,6 +82,9 @@ class Lead:
 class Follow:
     """There is none, and another replica makes it."""
 
+    after_s: float
+    """Seconds that the answer took; the other replica's word will take about as long again."""
+
 
 @dataclass(frozen=True)
 class Absent:
@@ -147,6 +150,8 @@ class RedisCodes:
     async def _ask(self, digest: bytes, name: bytes) -> Claimed:
         answer = await self._store.ask(_CLAIM, keys=_keys(digest), arguments=(self._limit_bytes, name, self._lease_ms))
         match answer:
+            case Answered(words=[b"follow"], after_s=after_s):
+                return Follow(after_s)
             case Answered(words=words):
                 return _claimed(digest, words)
             case Unanswered():
@@ -182,8 +187,6 @@ def _claimed(digest: bytes, words: Sequence[Any]) -> Claimed:
             return Poisoned() if value is None else Found(value)
         case [b"lead"]:
             return Lead()
-        case [b"follow"]:
-            return Follow()
         case [b"absent"]:
             return Absent()
         case [b"refused", bytes(reason)]:

@@ -6,7 +6,8 @@ means that the stream is out of step, and ends the link. Nothing is sent twice.
 
 Patience is counted from the oldest unanswered question, because nothing behind it can be answered before it: once that
 one is overdue, all that wait are told so, and nobody else is let in until Redis has caught up. A link that stays silent
-for longer is lost. Knows nothing of caches, rates and circuits.
+for longer is lost. Beside that the link tells its pace: one question at a time is looked at when half of the patience
+is over. Knows nothing of caches, rates and circuits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from service.caching.redis_wire import LinkLost, RedisWire, ServerError
@@ -22,8 +23,8 @@ from service.caching.redis_wire import LinkLost, RedisWire, ServerError
 __all__ = ["Answer", "Answered", "LinkBounds", "NotAsked", "RedisLink", "Unanswered"]
 
 _SECOND_LOOK_S = 0.002
-"""Patience ends with a second look this long after the first: a loop that was itself held up reads the answer between
-the two."""
+"""Patience ends with a second look this long after the first, and so does a question's pace: a loop that was itself
+held up reads the answer between the two."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Answered:
     """What the script returned, without the number that every script returns first."""
 
     words: Sequence[Any]
+    after_s: float = field(default=0.0, compare=False)
+    """Seconds from the question to its answer."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class LinkBounds:
     limit_bytes: int = 16 * 2**20
     """Most bytes of questions that wait for their answers."""
 
+    @property
+    def slow_s(self) -> float:
+        """Seconds after which an answer is a slow one: half of the patience."""
+        return self.patience_s / 2
+
 
 @dataclass(eq=False, slots=True)
 class _Question:
@@ -77,17 +85,27 @@ class _Question:
 class RedisLink:
     """Questions in order over one open connection; `run` serves them until the link is lost."""
 
-    def __init__(self, wire: RedisWire, *, bounds: LinkBounds, on_overdue: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        wire: RedisWire,
+        *,
+        bounds: LinkBounds,
+        on_overdue: Callable[[], None] = lambda: None,
+        on_pace: Callable[[bool], None] | None = None,
+    ) -> None:
         """Take over a connection.
 
         Args:
             wire: open, and nobody else's.
             bounds: how long and how much may wait.
             on_overdue: told when the oldest question is overdue.
+            on_pace: told of one question after another, the next one sent after each verdict, whether it was still
+                unanswered `slow_s` after it was sent; None: nobody wants to know.
         """
         self._wire = wire
         self._bounds = bounds
         self._on_overdue = on_overdue
+        self._on_pace = on_pace
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Question] = deque()
         self._waiting_bytes = 0
@@ -100,6 +118,7 @@ class RedisLink:
         self._overdue_number = 0
         self._suspect_number = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._pace_timer: asyncio.TimerHandle | None = None
         self._is_open = True
 
     @property
@@ -135,8 +154,12 @@ class RedisLink:
         self._outgoing += packed
         self._has_outgoing.set()
         self._is_quiet.clear()
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._bounds.patience_s - _SECOND_LOOK_S, self._look)
+        look_s = self._waiting[-1].asked_s + self._bounds.patience_s - _SECOND_LOOK_S
+        # After one that was overdue the next look may be far off: it was to find out whether the link is lost.
+        if self._timer is None or self._timer.when() > look_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(look_s, self._look)
         return answer
 
     async def quiet(self) -> None:
@@ -156,8 +179,9 @@ class RedisLink:
                 tasks.create_task(self._end_when_silent())
         finally:
             self._is_open = False
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._pace_timer):
+                if timer is not None:
+                    timer.cancel()
             while self._waiting:
                 self._resolve(self._waiting[0], Unanswered("the connection was lost"))
                 self._pop()
@@ -167,7 +191,11 @@ class RedisLink:
             await self._has_outgoing.wait()
             self._has_outgoing.clear()
             outgoing, self._outgoing = self._outgoing, []
+            number = self._last_number
             await self._wire.send(outgoing)
+            if self._on_pace is not None and self._pace_timer is None:
+                # Counted from here: what our own loop took to send it is not Redis's pace.
+                self._pace_timer = self._loop.call_later(self._bounds.slow_s, self._look_at_pace, number, False)
 
     async def _receive(self) -> None:
         while True:
@@ -179,7 +207,7 @@ class RedisLink:
             if isinstance(words, ServerError):
                 answer = Unanswered(words.reason)
             elif isinstance(words, list) and words[:1] == [b"%d" % oldest.number]:
-                answer = Answered(words[1:])
+                answer = Answered(words[1:], self._loop.time() - oldest.asked_s)
             else:
                 raise LinkLost("an answer to another question than the oldest one")
             self._resolve(oldest, answer)
@@ -198,6 +226,16 @@ class RedisLink:
     def _resolve(question: _Question, answer: Answer) -> None:
         if not question.answer.done():
             question.answer.set_result(answer)
+
+    def _look_at_pace(self, number: int, is_second_look: bool) -> None:
+        """Whether one question was answered at a useful pace."""
+        is_waiting = bool(self._waiting) and self._waiting[0].number <= number
+        if is_waiting and not is_second_look:
+            self._pace_timer = self._loop.call_later(_SECOND_LOOK_S, self._look_at_pace, number, True)
+            return
+        self._pace_timer = None
+        if self._on_pace is not None:
+            self._on_pace(is_waiting)
 
     def _look(self) -> None:
         """Whether the oldest question is overdue; the one timer of the link."""

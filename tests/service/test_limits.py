@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phosphene.errors import RateLimited
+from service.caching.redis_link import Answered, NotAsked
 from service.caching.redis_store import RedisBounds, RedisStore
 from service.limits import LocalBuckets, RateLimit, RateLimiter
 from tests.service.caching.redis_proxy import RedisProxy
@@ -91,6 +92,91 @@ def test_callers_have_their_own_buckets_and_are_forgotten_in_turn():
     for caller in "abcabcd":
         assert buckets.take(caller) == 0.0
     assert len(buckets) == 3
+
+
+@given(st.floats(0.0, 10.0), st.floats(0.0, 10.0))
+def test_who_is_held_is_served_when_told_and_never_before(hold_s, pause_s):
+    clock = Clock()
+    buckets = LocalBuckets(RateLimit(rate_per_s=0.5, burst=3), clock=clock, caller_limit=2)
+    buckets.hold("me", hold_s)
+    clock.now_s += pause_s
+    left_s = min(hold_s, 2.0) - pause_s
+    assert buckets.take("me") == pytest.approx(max(left_s, 0.0), abs=1e-6)
+    for caller in "abc":
+        buckets.hold(caller, 1.0)
+    assert len(buckets) == 2
+
+
+class FarStore(RedisStore):
+    """A Redis whose answers come when the test says so."""
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, script, *, keys, arguments):
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return self.asked[-1]
+
+    def says(self, *words, after_s=0.04, number=-1):
+        self.asked[number].set_result(Answered(list(words), after_s))
+
+
+async def late_limiter():
+    """A limiter that has just learnt that its Redis is slow; so patient that it learns it from answers alone."""
+    store = FarStore()
+    limiter = RateLimiter(RateLimit(rate_per_s=1.0, burst=3), store=store, clock=Clock(), patience_s=3600.0)
+    check = asyncio.create_task(limiter.check("me"))
+    await asyncio.sleep(0)
+    store.says(b"go", after_s=3601.0)
+    await check
+    return limiter, store
+
+
+async def test_nobody_waits_for_a_redis_that_was_late_and_it_counts_all_the_same():
+    limiter, store = await late_limiter()
+    async with asyncio.timeout(20):
+        for _ in range(2):
+            await limiter.check("me")
+    assert len(store.asked) == 3
+    with pytest.raises(RateLimited):
+        await limiter.check("me")
+    assert len(store.asked) == 3, "what is refused here is not counted there"
+
+
+async def test_a_late_refusal_holds_for_what_the_caller_asks_next():
+    limiter, store = await late_limiter()
+    await limiter.check("me")
+    store.says(b"wait", 700_000, after_s=3601.0)
+    await asyncio.sleep(0)
+    with pytest.raises(RateLimited) as refused:
+        await limiter.check("me")
+    assert refused.value.retry_after_s == pytest.approx(0.7)
+    await limiter.check("you")
+
+
+async def test_a_redis_that_is_quick_again_decides_again():
+    limiter, store = await late_limiter()
+    await limiter.check("me")
+    store.says(b"go", after_s=0.001)
+    await asyncio.sleep(0)
+    check = asyncio.create_task(limiter.check("me"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not check.done()
+    store.says(b"wait", 500_000, after_s=0.001)
+    with pytest.raises(RateLimited):
+        await check
+
+
+async def test_the_first_late_answer_is_waited_for_no_longer_than_the_patience():
+    store = FarStore()
+    limiter = RateLimiter(SLOW_HOUR, store=store, clock=Clock(), patience_s=0.001)
+    async with asyncio.timeout(20):
+        assert await admitted_count([limiter], "me", 20) == 5
+    for asked in store.asked:
+        asked.set_result(NotAsked("the connection is lost", is_failure=True))
+    await asyncio.sleep(0)
+    assert await admitted_count([limiter], "me", 5) == 0
 
 
 async def test_without_redis_the_process_decides():

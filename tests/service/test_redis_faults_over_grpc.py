@@ -171,7 +171,7 @@ async def test_a_full_redis_and_a_replica_of_another(redis):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["refuse", "stall", "delay", "cut_everybody", "corrupt", "restart"])
+@pytest.mark.parametrize("fault", ["refuse", "stall", "delay", "far", "cut_everybody", "corrupt", "restart"])
 async def test_every_fault_is_survived_and_over_when_it_is_over(redis, fault):
     async with asking(redis) as asked:
         await asked.new(20)
@@ -182,6 +182,8 @@ async def test_every_fault_is_survived_and_over_when_it_is_over(redis, fault):
                 asked.proxy.stall()
             case "delay":
                 asked.proxy.delay(0.2)
+            case "far":
+                asked.proxy.delay(0.02)
             case "cut_everybody":
                 asked.proxy.cut_everybody()
             case "corrupt":

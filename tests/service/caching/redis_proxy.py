@@ -1,6 +1,7 @@
 """A TCP proxy in front of a redis-server that breaks in every way that a network breaks."""
 
 import asyncio
+import math
 import random
 from typing import Self
 
@@ -49,7 +50,7 @@ class RedisProxy:
         self._flows.clear()
 
     def delay(self, delay_s):
-        """Every piece takes this long, in either direction."""
+        """The line is so long, in either direction; what is on its way travels beside each other, in its order."""
         self._delay_s = delay_s
 
     def cut(self):
@@ -104,16 +105,28 @@ class RedisProxy:
             self._tasks.discard(task)
 
     async def _pump(self, reader, writer, *, is_answer):
+        loop = asyncio.get_running_loop()
+        last_due_s = 0.0
         while piece := await reader.read(65536):
             await self._flows.wait()
-            if self._delay_s:
-                await asyncio.sleep(self._delay_s)
             if is_answer and self._random.random() < self._flip_share:
                 piece = self._flipped(piece)
-            writer.write(piece)
-            await writer.drain()
+            now_s = loop.time()
+            # What was on its way has long arrived: nothing is overtaken.
+            if not self._delay_s and last_due_s < now_s - 1.0:
+                writer.write(piece)
+                await writer.drain()
+                continue
+            # A hair later than the one before: timers that are due at once come in any order.
+            last_due_s = max(math.nextafter(last_due_s, math.inf), now_s + self._delay_s)
+            loop.call_at(last_due_s, _write, writer, piece)
         raise ConnectionResetError("one end has closed")
 
     def _flipped(self, piece):
         at = self._random.randrange(len(piece))
         return piece[:at] + bytes([piece[at] ^ (1 << self._random.randrange(8))]) + piece[at + 1 :]
+
+
+def _write(writer, piece):
+    if not writer.transport.is_closing():
+        writer.write(piece)

@@ -16,7 +16,7 @@ from service.caching.envelope import wrap
 from service.caching.local_cache import LocalCache
 from service.caching.redis_store import RedisBounds, RedisStore
 from service.claims import Lane
-from service.limits import RateLimit, RateLimiter
+from service.limits import RATE_PATIENCE_S, RateLimit, RateLimiter
 from service.observing.logs import JsonFormatter
 from tests.service.caching.redis_proxy import RedisProxy
 from tests.service.caching.redis_server import Recorder, free_port, running_redis
@@ -278,6 +278,7 @@ FAULTS = [
     "halted",
     "stalled",
     "slow",
+    "far",
     "full",
     "read only",
     "cut once",
@@ -301,6 +302,9 @@ async def break_it(fault, server, proxy):
             proxy.stall()
         case "slow":
             proxy.delay(0.2)
+        case "far":
+            # Every question is answered before its patience ends, but for those that this machine holds up.
+            proxy.delay(0.02)
         case "full":
             server.run("CONFIG", "SET", "maxmemory", "1")
         case "read only":
@@ -385,6 +389,103 @@ async def put_and_got(cache, store, recorder):
                 return True
             await recorder.state("closed")
     return False
+
+
+def evals(server):
+    """Questions and writes so far."""
+    return server.run("INFO", "commandstats").get("cmdstat_eval", {"calls": 0})["calls"]
+
+
+async def test_a_request_makes_one_round_trip_for_its_value_and_one_for_its_rate_limit(server):
+    async with replica(server.url) as (cache, store, _):
+        limiter = RateLimiter(
+            RateLimit(rate_per_s=1e6, burst=10**6), store=store, clock=asyncio.get_running_loop().time, patience_s=5.0
+        )
+        before = evals(server)
+        await fetch(cache, "00")
+        await store.written()
+        assert evals(server) == before + 2, "one question, one write"
+        await fetch(cache, "00")
+        await cache.get(key("00"))
+        assert evals(server) == before + 4, "one question each"
+        await limiter.check("caller")
+        await fetch(cache, "00")
+        assert evals(server) == before + 6
+
+
+async def test_nobody_waits_for_a_write(server):
+    async with RedisProxy(server.port) as proxy, replica(proxy.url) as (cache, _, recorder):
+
+        async def make():
+            proxy.stall()
+            return b"value"
+
+        async with asyncio.timeout(4):
+            assert await cache.fetch(key(), make) == (b"value", False)
+        assert recorder.results == ["miss"]
+        assert server.run("KEYS", "phosphene:code:*") == []
+        await proxy.heal()
+        await until(lambda: server.run("KEYS", "phosphene:code:*"))
+
+
+async def test_a_request_waits_for_another_replica_only_where_redis_is_quick(server):
+    """What the other makes comes through Redis, which takes as long again."""
+    begun, gate = [], asyncio.Event()
+
+    async def make():
+        begun.append(1)
+        await gate.wait()
+        return b"value"
+
+    patient = CacheBounds(follow_s=3600.0, follow_within_s=0.0)
+    async with replica(server.url) as (ours, _, _), replica(server.url, cache=patient) as (theirs, store, their):
+        leader = asyncio.create_task(ours.fetch(key(), make))
+        await until(lambda: begun)
+        async with asyncio.timeout(20):
+            assert await theirs.fetch(key(), making(b"value")) == (b"value", False)
+        await store.written()
+        assert await theirs.fetch(key(), never) == (b"value", True)
+        assert their.results == ["miss", "hit"]
+        gate.set()
+        assert await leader == (b"value", False)
+
+
+def test_what_a_request_may_lose_by_redis_is_fifty_milliseconds_in_all():
+    assert RATE_PATIENCE_S + RedisBounds().patience_s <= 0.050
+    assert RATE_PATIENCE_S + 2 * CacheBounds().follow_within_s <= 0.050
+
+
+async def test_a_redis_that_answers_slowly_is_put_aside_and_nothing_fails(server):
+    """Patience is longer than its way, so that slowness and not failure opens the circuit."""
+    bounds = RedisBounds(patience_s=0.2, write_patience_s=5.0, connect_s=10.0, probe_interval_s=0.05)
+    async with RedisProxy(server.port) as proxy, replica(proxy.url, bounds=bounds) as (cache, store, recorder):
+        await recorder.state("closed")
+        await fetch(cache, "00")
+        proxy.delay(0.065)
+        async with asyncio.timeout(60):
+            number = 0
+            while store.state == "closed":
+                number += 1
+                await fetch(cache, f"{number:04d}")
+        await until(lambda: store.reason)
+        assert "slow" in store.reason
+        # It stays aside: whoever asks now asks nobody.
+        await until(lambda: "of use within" in store.reason)
+        await fetch(cache, "while it is away")
+        assert recorder.results[-1] == "bypassed"
+        await proxy.heal()
+        await recorder.state("closed")
+        assert await put_and_got(cache, store, recorder)
+
+
+async def test_a_redis_too_far_away_at_the_start_is_never_waited_for(server):
+    async with RedisProxy(server.port) as proxy:
+        proxy.delay(0.015)
+        async with replica(proxy.url, bounds=BRISK) as (cache, store, recorder):
+            assert store.state == "open"
+            assert "of use within 22.5 ms" in store.reason
+            await fetch(cache, "00")
+            assert recorder.results == ["bypassed"]
 
 
 async def test_redis_may_be_down_at_the_start_and_come_later():

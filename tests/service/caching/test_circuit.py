@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.caching.circuit import Circuit, CircuitState
+from service.caching.circuit import PACE_COUNT, SLOW_COUNT, Circuit, CircuitState
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 
@@ -32,6 +32,52 @@ def test_only_a_probe_closes_it():
     assert breaker.state is HALF_OPEN
     breaker.probed(is_well=False)
     assert breaker.state is OPEN
+
+
+def closed():
+    breaker, states = circuit()
+    breaker.probed(is_well=True)
+    return breaker, states
+
+
+def test_opens_when_most_answers_are_slow_though_none_fails():
+    breaker, states = closed()
+    for number in range(SLOW_COUNT):
+        assert breaker.is_closed
+        breaker.paced(is_slow=True)
+        breaker.succeeded()
+        assert breaker.is_closed is (number < SLOW_COUNT - 1)
+    assert states == [CLOSED, OPEN]
+    assert "slow" in breaker.reason
+
+
+def test_stays_closed_while_some_answers_are_slow_however_many_come():
+    breaker, states = closed()
+    for _ in range(100):
+        for number in range(PACE_COUNT):
+            breaker.paced(is_slow=number < SLOW_COUNT - 1)
+    assert states == [CLOSED]
+
+
+def test_what_was_slow_before_is_forgotten_when_it_closes_again():
+    breaker, _ = closed()
+    for _ in range(SLOW_COUNT - 1):
+        breaker.paced(is_slow=True)
+    breaker.probing()
+    breaker.paced(is_slow=True)
+    breaker.probed(is_well=True)
+    breaker.paced(is_slow=True)
+    assert breaker.is_closed
+
+
+def test_the_reason_is_that_of_the_last_opening():
+    breaker, _ = closed()
+    for _ in range(SLOW_COUNT):
+        breaker.paced(is_slow=True)
+    breaker.probed(is_well=True)
+    for _ in range(5):
+        breaker.failed()
+    assert breaker.reason == "5 failures in a row"
 
 
 @given(

@@ -127,6 +127,69 @@ async def test_one_overdue_question_keeps_all_others_from_waiting(wire):
     await stopped(task)
 
 
+async def test_a_question_after_one_that_was_overdue_has_the_same_patience(wire):
+    link = RedisLink(wire, bounds=LinkBounds(patience_s=0.01, lost_s=3600.0))
+    task = await serving(link)
+    for number in (b"1", b"2", b"3"):
+        async with asyncio.timeout(20):
+            assert await ask(link) == Unanswered("no answer within 0.01 s")
+        wire.answers.put_nowait([number, b"late"])
+        await link.quiet()
+    await stopped(task)
+
+
+async def heard(told, count):
+    """Wait for so many verdicts; the bound is against hanging."""
+    async with asyncio.timeout(20):
+        while len(told) < count:
+            await asyncio.sleep(0.001)
+    return told
+
+
+async def test_the_pace_of_a_question_that_is_answered_is_not_slow(wire):
+    told = []
+    link = RedisLink(wire, bounds=LinkBounds(patience_s=0.2), on_pace=told.append)
+    task = await serving(link)
+    for number in (b"1", b"2"):
+        answer = ask(link)
+        wire.answers.put_nowait([number])
+        await answer
+        assert await heard(told, int(number)) == [False] * int(number)
+    await stopped(task)
+
+
+async def test_the_pace_of_a_question_that_waits_is_slow_before_it_is_overdue_and_told_once(wire):
+    told = []
+    link = RedisLink(wire, bounds=LinkBounds(patience_s=1.0), on_pace=lambda is_slow: told.append((is_slow, late())))
+    task = await serving(link)
+    waiting = [ask(link)]
+    await settle()
+    waiting.append(ask(link))
+
+    def late():
+        return [each.done() for each in waiting]
+
+    assert await heard(told, 1) == [(True, [False, False])]
+    # Every number up to the one that is looked at was asked before it: an answer to the later one is no verdict.
+    wire.answers.put_nowait([b"1"])
+    wire.answers.put_nowait([b"2"])
+    await link.quiet()
+    assert len(told) == 1
+    await stopped(task)
+
+
+async def test_an_answer_says_how_long_it_took(wire):
+    link = RedisLink(wire, bounds=LinkBounds(patience_s=20.0))
+    task = await serving(link)
+    begun_s = asyncio.get_running_loop().time()
+    answer = ask(link)
+    await settle()
+    wire.answers.put_nowait([b"1", b"one"])
+    after_s = (await answer).after_s
+    assert 0 < after_s <= asyncio.get_running_loop().time() - begun_s
+    await stopped(task)
+
+
 async def test_a_silent_link_is_lost(wire):
     link = RedisLink(wire, bounds=LinkBounds(patience_s=0.01, lost_s=0.01))
     task = await serving(link)
