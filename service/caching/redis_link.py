@@ -117,7 +117,9 @@ class RedisLink:
         self._last_number = 0
         self._overdue_number = 0
         self._suspect_number = 0
-        self._timer: asyncio.TimerHandle | None = None
+        # When the next look is due is kept here: of a look that is due at once, uvloop's handle does not tell it.
+        self._timer: asyncio.Handle | None = None
+        self._look_s = 0.0
         self._pace_timer: asyncio.TimerHandle | None = None
         self._is_open = True
 
@@ -156,10 +158,8 @@ class RedisLink:
         self._is_quiet.clear()
         look_s = self._waiting[-1].asked_s + self._bounds.patience_s - _SECOND_LOOK_S
         # After one that was overdue the next look may be far off: it was to find out whether the link is lost.
-        if self._timer is None or self._timer.when() > look_s:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(look_s, self._look)
+        if self._timer is None or self._look_s > look_s:
+            self._look_at(look_s)
         return answer
 
     async def quiet(self) -> None:
@@ -237,16 +237,23 @@ class RedisLink:
         if self._on_pace is not None:
             self._on_pace(is_waiting)
 
+    def _look_at(self, look_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._look_s = look_s
+        self._timer = self._loop.call_at(look_s, self._look)
+
     def _look(self) -> None:
         """Whether the oldest question is overdue; the one timer of the link."""
         self._timer = None
         if not self._waiting:
             return
         oldest = self._waiting[0]
-        left_s = oldest.asked_s + self._bounds.patience_s - _SECOND_LOOK_S - self._loop.time()
+        now_s = self._loop.time()
+        left_s = oldest.asked_s + self._bounds.patience_s - _SECOND_LOOK_S - now_s
         if left_s <= 0:
             left_s = self._late(oldest, -left_s)
-        self._timer = self._loop.call_later(left_s, self._look)
+        self._look_at(now_s + left_s)
 
     def _late(self, oldest: _Question, late_s: float) -> float:
         """What to do about a late answer; returns the seconds until the next look."""
