@@ -109,8 +109,11 @@ class _LineHandler(logging.StreamHandler[Any]):
             loop.call_later(_GATHER_S, self._write_gathered_now)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record behind what was gathered before it."""
-        self._write_gathered()
+        """Write a record behind what was gathered before it; a stream that takes nothing is told of on stderr alone."""
+        try:
+            self._write_gathered()
+        except Exception:
+            self.handleError(record)
         super().emit(record)
 
     def flush(self) -> None:

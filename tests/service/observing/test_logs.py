@@ -80,6 +80,27 @@ async def test_the_end_of_the_process_loses_no_line(lines):
     assert [json.loads(line)["event"] for line in lines()] == ["answered"]
 
 
+class FullStream(io.StringIO):
+    """A disk without room, or a pipe whose reader has gone."""
+
+    def write(self, _):
+        raise OSError("no room")
+
+
+async def test_a_stream_that_takes_nothing_fails_nobody_who_writes(capsys):
+    root, service = logging.getLogger(), logging.getLogger("phosphene.service")
+    before, level, own_level = root.handlers[:], root.level, service.level
+    open_logs("info", FullStream())
+    try:
+        log_soon("answered")
+        log_event("defect")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+        service.setLevel(own_level)
+    assert "no room" in capsys.readouterr().err
+
+
 def test_without_an_event_loop_a_line_is_written_at_once(lines):
     log_soon("answered")
     assert [json.loads(line)["event"] for line in lines()] == ["answered"]
