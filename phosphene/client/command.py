@@ -254,7 +254,7 @@ def _neuron(client: Client, args: argparse.Namespace) -> _Reply:
         answer = _asked_neuron(client, args, parts)
         left_out = ", ".join(_LATER_NEURON_PARTS)
         sys.stderr.write(f"phosphene: the service is older than this command; the answer is without {left_out}\n")
-    page = neuron_page(answer, similar=_relatives(client, args)) if args.html else None
+    page = neuron_page(answer, similar=_relatives(client, args, answer)) if args.html else None
     return _Reply(answer=answer, view=neuron_view(answer), page=page)
 
 
@@ -271,9 +271,9 @@ def _asked_neuron(client: Client, args: argparse.Namespace, parts: Sequence[Neur
     )
 
 
-def _relatives(client: Client, args: argparse.Namespace) -> Sequence[NeuronMatch]:
-    """The neurons like one, with pictures, which the answer about it has not."""
-    return client.search_neurons(
+def _relatives(client: Client, args: argparse.Namespace, answer: GetNeuronResponse) -> Sequence[NeuronMatch]:
+    """The neurons like one, with pictures, which the answer about it has not; none where a reload came between."""
+    found = client.search_neurons(
         neuron_id=args.neuron_id,
         count=args.similar,
         include_top_images=True,
@@ -281,7 +281,8 @@ def _relatives(client: Client, args: argparse.Namespace) -> Sequence[NeuronMatch
         include_thumbnails=True,
         include_patch_maps=True,
         **_place(args),
-    ).neurons
+    )
+    return found.neurons if found.provenance.generation == answer.provenance.generation else ()
 
 
 def _neurons(client: Client, args: argparse.Namespace) -> _Reply:

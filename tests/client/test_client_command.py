@@ -19,7 +19,7 @@ from phosphene.v1.neurons_pb2 import (
     NeuronPart,
     SearchNeuronsResponse,
 )
-from tests.client.fake_service import Failure, FakeService
+from tests.client.fake_service import Failure, FakeService, serving
 from tests.client.sample_answers import NEURON_COUNT, drawing, model
 
 SHA256 = "0123456789abcdef" * 4
@@ -186,6 +186,26 @@ def test_pages_are_written_whole(service: FakeService, photo: Path, tmp_path: Pa
     assert main(["neuron", "3", "--html", str(page), "--server", service.address]) == 0
     assert "Neuron 3" in page.read_text(encoding="utf-8")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["out.html", "photo.jpg"]
+
+
+class ReloadedService(FakeService):
+    """A service that switches what it serves after its answer about a neuron, whose numbers then mean others."""
+
+    def SearchNeurons(self, request, context):
+        answer = super().SearchNeurons(request, context)
+        answer.provenance.generation = "g-2"
+        return answer
+
+
+def test_a_page_mixes_no_two_generations(service: FakeService, tmp_path: Path) -> None:
+    page, marks = tmp_path / "out.html", []
+    with serving(ReloadedService()) as reloaded:
+        for one in (service, reloaded):
+            assert main(["neuron", "3", "--html", str(page), "--server", one.address]) == 0
+            like = page.read_text(encoding="utf-8").split("Neurons like it")[1].split("Neurons that fire with it")[0]
+            marks.append([like.count("<img"), "cosine 0.50" in like])
+    assert marks[0][0] > 0
+    assert marks == [[marks[0][0], False], [0, True]]
 
 
 @pytest.mark.parametrize(
