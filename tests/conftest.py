@@ -12,12 +12,13 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
 # Of whoever runs the tests: a proxy knows nothing of this machine, to which alone they talk; and what is written to no
-# terminal is plain, and 80 columns wide.
+# terminal is plain, and 80 columns wide. A console that a test calls a terminal is one, whatever runs the test.
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 _TERMINALS = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES")
 for _name in (*_PROXIES, *(name.upper() for name in _PROXIES), *_TERMINALS):
     os.environ.pop(_name, None)
 os.environ["COLUMNS"] = "80"
+os.environ["TERM"] = "xterm"
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -165,7 +165,7 @@ def test_what_is_copied_is_enough_to_start(root, stages, tmp_path):
         if name == "COPY" and (root / value.split()[0]).is_dir():
             shutil.copytree(root / value.split()[0], app / value.split()[1])
     # An interpreter that has the packages and, unlike this one, no editable checkout among them.
-    venv.create(tmp_path / "venv", with_pip=False)
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     packages = {"PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def run(*arguments):

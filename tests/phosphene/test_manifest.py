@@ -138,6 +138,8 @@ def without_rights() -> Iterator[None]:
 
 def test_files_that_may_not_be_read_are_named_and_not_called_damaged(public: Path) -> None:
     make(public / "x")
+    for path in [public / "x", *(public / "x").rglob("*")]:
+        path.chmod(0o755)  # whatever the umask is
     (public / "x" / "a.npy").chmod(0)
     (public / "x" / "inner").chmod(0)
     with without_rights(), pytest.raises(ArtefactMissing, match=r"cannot be read: \['a.npy', 'inner/b.json'\].*a\+rX"):

@@ -482,10 +482,11 @@ async def test_a_redis_too_far_away_at_the_start_is_never_waited_for(server):
     async with RedisProxy(server.port) as proxy:
         proxy.delay(0.015)
         async with replica(proxy.url, bounds=BRISK) as (cache, store, recorder):
-            assert store.state == "open"
-            assert "of use within 22.5 ms" in store.reason
+            # A machine that was held up has a probe fail before five of them are through; the next one follows.
+            await until(lambda: "of use within 22.5 ms" in store.reason)
             await fetch(cache, "00")
             assert recorder.results == ["bypassed"]
+            assert "closed" not in recorder.states
 
 
 async def test_redis_may_be_down_at_the_start_and_come_later():
