@@ -14,10 +14,11 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float64, Int64
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from index.reader import IndexReader
+from index.terminal_text import printable
 from phosphene.errors import ArtefactMismatch
 
 __all__ = ["NeuronShift", "density_ratios", "describe_shifts", "neurons_firing_more"]
@@ -110,7 +111,7 @@ def describe_shifts(shifts: list[NeuronShift], *, count: int) -> RenderableType:
             *(f"{density:.5f}" for density in shift.densities),
             f"{shift.ratio:.3g}",
             *(f"{bound:.3g}" for bound in shift.bounds),
-            escape(shift.name or "-"),
-            escape(", ".join(shift.exemplar_uris)),
+            Text(printable(shift.name or "-")),
+            Text(printable(", ".join(shift.exemplar_uris))),
         )
     return table

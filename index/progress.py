@@ -14,6 +14,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
+from index.terminal_text import printable
+
 __all__ = ["LineProgress", "Progress", "TerminalProgress", "open_progress"]
 
 _LINE_INTERVAL_S = 5.0
@@ -101,8 +103,8 @@ class TerminalProgress:
             self._bars.advance(self._task, count)
 
     def say(self, sentence: str) -> None:
-        """Print the sentence above the bars, as it is: it may hold names of files, and those hold anything."""
-        self._bars.console.print(Text(sentence))
+        """Print the sentence above the bars, without markup or commands: it may hold names of files."""
+        self._bars.console.print(Text(printable(sentence)))
 
 
 @contextmanager

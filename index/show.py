@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from index.plan import SHARDS_FOLDER
 from index.reader import IndexReader
+from index.terminal_text import printable
 from index.values import NeuronFilter, NeuronOrder
 from phosphene.manifest import read_manifest
 
@@ -39,7 +39,7 @@ def _figures(folder: Path, index: IndexReader) -> Table:
     summary = index.summary
     named = sum(bool(index.neuron(neuron_id).names) for neuron_id in range(index.neuron_count))
     dead = summary.neuron_count - summary.alive_count
-    table = Table(title=escape(f"index {folder.name}"), title_justify="left", show_header=False, box=None)
+    table = Table(title=Text(printable(f"index {folder.name}")), title_justify="left", show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")  # an id without its end is none
     table.add_row("id", index.id)
@@ -92,10 +92,7 @@ def _names(index: IndexReader, count: int) -> Table:
         neuron = index.neuron(neuron_id)
         if not neuron.names:
             break
-        best = neuron.names[0]
-        others = (
-            f" [dim]({escape(', '.join(name.name for name in neuron.names[1:]))})[/dim]" if neuron.names[1:] else ""
-        )
+        best, others = neuron.names[0], ", ".join(name.name for name in neuron.names[1:])
         table.add_row(
             str(neuron_id),
             f"{neuron.density:.4f}",
@@ -103,7 +100,11 @@ def _names(index: IndexReader, count: int) -> Table:
             "" if neuron.label_entropy is None else f"{neuron.label_entropy:.2f}",
             f"{best.score:.2f}",
             f"{best.margin:.2f}",
-            f"{escape(best.name)} [dim]{best.source.value}[/dim]{others}",
+            Text.assemble(
+                printable(best.name),
+                (f" {best.source.value}", "dim"),
+                (f" ({printable(others)})" if others else "", "dim"),
+            ),
         )
     return table
 
