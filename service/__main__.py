@@ -30,7 +30,7 @@ from service.observing.logs import log_event, open_logs
 from service.settings import Settings, load_settings
 from service.variables import VARIABLES, describe, to_markdown
 
-__all__ = ["end", "main", "new_event_loop"]
+__all__ = ["end", "main"]
 
 _COLLECT_AFTER_OBJECTS = (50_000, 20, 50)
 _LEAST_USAGE_WIDTH = 40
@@ -53,8 +53,7 @@ def main(make_opener: OpenerFactory = catalogue_opener) -> int:
         settings = load_settings()
         open_logs(settings.log_level)
         log_event("starting", version=phosphene.__version__, settings=settings.to_log())
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(_serve(settings, make_opener))
+        asyncio.run(_serve(settings, make_opener))
     except DeviceFailed as error:
         log_event("device failed", level=logging.ERROR, reason=str(error))
         return 1
@@ -64,15 +63,6 @@ def main(make_opener: OpenerFactory = catalogue_opener) -> int:
         return 2
     log_event("stopped")
     return 0
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """The loop that costs less, where there is one for this system."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 async def _serve(settings: Settings, make_opener: OpenerFactory) -> None:

@@ -12,7 +12,6 @@ import grpc.aio
 import pytest
 
 from phosphene.v1 import service_pb2_grpc
-from service.__main__ import new_event_loop
 from service.assembly import catalogue_opener, open_service
 from service.batching.batcher import Batcher
 from service.catalogue import Catalogue
@@ -37,11 +36,6 @@ SETTINGS = Settings(
     # Equal images would otherwise reach the engine once; the tests of the cache turn it on.
     cache=CacheSettings(limit_bytes=0),
 )
-
-
-def pytest_asyncio_loop_factories():
-    """Tests run in a loop of the kind that serves."""
-    return {"service": new_event_loop}
 
 
 @dataclass
