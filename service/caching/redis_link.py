@@ -117,7 +117,7 @@ class RedisLink:
         self._last_number = 0
         self._overdue_number = 0
         self._suspect_number = 0
-        # When the next look is due is kept here: of a look that is due at once, uvloop's handle does not tell it.
+        # When the next look is due is kept here: not every event loop's handle tells it.
         self._timer: asyncio.Handle | None = None
         self._look_s = 0.0
         self._pace_timer: asyncio.TimerHandle | None = None
