@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.table import Table
 
 OUTPUT = Path("build/bench")
 PACKAGES = ("torch", "transformers", "numpy", "numba", "faiss-cpu", "pillow", "grpcio")
+_LEAST_WIDTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,12 @@ class Record:
     def write(self) -> int:
         """Print the tables, write `build/bench/NAME.json`, and return an exit status: 1 where a bar is missed."""
         console = Console()
-        if self.rows:
-            console.print(_table(self.name, list(self.rows[0]), [list(row.values()) for row in self.rows]))
+        # Narrower, a table of a dozen columns would fold every figure; a terminal that is narrower wraps whole lines.
+        console.width = max(console.width, _LEAST_WIDTH)
+        if table_rows := [row for row in self.rows if not _is_remark(row)]:
+            console.print(_table(self.name, list(table_rows[0]), [list(row.values()) for row in table_rows]))
+        for row in filter(_is_remark, self.rows):
+            console.print(": ".join(str(value) for value in row.values() if value != ""), highlight=False, markup=False)
         bars = [
             [name, must.value, must.sense, must.bar, "holds" if must.holds else "MISSED"]
             for name, must in self.must.items()
@@ -76,13 +81,21 @@ class Record:
         return 0 if all(must.holds for must in self.must.values()) else 1
 
 
+def _is_remark(row: Mapping[str, Any]) -> bool:
+    """Whether a row has hardly a figure: a sentence, which no table has room for."""
+    return 2 * sum(value == "" for value in row.values()) > len(row)
+
+
 def environment(wall_s: float) -> dict[str, Any]:
     """Describe the machine, and how busy it was with other work: load average beside the wall time."""
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    told = {line.split(":")[0].strip(): line.split(":")[-1].strip() for line in _lines("/proc/cpuinfo")}
     memory_kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "cpu": cpu or platform.processor(),
+        "cpu": told.get("model name") or platform.processor(),
+        # Machines of one name may be generations apart.
+        "cpu_family": told.get("cpu family", ""),
+        "cpu_model": told.get("model", ""),
         "cores": len(_lines("/proc/cpuinfo", prefix="processor")),
         "memory_gib": round(memory_kib / (1 << 20), 1),
         "python": sys.version.split()[0],

@@ -36,6 +36,16 @@ def test_a_missed_bar_is_the_exit_status(output):
     assert [written[name]["holds"] for name in ("good", "bad")] == [True, False]
 
 
+def test_no_figure_is_folded_and_a_remark_is_a_line(output, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {f"figure {number}": f"{number}.123456" for number in range(14)}
+    remark = dict.fromkeys(row, "") | {"figure 0": "[somebody]", "figure 13": "a sentence " * 5}
+    assert Record(name="x", rows=[row, remark]).write() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(value in line for value in row.values()) for line in lines)
+    assert f"[somebody]: {'a sentence ' * 5}".rstrip() in [line.rstrip() for line in lines]
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
 def test_every_committed_record_tells_its_machine_and_versions(file):
     environment = json.loads(file.read_text())["environment"]
