@@ -117,9 +117,7 @@ class RedisLink:
         self._last_number = 0
         self._overdue_number = 0
         self._suspect_number = 0
-        # When the next look is due is kept here: not every event loop's handle tells it.
-        self._timer: asyncio.Handle | None = None
-        self._look_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._pace_timer: asyncio.TimerHandle | None = None
         self._is_open = True
 
@@ -158,7 +156,7 @@ class RedisLink:
         self._is_quiet.clear()
         look_s = self._waiting[-1].asked_s + self._bounds.patience_s - _SECOND_LOOK_S
         # After one that was overdue the next look may be far off: it was to find out whether the link is lost.
-        if self._timer is None or self._look_s > look_s:
+        if self._timer is None or self._timer.when() > look_s:
             self._look_at(look_s)
         return answer
 
@@ -240,7 +238,6 @@ class RedisLink:
     def _look_at(self, look_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._look_s = look_s
         self._timer = self._loop.call_at(look_s, self._look)
 
     def _look(self) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +31,7 @@ from phosphene.manifest import (
     partial_path,
     publish,
 )
+from tests.unprivileged import public_folder, without_rights
 
 
 def write(folder: Path) -> None:
@@ -114,26 +111,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that every user reaches, as pytest's own are not."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """Root is somebody else meanwhile, whom a file's mode binds."""
-    user = os.geteuid()
-    if user == 0:
-        try:
-            os.seteuid(65534)
-        except OSError as error:
-            pytest.skip(f"root may not become another user here: {error}")
-    try:
-        yield
-    finally:
-        os.seteuid(user)
+    with public_folder() as folder:
+        yield folder
 
 
 def test_files_that_may_not_be_read_are_named_and_not_called_damaged(public: Path) -> None:
@@ -142,10 +121,13 @@ def test_files_that_may_not_be_read_are_named_and_not_called_damaged(public: Pat
         path.chmod(0o755)  # whatever the umask is
     (public / "x" / "a.npy").chmod(0)
     (public / "x" / "inner").chmod(0)
-    with without_rights(), pytest.raises(ArtefactMissing, match=r"cannot be read: \['a.npy', 'inner/b.json'\].*a\+rX"):
+    with (
+        without_rights(public),
+        pytest.raises(ArtefactMissing, match=r"cannot be read: \['a.npy', 'inner/b.json'\].*a\+rX"),
+    ):
         open_artefact(public / "x", kind="index")
     (public / "x").chmod(0)
-    with without_rights(), pytest.raises(ArtefactMissing, match=r"cannot be read: \['manifest.json'\].*a\+rX"):
+    with without_rights(public), pytest.raises(ArtefactMissing, match=r"cannot be read: \['manifest.json'\].*a\+rX"):
         open_artefact(public / "x", kind="index")
     for folder in [public / "x", public / "x" / "inner"]:
         folder.chmod(0o755)

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from phosphene.errors import ArtefactDamaged, ArtefactMissing, ArtefactRefused, NumericError, PhospheneError
+from tests.unprivileged import public_folder, without_rights
 from training.exchange import read
 from training.exchange.tensors import read_json
 from training.exchange.torch_file import read_state
@@ -50,24 +50,6 @@ def change_state(file: Path, **changes: object) -> None:
 
 
 @contextlib.contextmanager
-def no_access(file: Path) -> Iterator[None]:
-    """Nobody but root may read the file; root becomes nobody."""
-    file.chmod(0)
-    user = os.geteuid()
-    if user == 0:
-        try:
-            os.seteuid(65534)
-        except OSError as error:
-            pytest.skip(f"root may not become another user here: {error}")
-    try:
-        if not os.access(file.parent, os.X_OK, effective_ids=True):
-            pytest.skip(f"no other user reaches {file.parent}")
-        yield
-    finally:
-        os.seteuid(user)
-
-
-@contextlib.contextmanager
 def no_more_files() -> Iterator[None]:
     """The system opens nothing further."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -81,10 +63,8 @@ def no_more_files() -> Iterator[None]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may look into, unlike the test's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
+    with public_folder() as folder:
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -99,7 +79,11 @@ def open_folder() -> Iterator[Path]:
 def test_a_file_that_may_not_be_read_is_not_called_damaged(open_folder: Path, fixture: str, name: str) -> None:
     file = copy(fixture, open_folder) / name
     open_folder.chmod(0o755)
-    with no_access(file), pytest.raises(ArtefactMissing, match=f"{name}' cannot be read: .*; let the user who runs"):
+    file.chmod(0)
+    with (
+        without_rights(open_folder),
+        pytest.raises(ArtefactMissing, match=f"{name}' cannot be read: .*; let the user who runs"),
+    ):
         read(open_folder)
     file.chmod(0o644)
     assert read(open_folder).sae.width > 0
