@@ -15,8 +15,8 @@ from jaxtyping import Float16, Float32, Int64, Integer
 
 from index.arrays import map_array
 from phosphene.codes import ImageCode
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged, NumericError
-from phosphene.manifest import save_array
 
 __all__ = ["CodesStore", "count_dtype", "id_dtype", "stored_order", "stored_values", "write_codes"]
 

@@ -21,8 +21,8 @@ from index.shards import Shards
 from index.spread import spread_images, spread_places
 from index.tops import Tops, merge_tops
 from index.values import Exemplar, ExemplarKind
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged
-from phosphene.manifest import save_array
 
 __all__ = ["ExemplarStore", "merged_tops", "write_exemplars"]
 

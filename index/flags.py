@@ -24,8 +24,9 @@ from index.sensitive import SensitiveConfig, sensitive_images, sensitive_neurons
 from index.shards import open_shards
 from index.tables import read_table, write_table
 from phosphene.current import read_current
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, SettingError
-from phosphene.manifest import find_artefact, is_digest, open_artefact, publish, save_array
+from phosphene.manifest import find_artefact, is_digest, open_artefact, publish
 
 __all__ = ["Flags", "check_flags_stay", "flag_index", "open_flags", "read_flag_list"]
 

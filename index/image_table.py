@@ -23,8 +23,8 @@ from index.shards import Shard, Shards
 from index.slices import SliceStore, write_slices
 from index.tables import read_column, read_table, write_columns
 from index.values import ImageRow
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged
-from phosphene.manifest import save_array
 
 __all__ = ["ImageRecord", "ImageTable", "read_quarantined", "write_digests", "write_images"]
 

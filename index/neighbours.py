@@ -15,8 +15,8 @@ from jaxtyping import Float32, Int32, Int64
 
 from index.arrays import map_array
 from index.co_activation import CoActivation
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged
-from phosphene.manifest import save_array
 
 __all__ = ["Neighbours", "write_neighbours"]
 

@@ -25,8 +25,8 @@ from index.codes_store import stored_order
 from index.shards import Shard, Shards
 from phosphene.bundle import Bundle
 from phosphene.codes import ImageCode
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged
-from phosphene.manifest import save_array
 from phosphene.site import Tokens
 
 __all__ = ["MAP_PEAK", "PatchMaps", "PatchMapsWriter", "PatchTokens", "ShardMaps", "patch_tokens", "shard_maps"]

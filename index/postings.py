@@ -15,8 +15,8 @@ from jaxtyping import Float16, Float32, Int64
 from index.arrays import map_array
 from index.codes_store import CodesStore
 from index.retrieval.postings import ShardPostings, build_postings, row_norms
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged
-from phosphene.manifest import save_array
 
 __all__ = ["count_below", "exact_values", "read_norms", "read_postings", "stored_bound", "write_postings"]
 

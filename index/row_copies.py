@@ -19,8 +19,8 @@ from index.image_vectors import EMBEDDINGS_FILE, RESIDUALS_FILE
 from index.shard import write_turned
 from index.shards import Shard, Shards
 from index.thumbnails import ThumbnailStore, write_thumbnails
+from phosphene.durable_files import save_array
 from phosphene.errors import SchemaUnknown
-from phosphene.manifest import save_array
 
 __all__ = ["RowCopies"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from index.arrays import map_array
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged, ArtefactMissing
-from phosphene.manifest import save_array
 
 __all__ = ["RowDigests", "read_digests", "write_digests"]
 

@@ -28,10 +28,11 @@ from index.thumbnails import write_thumbnails
 from index.tops import Tops, top_images, write_tops
 from phosphene.codes import ImageCode
 from phosphene.corpus import Corpus
+from phosphene.durable_files import save_array
 from phosphene.engine import EngineBatch, Want
 from phosphene.errors import CorpusError, ImageError
 from phosphene.images import PreparedImage, image_sha256
-from phosphene.manifest import canonical_json, save_array
+from phosphene.manifest import canonical_json
 from phosphene.pipeline import Pipeline
 from phosphene.readout import SimilarityReadout
 

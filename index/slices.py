@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from index.arrays import map_array
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged
-from phosphene.manifest import save_array
 
 __all__ = ["SliceStore", "write_slices"]
 

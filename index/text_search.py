@@ -18,7 +18,7 @@ from index.exemplars import ExemplarStore
 from index.image_vectors import ImageVectors
 from index.tops import TOP_LIMIT
 from index.values import ExemplarKind
-from phosphene.manifest import save_array
+from phosphene.durable_files import save_array
 
 __all__ = ["TextSearch", "mean_embedding", "read_image_mean", "read_text_mean", "write_text_search"]
 

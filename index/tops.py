@@ -17,8 +17,8 @@ from jaxtyping import Float16, Int64, Integer, UInt16
 
 from index.arrays import map_array
 from index.retrieval.top_kernels import merge_sorted, strongest
+from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged
-from phosphene.manifest import save_array
 
 __all__ = ["TOP_LIMIT", "Tops", "merge_tops", "read_tops", "top_images", "write_tops"]
 

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from index.arrays import map_array
+from phosphene.durable_files import save_array
 from phosphene.errors import SettingError
-from phosphene.manifest import digest_of, save_array
+from phosphene.manifest import digest_of
 
 __all__ = ["read_vocabulary", "read_words", "vocabulary_digest", "write_vocabulary"]
 

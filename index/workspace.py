@@ -24,16 +24,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from index.plan import SHARDS_FOLDER, Plan, ShardRows
+from phosphene.durable_files import hold_folder, sync_folder, write_durably
 from phosphene.errors import ArtefactMissing, SettingError
-from phosphene.manifest import (
-    canonical_json,
-    digest_of,
-    file_sha256,
-    hold_folder,
-    partial_path,
-    sync_folder,
-    write_durably,
-)
+from phosphene.manifest import canonical_json, digest_of, file_sha256, partial_path
 
 __all__ = ["Workspace", "discard_workspace", "open_workspace", "read_plan", "refuse_source", "share_workspace"]
 

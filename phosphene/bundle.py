@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from phosphene.codes import CodeLimits
+from phosphene.durable_files import save_array
 from phosphene.encoder import Encoder, EncoderSpec, Site, encoder_files
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch
 from phosphene.images import Preprocessing
-from phosphene.manifest import Manifest, digest_of, file_sha256, open_artefact, publish, save_array
+from phosphene.manifest import Manifest, digest_of, file_sha256, open_artefact, publish
 from phosphene.readout import Vocabulary
 from phosphene.sae import WEIGHTS_NAME, SparseAutoencoder, load_sae, sae_config, save_sae
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from phosphene.durable_files import write_durably
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SchemaUnknown, SettingError
-from phosphene.manifest import open_artefact, read_manifest, write_durably
+from phosphene.manifest import open_artefact, read_manifest
 
 __all__ = ["Current", "Member", "hold_current", "load_current", "read_current", "save_current"]
 

@@ -21,9 +21,10 @@ from jaxtyping import UInt8
 from phosphene.agreement import tokens_differ, top_overlap, value_differences
 from phosphene.bundle import Bundle
 from phosphene.codes import ImageCode, TokenCodes, image_codes
+from phosphene.durable_files import save_array
 from phosphene.engine import EngineName
 from phosphene.errors import ArtefactMismatch
-from phosphene.manifest import Manifest, open_artefact, save_array
+from phosphene.manifest import Manifest, open_artefact
 from phosphene.preprocessing import Preprocessing
 
 __all__ = [

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
-
+from phosphene.durable_files import hold_folder, sync_file, sync_folder, write_durably
 from phosphene.errors import (
     ArtefactDamaged,
     ArtefactMismatch,
     ArtefactMissing,
     ArtefactRefused,
     SchemaUnknown,
-    SettingError,
 )
 
 __all__ = [
@@ -39,16 +35,12 @@ __all__ = [
     "digest_of",
     "file_sha256",
     "find_artefact",
-    "hold_folder",
     "is_digest",
     "open_artefact",
     "partial_path",
     "publish",
     "read_manifest",
-    "save_array",
     "seal",
-    "sync_folder",
-    "write_durably",
 ]
 
 MANIFEST_NAME = "manifest.json"
@@ -186,7 +178,7 @@ def seal(partial: Path, target: Path, *, kind: Kind, inputs: dict[str, str], con
         if path.is_file():
             name = path.relative_to(partial).as_posix()
             files[name] = FileEntry(file_sha256(path), path.stat().st_size)
-            _sync(path)
+            sync_file(path)
     manifest = Manifest(
         kind=kind,
         created_by=f"phosphene {__version__}",
@@ -314,77 +306,7 @@ def differences(due: dict[str, Any], found: dict[str, Any], prefix: str = "") ->
     return lines
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, also after a power cut."""
-    draft = path.with_name(path.name + ".draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a `.npy` file: the bytes that `np.save` writes of an array in C order.
-
-    `np.save` hands a file to C's library and does not hear of what fails when that is closed: on a full disk it leaves
-    the last part of an array out, and all seems well.
-
-    Raises:
-        OSError: the file could not be written whole; names it.
-    """
-    ordered = np.asarray(array, order="C")
-    try:
-        with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
-            file.write(ordered.reshape(-1).view(np.uint8).data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder in which work grows, so that no other process works there; let go of at the end, also by a kill.
-
-    Raises:
-        SettingError: another process holds it, or has just renamed or removed it.
-    """
-    import fcntl  # Windows has none; there artefacts can be read, not made.
-
-    busy = SettingError(f"another process works in {folder.name!r}; wait for it, or choose another --out")
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError as error:
-        raise busy from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise busy from error
-        # Who held it before may have renamed or removed it between the opening and the lock.
-        if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
-            raise busy
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 _REMEDY = "copy it again from where it was made, or remove it and run its job again"
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _is_withheld(file: Path) -> bool:

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from phosphene.manifest import canonical_json, digest_of, file_sha256, partial_path, sync_folder, write_durably
+from phosphene.durable_files import sync_folder, write_durably
+from phosphene.manifest import canonical_json, digest_of, file_sha256, partial_path
 
 KEPT_COUNT = 2
 """Checkpoints that are kept: the newest may turn out to be damaged."""

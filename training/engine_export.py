@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from phosphene.bundle import Bundle, load_bundle
+from phosphene.durable_files import hold_folder
 from phosphene.encoder import Encoder
 from phosphene.engine import EngineName, Want
 from phosphene.engine_artefact import (
@@ -37,7 +38,7 @@ from phosphene.engine_artefact import (
 from phosphene.engine_onnx import CODE_OUTPUTS, INPUT, RESIDUALS_OUTPUT, OnnxGraph, quantise
 from phosphene.engine_torch import TorchEngine
 from phosphene.errors import NumericError
-from phosphene.manifest import Manifest, hold_folder, partial_path, seal
+from phosphene.manifest import Manifest, partial_path, seal
 from phosphene.selection import JumpReLU, Selection, TopK
 
 __all__ = ["EngineExport", "Selector", "export_engine", "write_graph"]

@@ -14,9 +14,10 @@ from typing import Any, assert_never
 import torch
 
 from phosphene.bundle import Bundle, load_bundle
+from phosphene.durable_files import hold_folder
 from phosphene.encoder import Site
 from phosphene.errors import ArtefactMismatch, NumericError, PhospheneError
-from phosphene.manifest import MANIFEST_NAME, differences, digest_of, hold_folder
+from phosphene.manifest import MANIFEST_NAME, differences, digest_of
 from training.checkpoint import CheckpointFolder
 from training.gate import NotPublished
 from training.plan import FitPlan, FitRequest, plan_fits

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from phosphene.durable_files import write_durably
 from phosphene.errors import SettingError
-from phosphene.manifest import write_durably
 
 
 @dataclass(frozen=True, kw_only=True)

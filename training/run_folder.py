@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from phosphene.durable_files import write_durably
 from phosphene.errors import ArtefactMismatch
-from phosphene.manifest import canonical_json, differences, digest_of, write_durably
+from phosphene.manifest import canonical_json, differences, digest_of
 
 PUBLISHED = "published"
 """How a run ends well."""

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64
 
+from phosphene.durable_files import write_durably
 from phosphene.errors import ArtefactMismatch, SchemaUnknown
-from phosphene.manifest import canonical_json, file_sha256, write_durably
+from phosphene.manifest import canonical_json, file_sha256
 from training.artefact_tokens import ArtefactTokens, find_artefact_tokens
 
 ROW_BYTES = 8 + 4 + 4

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from phosphene.manifest import write_durably
+from phosphene.durable_files import write_durably
 from training.pareto import Point, pareto_front
 from training.sweep import Outcome
 

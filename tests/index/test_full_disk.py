@@ -19,7 +19,7 @@ from index.progress import Progress
 from index.reader import open_index
 from index.take_down import Request, TakeDownJob, take_down
 from phosphene.current import load_current, save_current
-from phosphene.manifest import save_array
+from phosphene.durable_files import save_array
 from tests.full_disk import files_of_at_most, small_disk
 from tests.index.conftest import SMALL
 from tests.index.quiet import Notes

@@ -26,7 +26,6 @@ from phosphene.manifest import (
     differences,
     digest_of,
     find_artefact,
-    hold_folder,
     open_artefact,
     partial_path,
     publish,
@@ -207,8 +206,3 @@ def test_two_writers_of_one_artefact_do_not_meet(tmp_path: Path) -> None:
 
     publish(tmp_path / "x", kind="index", inputs={}, config={}, write=write_while_another_begins)
     open_artefact(tmp_path / "x", kind="index")
-
-
-def test_a_folder_that_was_renamed_meanwhile_is_not_held(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="another process"), hold_folder(tmp_path / "gone"):
-        pass

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from phosphene.durable_files import hold_folder
 from phosphene.encoder import Family, Site, Tokens
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, CorpusError, NumericError, SettingError
-from phosphene.manifest import hold_folder
 from phosphene.pipeline import open_bundle
 from phosphene.selection import JumpReLU, TopK
 from tests.families import write_encoder
@@ -413,7 +413,7 @@ def test_training_goes_on_from_a_bundle(corpus_folder: Path, encoder_folder: Pat
 def test_a_lock_of_a_dead_process_holds_no_one_up(corpus_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
     work = tmp_path / "b.work"
     work.mkdir()
-    hold = "import sys, time, pathlib; from phosphene.manifest import hold_folder\n"
+    hold = "import sys, time, pathlib; from phosphene.durable_files import hold_folder\n"
     hold += "with hold_folder(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     request = make_request(corpus_folder, encoder_folder, tmp_path / "b")
     root = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from phosphene.durable_files import write_durably
 from phosphene.encoder import Site, Tokens
-from phosphene.manifest import write_durably
 from training.command import options as shared
 from training.command.requests import execution_of, harvest_of, sae_of, site_of, sources_of, training_of
 from training.progress import Progress

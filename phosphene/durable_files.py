@@ -1,0 +1,85 @@
+"""Files and arrays written whole or with an error, and folders that one process holds; knows no artefact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from phosphene.errors import SettingError
+
+__all__ = ["hold_folder", "save_array", "sync_file", "sync_folder", "write_durably"]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent, also after a power cut."""
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file: the bytes that `np.save` writes of an array in C order.
+
+    `np.save` hands a file to C's library and does not hear of what fails when that is closed: on a full disk it leaves
+    the last part of an array out, and all seems well.
+
+    Raises:
+        OSError: the file could not be written whole; names it.
+    """
+    ordered = np.asarray(array, order="C")
+    try:
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
+            file.write(ordered.reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder in which work grows, so that no other process works there; let go of at the end, also by a kill.
+
+    Raises:
+        SettingError: another process holds it, or has just renamed or removed it.
+    """
+    import fcntl  # Windows has none; there artefacts can be read, not made.
+
+    busy = SettingError(f"another process works in {folder.name!r}; wait for it, or choose another --out")
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise busy from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        # Who held it before may have renamed or removed it between the opening and the lock.
+        if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
+            raise busy
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make what a file holds durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
