@@ -17,7 +17,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import phosphene
-from benchmarks.service_load.device import BATCH_LIMIT, CEILING_PER_S, batch_s
+from benchmarks.service_load.device import BATCH_LIMIT, batch_s
 from benchmarks.service_load.photos import PREPROCESSING
 from phosphene.images import PreparedImage, prepare
 from phosphene.pipeline import Pipeline
@@ -75,22 +75,21 @@ def paced_decode_p50_s(photos: Sequence[bytes], decode: Callable[[bytes], Prepar
 
 
 def ceiling_decode_cpu_s(photos: Sequence[bytes], decode: Callable[[bytes], PreparedImage], measure_s: float) -> float:
-    """Processor seconds per decode where photos come as evenly as each decode worker gets them at the device's ceiling.
+    """Processor seconds per decode where photos come as each decode worker gets them at the device's ceiling.
 
-    A decode after a pause finds its caches cold, whoever serves; the pauses themselves are not counted.
+    That is its part of a batch one photo after another, once in every full batch's time: when the device answers one
+    batch, its callers ask the next. After the pause caches are cold, whoever serves; the pauses are not counted.
     """
-    pause_s = (os.cpu_count() or 1) / CEILING_PER_S
-    begun_s, cpu_s = time.monotonic(), 0.0
-    for number, photo in enumerate(cycle(photos)):
-        left_s = begun_s + number * pause_s - time.monotonic()
-        if number and number * pause_s >= measure_s:
-            return cpu_s / number
-        # The pause is what is measured with: caches cool down between a worker's photos.
-        time.sleep(max(0.0, left_s))
-        cpu_before_s = time.process_time()
-        decode(photo)
-        cpu_s += time.process_time() - cpu_before_s
-    raise ValueError("there are no photos")
+    burst_photos = max(1, BATCH_LIMIT // (os.cpu_count() or 1))
+    endless = cycle(photos)
+    begun_s, burst_count = time.monotonic(), 0
+    cpu_before_s = time.process_time()
+    while not burst_count or burst_count * batch_s(BATCH_LIMIT) < measure_s:
+        for photo in islice(endless, burst_photos):
+            decode(photo)
+        burst_count += 1
+        time.sleep(max(0.0, begun_s + burst_count * batch_s(BATCH_LIMIT) - time.monotonic()))
+    return (time.process_time() - cpu_before_s) / (burst_count * burst_photos)
 
 
 def engine_cpu_s(pipeline: Pipeline, images: Sequence[PreparedImage], measure_s: float) -> float:

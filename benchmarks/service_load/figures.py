@@ -23,7 +23,7 @@ def compared(samples: Samples) -> list[str]:
     ]
     if {"ours.cpu_s", "ceiling_decode_cpu_s"} <= samples.values.keys():
         above_ms = 1000 * (samples["ours.cpu_s"] - samples["ceiling_decode_cpu_s"])
-        told.append(f"serving CPU above decoding at the pace of the load: {above_ms:.2f} ms per image")
+        told.append(f"serving CPU above decoding in bursts, as the load has them: {above_ms:.2f} ms per image")
     return told
 
 

@@ -65,7 +65,7 @@ def due(data: bytes) -> dict[Decoding, tuple[int, ...]]:
 
 
 def small_photos(sources: Sequence[Path]) -> list[bytes]:
-    """Photos of at most 256 pixels a side, from all over the list, as JPEG."""
+    """Photos from all over the list at their own size, as JPEG."""
     step = max(1, len(sources) // _SMALL_COUNT)
     return [_jpeg(Image.open(source).convert("RGB")) for source in sources[::step][:_SMALL_COUNT]]
 
