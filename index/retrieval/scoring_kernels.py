@@ -147,7 +147,7 @@ def best_of_rows(
     if n < 0:
         return -1
     shards = np.empty(len(rows), dtype=np.int64)
-    found = 0
+    found = np.int64(0)
     for step in range(len(rows) + 2 * _AHEAD):
         place = step
         if place < len(rows):

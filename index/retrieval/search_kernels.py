@@ -109,7 +109,7 @@ def search_shards(
     if n < 0:
         return -1
     length = norm if is_cosine else 1.0
-    found = 0
+    found = np.int64(0)  # A plain 0 is of a type of its own, and what takes it is compiled twice.
     if n:
         _order_neurons(ids[:n], weights[:n], posting_counts)
         begins, ends = _parts(table, ids[:n])
@@ -203,9 +203,12 @@ def _order_neurons(ids, weights, posting_counts):
 @no_type_check
 def _order_shards(begins, ends, weights):
     """The shards, first those with the largest share of the rare neurons' postings."""
-    promise = np.zeros(len(begins))
+    # Of the type that `_order_rows` sorts: another would be compiled too.
+    promise = np.zeros(len(begins), dtype=np.float32)
     for place in range(len(weights)):
-        count = (ends[:, place] - begins[:, place]).sum()
+        count = np.int64(0)
+        for shard in range(len(begins)):
+            count += ends[shard, place] - begins[shard, place]
         if count:
             share = weights[place] * weights[place] / count
             for shard in range(len(begins)):
@@ -254,17 +257,17 @@ def _search_shard(
     unit = scale / per_weight * (1 << _CUT_BITS)
     hidden = _HIDDEN * _WEIGHT_SUM / (1 << _CUT_BITS) + n
     count = len(best_scores)
-    taken = 0
+    taken = np.int64(0)
     if found < count:
         limit = max(posting_count // _SEED_SHARE, _SEED_POSTINGS)
-        taken = _take(words, begins, ends, weights, per_weight, 0, n, limit, mark, accumulator)
+        taken = _take(words, begins, ends, weights, per_weight, taken, n, limit, mark, accumulator)
         found = _seed(
             line, words, norms, begins, ends, taken, limit // _SEED_ROWS_SHARE, id_sample, length, is_cosine,
             is_left_out, excluded_rows, mark, accumulator, query, best_scores, best_rows, found,
         )  # fmt: skip
     worst = best_scores[found - 1] * SLACK if found == count else 0.0
     depth = accumulated_depth(inside, beyond, length, worst, is_cosine, norm_range[1], taken)
-    _take(words, begins, ends, weights, per_weight, taken, depth, ENDLESS, mark, accumulator)
+    _take(words, begins, ends, weights, per_weight, taken, depth, np.int64(ENDLESS), mark, accumulator)
     met_by = meeting_depth(inside, beyond, depth, length, worst, is_cosine, norm_range[1])
     slope, level = lowest_sum(inside, beyond, depth, length, worst, is_cosine, unit, hidden)
     known = _collect(
@@ -286,7 +289,8 @@ def _search_shard(
         if product < (worst * length * norms[row] if is_cosine else worst):
             continue
         found = offer(
-            line, row, product, id_sample, length, is_cosine, is_left_out, excluded_rows, best_scores, best_rows, found
+            line, np.int64(row), product, id_sample, length, is_cosine, is_left_out, excluded_rows, best_scores,
+            best_rows, found,
         )  # fmt: skip
         if found == count and best_scores[found - 1] * SLACK > worst:
             worst = best_scores[found - 1] * SLACK
