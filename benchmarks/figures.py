@@ -30,6 +30,8 @@ class Figure:
     """Should be reached."""
     sense: Literal[">=", "<="]
     """On which side of the bar the value belongs."""
+    bound: Callable[[Samples], float] | None = None
+    """The most that anybody could reach, where something outside sets a limit; for `>=` alone."""
 
     @property
     def title(self) -> str:
@@ -45,7 +47,8 @@ def musts(figures: Iterable[Figure], samples: Samples) -> dict[str, Must]:
             value = figure.value(samples)
         except KeyError:
             continue
-        found[figure.title] = Must(value=value, bar=figure.bar, sense=figure.sense)
+        bound = None if figure.bound is None else figure.bound(samples)
+        found[figure.title] = Must(value=value, bar=figure.bar, sense=figure.sense, bound=bound)
     return found
 
 
