@@ -31,7 +31,7 @@ class Figure:
     sense: Literal[">=", "<="]
     """On which side of the bar the value belongs."""
     bound: Callable[[Samples], float] | None = None
-    """The most that anybody could reach, where something outside sets a limit; for `>=` alone."""
+    """The most that anybody could reach, where something outside sets a limit; told beside a miss, excuses none."""
 
     @property
     def title(self) -> str:
