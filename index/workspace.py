@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from index.plan import SHARDS_FOLDER, Plan, ShardRows
-from phosphene.durable_files import hold_folder, sync_folder, write_durably
+from phosphene.durable_files import hold_folder, sync_path, write_durably
 from phosphene.errors import ArtefactMissing, SettingError
 from phosphene.manifest import canonical_json, digest_of, file_sha256, partial_path
 
@@ -97,7 +97,7 @@ class Workspace:
             write(draft)
             record = {"rows": [shard.start, shard.stop], "device": self._device, "files": _digests(draft)}
             for path in draft.rglob("*"):
-                _sync(path)
+                sync_path(path)
             write_durably(draft / _RECORD, canonical_json(record))
             try:
                 draft.rename(target)
@@ -105,7 +105,7 @@ class Workspace:
                 if not self.is_finished(shard):
                     raise
                 shutil.rmtree(draft)
-        sync_folder(target.parent)
+        sync_path(target.parent)
 
     @contextmanager
     def _fresh_draft_of(self, shard: ShardRows) -> Iterator[Path]:
@@ -145,7 +145,7 @@ class Workspace:
             copy.parent.mkdir(parents=True, exist_ok=True)
             _link(path, copy)
         draft.rename(target)
-        sync_folder(target.parent)
+        sync_path(target.parent)
 
     def fresh_draft(self) -> Path:
         """Return the folder in which the index is put together; it holds the finished shards and nothing else."""
@@ -309,7 +309,7 @@ def _link(source: Path, copy: Path) -> None:
         os.link(source, copy)
     except OSError:  # Another file system, or one without hard links: `copyfile` says what is wrong if that is not it.
         shutil.copyfile(source, copy)
-        _sync(copy)
+        sync_path(copy)
 
 
 def _read_json(path: Path) -> dict[str, object] | None:
@@ -327,13 +327,5 @@ def _locked(folder: Path, operation: int) -> Iterator[int]:
     try:
         fcntl.flock(descriptor, operation)
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -11,7 +11,7 @@ import numpy as np
 
 from phosphene.errors import SettingError
 
-__all__ = ["hold_folder", "save_array", "sync_file", "sync_folder", "write_durably"]
+__all__ = ["hold_folder", "save_array", "sync_path", "write_durably"]
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -22,7 +22,7 @@ def write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -70,15 +70,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sync_file(path: Path) -> None:
-    """Make what a file holds durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make durable what a file holds, or which names a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

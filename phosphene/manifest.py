@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from phosphene.durable_files import hold_folder, sync_file, sync_folder, write_durably
+from phosphene.durable_files import hold_folder, sync_path, write_durably
 from phosphene.errors import (
     ArtefactDamaged,
     ArtefactMismatch,
@@ -178,7 +178,7 @@ def seal(partial: Path, target: Path, *, kind: Kind, inputs: dict[str, str], con
         if path.is_file():
             name = path.relative_to(partial).as_posix()
             files[name] = FileEntry(file_sha256(path), path.stat().st_size)
-            sync_file(path)
+            sync_path(path)
     manifest = Manifest(
         kind=kind,
         created_by=f"phosphene {__version__}",
@@ -188,9 +188,9 @@ def seal(partial: Path, target: Path, *, kind: Kind, inputs: dict[str, str], con
     )
     write_durably(partial / MANIFEST_NAME, manifest.to_bytes())
     for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
-        sync_folder(folder)
+        sync_path(folder)
     partial.rename(target)
-    sync_folder(target.parent)
+    sync_path(target.parent)
     return manifest
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from phosphene.durable_files import sync_folder, write_durably
+from phosphene.durable_files import sync_path, write_durably
 from phosphene.manifest import canonical_json, digest_of, file_sha256, partial_path
 
 KEPT_COUNT = 2
@@ -129,7 +129,7 @@ class CheckpointFolder:
         write_durably(partial / _RECORD_NAME, canonical_json(record | {"check": digest_of(record)}))
         self._drop(target)
         partial.rename(target)
-        sync_folder(self.path)
+        sync_path(self.path)
         for older in self._newest_first()[KEPT_COUNT:]:
             self._drop(older)
         for leftover in self.path.glob(f"*{_GOING_SUFFIX}"):
