@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import assert_never
 
 import numpy as np
@@ -19,7 +20,7 @@ from service.caching.coded_image import CodedImage
 from service.generation import Generation
 from service.lookups import code_search, corpus_image, exemplar_images, images_like, neuron_view
 from service.queries import ExplainPart, ExplainQuery
-from service.values import ActiveNeuron, Explanation, FidelityReport, NeuronMatch, QueriedImage
+from service.values import ActiveNeuron, ExemplarImage, Explanation, FidelityReport, NeuronMatch, QueriedImage
 
 __all__ = ["LiveImage", "StoredImage", "check_parts", "explain", "needs_pixels", "wanted"]
 
@@ -75,11 +76,16 @@ def needs_pixels(parts: frozenset[ExplainPart]) -> bool:
 
 def wanted(query: ExplainQuery) -> Want:
     """What the engine has to compute for the parts that were asked for."""
+    return _wanted(query.parts)
+
+
+@lru_cache
+def _wanted(parts: frozenset[ExplainPart]) -> Want:
     return Want(
-        token_codes=ExplainPart.PATCH_ACTIVATIONS in query.parts,
-        fidelity=ExplainPart.FIDELITY in query.parts,
-        residuals=ExplainPart.NEAREST_NEURONS in query.parts,
-        scores=ExplainPart.SCORES in query.parts,
+        token_codes=ExplainPart.PATCH_ACTIVATIONS in parts,
+        fidelity=ExplainPart.FIDELITY in parts,
+        residuals=ExplainPart.NEAREST_NEURONS in parts,
+        scores=ExplainPart.SCORES in parts,
     )
 
 
@@ -181,7 +187,7 @@ def _active_neurons(
     generation: Generation, query: ExplainQuery, code: ImageCode, encoded: EngineRow | None
 ) -> tuple[ActiveNeuron, ...]:
     reader = generation.corpus.reader if generation.corpus is not None else None
-    grid = generation.bundle.facts.grid if ExplainPart.PATCH_ACTIVATIONS in query.parts else None
+    mapped = encoded if ExplainPart.PATCH_ACTIVATIONS in query.parts and generation.bundle.facts.grid else None
     with_images = reader is not None and ExplainPart.TOP_IMAGES in query.parts
     neurons = []
     code = generation.shown_code(code, query.top_n)
@@ -189,26 +195,18 @@ def _active_neurons(
         code.neuron_ids[: query.top_n].tolist(), code.values[: query.top_n].tolist(), strict=True
     ):
         view = neuron_view(reader, neuron_id)
-        fires_in_corpus = view.row is not None and view.row.alive
-        neurons.append(
-            ActiveNeuron(
-                neuron=view,
-                activation=activation,
-                quantile=reader.quantile(neuron_id, activation) if reader is not None and fires_in_corpus else None,
-                patch_activations=_patch_activations(generation, encoded, neuron_id)
-                if grid is not None and encoded is not None
-                else (),
-                top_images=exemplar_images(
-                    generation,
-                    neuron_id,
-                    ExemplarKind.TOP,
-                    query.exemplars_per_neuron,
-                    pictures=query.pictures,
-                )
-                if with_images
-                else (),
+        quantile: float | None = None
+        activations: tuple[float, ...] = ()
+        images: tuple[ExemplarImage, ...] = ()
+        if reader is not None and view.row is not None and view.row.alive:
+            quantile = reader.quantile(neuron_id, activation)
+        if mapped is not None:
+            activations = _patch_activations(generation, mapped, neuron_id)
+        if with_images:
+            images = exemplar_images(
+                generation, neuron_id, ExemplarKind.TOP, query.exemplars_per_neuron, pictures=query.pictures
             )
-        )
+        neurons.append(ActiveNeuron(view, activation, quantile, activations, images))
     return tuple(neurons)
 
 

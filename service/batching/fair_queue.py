@@ -62,11 +62,17 @@ class Ledger:
 
     def cost(self, lane: Lane | None = None) -> float:
         """Cost that counts now, in one lane or in both."""
-        return sum(book.cost for book in self._books.values()) if lane is None else self._books[lane].cost
+        if lane is not None:
+            return self._books[lane].cost
+        interactive, bulk = self._books.values()
+        return interactive.cost + bulk.cost
 
     def count(self, lane: Lane | None = None) -> int:
         """Pieces of work that count now, in one lane or in both."""
-        return sum(book.count for book in self._books.values()) if lane is None else self._books[lane].count
+        if lane is not None:
+            return self._books[lane].count
+        interactive, bulk = self._books.values()
+        return interactive.count + bulk.count
 
     def cost_ahead(self, claim: Claim, cost: float) -> float:
         """About how much cost is served before new work of this claim.
@@ -198,8 +204,9 @@ class FairQueue(Generic[Entry]):
             self.remove(entry)
         return left
 
-    def _in_turn(self) -> list[_Track[Entry]]:
-        return sorted(self._tracks.values(), key=_Track.turn)
+    def _in_turn(self) -> tuple[_Track[Entry], _Track[Entry]]:
+        interactive, bulk = self._tracks.values()
+        return (bulk, interactive) if bulk.turn() < interactive.turn() else (interactive, bulk)
 
     def _forget(self, entry: Entry) -> tuple[Claim, float]:
         claim, cost = self._claims.pop(entry)
@@ -231,7 +238,9 @@ class _Caller(Generic[Entry]):
     waiting: OrderedDict[Entry, float] = field(default_factory=OrderedDict)
 
     def first(self, matches: Callable[[Entry], bool] | None) -> Entry | None:
-        return next((entry for entry in self.waiting if matches is None or matches(entry)), None)
+        if matches is None:
+            return next(iter(self.waiting), None)
+        return next((entry for entry in self.waiting if matches(entry)), None)
 
 
 class _Track(Generic[Entry]):

@@ -33,7 +33,10 @@ class LatencyModel:
             duration_s: how long the device worked on it.
         """
         self._all.observe(cost, duration_s)
-        self._lines.setdefault(operation, _Line()).observe(cost, duration_s)
+        line = self._lines.get(operation)
+        if line is None:
+            line = self._lines[operation] = _Line()
+        line.observe(cost, duration_s)
 
     def seconds(self, cost: float, batch_count: int = 1, *, operation: str | None = None) -> float:
         """Estimated seconds of device time.

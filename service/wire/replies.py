@@ -7,6 +7,7 @@ from typing import assert_never
 
 import phosphene
 from index.values import NameSource, NeuronName, SearchEngine
+from phosphene.codes import ImageCode
 from phosphene.images import ImageLimits
 from phosphene.selection import JumpReLU, TopK
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
@@ -67,41 +68,48 @@ _READOUTS = {
 
 def explain_response(generation: Generation, explanation: Explanation) -> explain_pb2.ExplainResponse:
     """The reply to Explain."""
-    code = explanation.code
-    return explain_pb2.ExplainResponse(
+    response = explain_pb2.ExplainResponse(
         hidden_count=generation.hidden_count,
         provenance=_provenance(generation, engine=explanation.engine),
         image=_queried_image(explanation.image),
-        fidelity=None if explanation.fidelity is None else _fidelity(explanation.fidelity),
-        neurons=[_active_neuron(active) for active in explanation.neurons],
-        grid=None if explanation.grid is None else _grid(explanation.grid),
-        nearest_neurons=[
-            explain_pb2.NearestNeuron(
-                neuron=_summary(near.neuron), cosine=near.score, top_images=_exemplars(near.top_images)
-            )
-            for near in explanation.nearest_neurons
-        ],
-        similar_images=_image_matches(explanation.similar_images),
-        scores=[explain_pb2.Score(name=name, score=score) for name, score in explanation.scores],
-        code=None
-        if code is None
-        else explain_pb2.Code(
-            neuron_ids=code.neuron_ids.tolist(), activations=code.values.tolist(), cut_count=code.cut_count
-        ),
-        code_search=_code_search(explanation.code_search),
+    )
+    # Parts that are empty are left out: to say so takes longer than the rest of an answer that has neurons alone.
+    if explanation.fidelity is not None:
+        response.fidelity.CopyFrom(_fidelity(explanation.fidelity))
+    for active in explanation.neurons:
+        _write_active_neuron(response.neurons.add(), active)
+    if explanation.grid is not None:
+        response.grid.CopyFrom(_grid(explanation.grid))
+    for near in explanation.nearest_neurons:
+        shown = response.nearest_neurons.add(cosine=near.score)
+        _write_summary(shown.neuron, near.neuron)
+        shown.top_images.extend(_exemplars(near.top_images))
+    if explanation.similar_images:
+        response.similar_images.extend(_image_matches(explanation.similar_images))
+    for name, score in explanation.scores:
+        response.scores.add(name=name, score=score)
+    if explanation.code is not None:
+        response.code.CopyFrom(_code(explanation.code))
+    if explanation.code_search is not None:
+        response.code_search.CopyFrom(_code_search(explanation.code_search))
+    return response
+
+
+def _code(code: ImageCode) -> explain_pb2.Code:
+    return explain_pb2.Code(
+        neuron_ids=code.neuron_ids.tolist(), activations=code.values.tolist(), cut_count=code.cut_count
     )
 
 
-def _active_neuron(active: ActiveNeuron) -> explain_pb2.ActiveNeuron:
-    shown = explain_pb2.ActiveNeuron(neuron=_summary(active.neuron), activation=active.activation)
-    # What is empty is left out: to say so takes as long as all the rest, and an answer has dozens of neurons.
+def _write_active_neuron(shown: explain_pb2.ActiveNeuron, active: ActiveNeuron) -> None:
+    _write_summary(shown.neuron, active.neuron)
+    shown.activation = active.activation
     if active.quantile is not None:
         shown.quantile = active.quantile
     if active.patch_activations:
         shown.patch_activations.extend(active.patch_activations)
     if active.top_images:
         shown.top_images.extend(_exemplars(active.top_images))
-    return shown
 
 
 def neuron_response(generation: Generation, profile: NeuronProfile) -> neurons_pb2.GetNeuronResponse:
@@ -174,7 +182,7 @@ def image_search_response(generation: Generation, found: ImageList) -> images_pb
         metric=_IMAGE_METRICS[found.metric],
         images=_image_matches(found.images),
         total_count=found.total_count,
-        code_search=_code_search(found.code_search),
+        code_search=None if found.code_search is None else _code_search(found.code_search),
         recall=found.recall,
         engine=_SEARCH_ENGINES[found.engine],
     )
@@ -292,27 +300,39 @@ def _fidelity(report: FidelityReport) -> explain_pb2.Fidelity:
 
 
 def _summary(view: NeuronView) -> values_pb2.NeuronSummary:
+    summary = values_pb2.NeuronSummary()
+    _write_summary(summary, view)
+    return summary
+
+
+def _write_summary(summary: values_pb2.NeuronSummary, view: NeuronView) -> None:
+    """Write field by field, and in place: an answer has dozens, and from arguments one takes three times as long."""
+    summary.neuron_id = view.neuron_id
     row = view.row
     if row is None:
-        return values_pb2.NeuronSummary(neuron_id=view.neuron_id)
-    return values_pb2.NeuronSummary(
-        neuron_id=view.neuron_id,
-        density=row.density,
-        maximum=row.maximum if row.alive else None,
-        mean=row.mean if row.alive else None,
-        label_entropy=row.label_entropy,
-        name=_name(row.names[0]) if row.names else None,
-        monosemanticity=row.monosemanticity,
-        is_dense=row.is_dense,
-        in_dense_cluster=row.in_dense_cluster,
-        is_sensitive=view.is_sensitive,
-    )
+        return
+    summary.density = row.density
+    if row.alive:
+        summary.maximum, summary.mean = row.maximum, row.mean
+    if row.label_entropy is not None:
+        summary.label_entropy = row.label_entropy
+    if row.names:
+        _write_name(summary.name, row.names[0])
+    if row.monosemanticity is not None:
+        summary.monosemanticity = row.monosemanticity
+    summary.is_dense, summary.in_dense_cluster = row.is_dense, row.in_dense_cluster
+    summary.is_sensitive = view.is_sensitive
 
 
 def _name(name: NeuronName) -> values_pb2.NeuronName:
-    return values_pb2.NeuronName(
-        name=name.name, score=name.score, margin=name.margin, source=_NAME_SOURCES[name.source]
-    )
+    message = values_pb2.NeuronName()
+    _write_name(message, name)
+    return message
+
+
+def _write_name(message: values_pb2.NeuronName, name: NeuronName) -> None:
+    message.name, message.score, message.margin = name.name, name.score, name.margin
+    message.source = _NAME_SOURCES[name.source]
 
 
 def _corpus_image(image: CorpusImage) -> values_pb2.CorpusImage:
@@ -353,9 +373,7 @@ def _image_matches(matches: Iterable[ImageMatch]) -> list[values_pb2.ImageMatch]
     ]
 
 
-def _code_search(search: CodeSearch | None) -> values_pb2.CodeSearch | None:
-    if search is None:
-        return None
+def _code_search(search: CodeSearch) -> values_pb2.CodeSearch:
     return values_pb2.CodeSearch(
         recall=search.recall,
         left_out_neuron_ids=search.left_out_neuron_ids,

@@ -302,14 +302,15 @@ def _count(request: Message, field: str, *, default: int, limit: int) -> int:
 
 
 def _choices(numbers: Iterable[int], known: Mapping[int, Choice], *, field: str) -> frozenset[Choice]:
-    unknown = sorted({number for number in numbers if number not in known})
-    if unknown:
+    try:
+        return frozenset([known[number] for number in numbers])
+    except KeyError:
+        unknown = sorted({number for number in numbers if number not in known})
         raise InputError(
             f"{field} has the value {', '.join(map(str, unknown))}, which names nothing here; "
             f"known are {', '.join(map(str, known))}",
             field=field,
-        )
-    return frozenset(known[number] for number in numbers)
+        ) from None
 
 
 def _neuron_filter(message: neurons_pb2.NeuronFilter) -> NeuronFilter:
