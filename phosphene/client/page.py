@@ -19,7 +19,7 @@ from phosphene.client.page_figures import (
     section,
     text,
 )
-from phosphene.client.page_maps import framed, heat_map, photo_style
+from phosphene.client.page_maps import framed, heat_map, photo_style, region_of
 from phosphene.client.words import (
     caption_of,
     code_search_words,
@@ -53,7 +53,7 @@ def explanation_page(answer: ExplainResponse, *, image: bytes | None = None, tit
         title: what to call the image, such as its file name.
     """
     photo = data_uri(image) if image is not None else data_uri(answer.image.corpus_image.thumbnail)
-    over_photo = photo is not None and (answer.grid.HasField("region") or _is_square(answer))
+    over_photo = photo is not None and (region_of(answer.grid) is not None or _is_square(answer))
     parts = [
         _hero(answer, photo, title),
         _neurons(answer, over_photo=over_photo) or _silence(answer),
@@ -102,7 +102,8 @@ def _hero(answer: ExplainResponse, photo: str | None, title: str) -> str:
     said = title or (caption_of(image.corpus_image) if image.HasField("corpus_image") else "the image")
     tiny = " tiny" if max(image.width, image.height) < 160 else ""
     aspect = f' style="--aspect:{image.width / image.height:.4f}"' if image.width and image.height else ""
-    box = framed(answer.grid.region) if answer.grid.HasField("region") else ""
+    region = region_of(answer.grid)
+    box = "" if region is None else framed(region)
     note = f"{image.width} × {image.height} pixels"
     if box:
         note += " · in the frame: what the model was shown"
@@ -297,8 +298,8 @@ def _is_mapped(strips: Iterable[Iterable[Exemplar]]) -> bool:
 
 def _aspect(answer: ExplainResponse) -> float:
     """Width / height of what the grid covers."""
-    image, region = answer.image, answer.grid.region
-    if answer.grid.HasField("region") and image.width and image.height:
+    image, region = answer.image, region_of(answer.grid)
+    if region is not None and image.width and image.height:
         return image.width * (region.right - region.left) / (image.height * (region.bottom - region.top))
     return 1.0
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from phosphene.client.words import number
 from phosphene.v1.values_pb2 import CorpusImage, ImageRegion, PatchGrid, PatchMap
 
-__all__ = ["framed", "heat_map", "mapped_thumbnail", "photo_style"]
+__all__ = ["framed", "heat_map", "mapped_thumbnail", "photo_style", "region_of"]
 
 _GLOW = bytes((255, 178, 46))
 _MOST_OPAQUE = 0.85
@@ -51,6 +51,12 @@ def heat_map(activations: Sequence[float], grid: PatchGrid, *, over_photo: bool,
     )
 
 
+def region_of(grid: PatchGrid) -> ImageRegion | None:
+    """Return the part of the picture that a grid covers; None where the service does not say, or names no part."""
+    region = grid.region
+    return region if region.right > region.left and region.bottom > region.top else None
+
+
 def framed(region: ImageRegion) -> str:
     """Return a frame around a part of a picture, what is outside darkened; empty where the part is all of it."""
     left, top, right, bottom = (
@@ -68,7 +74,7 @@ def photo_style(photo: str, grid: PatchGrid) -> str:
         photo: as a data URI.
         grid: the patches.
     """
-    region = grid.region if grid.HasField("region") else None
+    region = region_of(grid)
     across, from_left = (1.0, 0.0) if region is None else _zoom(region.left, region.right)
     down, from_top = (1.0, 0.0) if region is None else _zoom(region.top, region.bottom)
     return (

@@ -189,6 +189,20 @@ def test_the_photo_says_which_part_of_it_the_model_saw() -> None:
     assert "in the frame" not in explanation_page(answer, image=photo)  # padded: all of it was shown
 
 
+@pytest.mark.parametrize(
+    "region",
+    [ImageRegion(left=0.0, top=0.5, right=1.0, bottom=0.5), ImageRegion(left=0.5, right=0.5, bottom=1.0)],
+    ids=["no height", "no width"],
+)
+def test_a_region_without_area_counts_as_not_told(region: ImageRegion) -> None:
+    answer = explanation(width=200, height=100)
+    photo = drawing("crimson", "circle", size_px=64)
+    assert not answer.grid.HasField("region")
+    untold = explanation_page(answer, image=photo)
+    answer.grid.region.CopyFrom(region)
+    assert explanation_page(answer, image=photo) == untold
+
+
 @pytest.mark.parametrize(("width", "aspect"), [(100, "1.0000"), (150, "1.5000"), (900, "2.0000"), (10, "0.5000")])
 def test_a_map_has_the_shape_of_what_it_covers(width: int, aspect: str) -> None:
     answer = explanation(width=width, height=100)
