@@ -111,7 +111,7 @@ def environment(wall_s: float) -> dict[str, Any]:
         "cores": len(_lines("/proc/cpuinfo", prefix="processor")),
         "memory_gib": round(memory_kib / (1 << 20), 1),
         "python": sys.version.split()[0],
-        # Builds of one version differ: with profile-guided optimisation the interpreter takes a tenth less.
+        # Builds of one version differ: one made with profile-guided optimisation is faster.
         "python_build": ", ".join((*platform.python_build(), platform.python_compiler())),
         "versions": {name: version(name) for name in PACKAGES},
         "commit": commit,

@@ -140,7 +140,7 @@ class Answers:
         check_parts(generation, query)
         with self._rooms.lookups.place(claim) as place:
             image = await self._look_at(
-                generation, query.image, wanted(query), place, needs_pixels=needs_pixels(query.parts)
+                generation, query.image, wanted(query.parts), place, needs_pixels=needs_pixels(query.parts)
             )
             if generation.corpus is None:
                 # Nothing is read: a hand-over to a worker would cost more than the work.

@@ -74,13 +74,9 @@ def needs_pixels(parts: frozenset[ExplainPart]) -> bool:
     return not parts.isdisjoint(_NEED_PIXELS)
 
 
-def wanted(query: ExplainQuery) -> Want:
-    """What the engine has to compute for the parts that were asked for."""
-    return _wanted(query.parts)
-
-
 @lru_cache
-def _wanted(parts: frozenset[ExplainPart]) -> Want:
+def wanted(parts: frozenset[ExplainPart]) -> Want:
+    """What the engine has to compute for the parts that were asked for."""
     return Want(
         token_codes=ExplainPart.PATCH_ACTIVATIONS in parts,
         fidelity=ExplainPart.FIDELITY in parts,
@@ -187,7 +183,7 @@ def _active_neurons(
     generation: Generation, query: ExplainQuery, code: ImageCode, encoded: EngineRow | None
 ) -> tuple[ActiveNeuron, ...]:
     reader = generation.corpus.reader if generation.corpus is not None else None
-    mapped = encoded if ExplainPart.PATCH_ACTIVATIONS in query.parts and generation.bundle.facts.grid else None
+    with_maps = ExplainPart.PATCH_ACTIVATIONS in query.parts and generation.bundle.facts.grid is not None
     with_images = reader is not None and ExplainPart.TOP_IMAGES in query.parts
     neurons = []
     code = generation.shown_code(code, query.top_n)
@@ -200,8 +196,8 @@ def _active_neurons(
         images: tuple[ExemplarImage, ...] = ()
         if reader is not None and view.row is not None and view.row.alive:
             quantile = reader.quantile(neuron_id, activation)
-        if mapped is not None:
-            activations = _patch_activations(generation, mapped, neuron_id)
+        if with_maps and encoded is not None:
+            activations = _patch_activations(generation, encoded, neuron_id)
         if with_images:
             images = exemplar_images(
                 generation, neuron_id, ExemplarKind.TOP, query.exemplars_per_neuron, pictures=query.pictures

@@ -30,7 +30,7 @@ from service.observing.metric_events import Metrics
 from service.queries import ExplainQuery
 from service.replica import Replica
 from service.streams import Answered, StreamMessage, UploadBudget, answer_stream
-from service.wire import replies, requests, streams
+from service.wire import models, replies, requests, streams
 
 __all__ = ["AdminServicer", "PhospheneServicer"]
 
@@ -169,14 +169,14 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
         """Every bundle."""
         with self._generations.lease() as catalogue:
             return models_pb2.ListModelsResponse(
-                models=[replies.model(bundle, corpora, self._answers.limits) for bundle, corpora in catalogue.entries]
+                models=[models.model(bundle, corpora, self._answers.limits) for bundle, corpora in catalogue.entries]
             )
 
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Any) -> models_pb2.GetModelResponse:
         """One bundle."""
         with self._generations.lease() as catalogue:
             bundle, corpora = catalogue.entry(request.bundle)
-            return models_pb2.GetModelResponse(model=replies.model(bundle, corpora, self._answers.limits))
+            return models_pb2.GetModelResponse(model=models.model(bundle, corpora, self._answers.limits))
 
     async def _explain(self, query: ExplainQuery, claim: Claim) -> explain_pb2.ExplainResponse:
         with self._generations.lease() as catalogue:

@@ -8,10 +8,8 @@ from typing import assert_never
 import phosphene
 from index.values import NameSource, NeuronName, SearchEngine
 from phosphene.codes import ImageCode
-from phosphene.images import ImageLimits
-from phosphene.selection import JumpReLU, TopK
-from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
-from service.generation import Generation, ModelFacts, ServedBundle, ServedCorpus, generation_id
+from phosphene.v1 import explain_pb2, images_pb2, neurons_pb2, values_pb2
+from service.generation import Generation
 from service.queries import LikeNeuron, LikeText, NeuronSearch
 from service.values import (
     ActiveNeuron,
@@ -36,7 +34,6 @@ __all__ = [
     "explain_response",
     "image_response",
     "image_search_response",
-    "model",
     "neuron_list_response",
     "neuron_response",
     "neuron_search_response",
@@ -59,11 +56,6 @@ _SEARCH_ENGINES = {
     SearchEngine.INDEX: values_pb2.SEARCH_ENGINE_INDEX,
     SearchEngine.QDRANT: values_pb2.SEARCH_ENGINE_QDRANT,
 }
-_READOUTS = {
-    "none": models_pb2.READOUT_KIND_NONE,
-    "similarity": models_pb2.READOUT_KIND_SIMILARITY,
-    "classifier": models_pb2.READOUT_KIND_CLASSIFIER,
-}
 
 
 def explain_response(generation: Generation, explanation: Explanation) -> explain_pb2.ExplainResponse:
@@ -73,7 +65,6 @@ def explain_response(generation: Generation, explanation: Explanation) -> explai
         provenance=_provenance(generation, engine=explanation.engine),
         image=_queried_image(explanation.image),
     )
-    # Parts that are empty are left out: to say so takes longer than the rest of an answer that has neurons alone.
     if explanation.fidelity is not None:
         response.fidelity.CopyFrom(_fidelity(explanation.fidelity))
     for active in explanation.neurons:
@@ -193,70 +184,6 @@ def image_response(generation: Generation, image: CorpusImage) -> images_pb2.Get
     return images_pb2.GetImageResponse(provenance=_provenance(generation), image=_corpus_image(image))
 
 
-def model(bundle: ServedBundle, corpora: Sequence[ServedCorpus], limits: ImageLimits) -> models_pb2.Model:
-    """A bundle with its corpora, for ListModels and GetModel."""
-    facts = bundle.facts
-    match facts.selection:
-        case TopK(k=k):
-            selection = models_pb2.SELECTION_TOP_K
-        case JumpReLU():
-            selection, k = models_pb2.SELECTION_JUMP_RELU, 0
-        case _:
-            assert_never(facts.selection)
-    return models_pb2.Model(
-        bundle=bundle.name,
-        bundle_id=facts.bundle_id,
-        code_id=facts.code_id,
-        generation=generation_id(facts, corpora),
-        encoder=_encoder(facts),
-        site=models_pb2.Site(
-            block=facts.site.block,
-            tokens=facts.site.tokens.value,
-            prompt=facts.site.prompt or "",
-            text=str(facts.site),
-        ),
-        neuron_count=facts.neuron_count,
-        selection=selection,
-        k=k,
-        image_code_limit=facts.limits.image_code_limit,
-        token_code_limit=facts.limits.token_code_limit,
-        readout=_READOUTS[facts.readout],
-        score_count=len(bundle.score_names),
-        grid=None if facts.grid is None else values_pb2.PatchGrid(row_count=facts.grid[0], column_count=facts.grid[1]),
-        corpora=[_corpus(bundle, corpus) for corpus in corpora],
-        limits=models_pb2.ImageLimits(
-            byte_limit=limits.file_bytes, pixel_limit=limits.pixels, webp_pixel_limit=limits.webp_pixels
-        ),
-        engine=facts.engine,
-        device=facts.device,
-    )
-
-
-def _encoder(facts: ModelFacts) -> models_pb2.EncoderSummary:
-    return models_pb2.EncoderSummary(
-        family=facts.encoder.family.value,
-        model=facts.encoder.model,
-        revision=facts.encoder.revision or "",
-        weights_sha256=facts.encoder.weights_sha256,
-        width=facts.encoder.width,
-        block_count=facts.encoder.block_count,
-    )
-
-
-def _corpus(bundle: ServedBundle, corpus: ServedCorpus) -> models_pb2.CorpusSummary:
-    return models_pb2.CorpusSummary(
-        corpus=corpus.name,
-        index_id=corpus.reader.id,
-        plan_id=corpus.reader.plan_id,
-        image_count=corpus.reader.image_count,
-        quarantined_image_count=corpus.quarantined_image_count,
-        has_labels=corpus.reader.has_labels,
-        text_search=bundle.text is not None and corpus.reader.has_text,
-        created_by=corpus.created_by,
-        patch_maps=corpus.reader.patch_grid is not None,
-    )
-
-
 def _provenance(generation: Generation, *, engine: str = "") -> values_pb2.Provenance:
     facts, corpus = generation.bundle.facts, generation.corpus
     return values_pb2.Provenance(
@@ -306,7 +233,7 @@ def _summary(view: NeuronView) -> values_pb2.NeuronSummary:
 
 
 def _write_summary(summary: values_pb2.NeuronSummary, view: NeuronView) -> None:
-    """Write field by field, and in place: an answer has dozens, and from arguments one takes three times as long."""
+    """Write field by field, and in place: an answer has dozens, and one from arguments takes twice as long or more."""
     summary.neuron_id = view.neuron_id
     row = view.row
     if row is None:
