@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -52,6 +53,25 @@ _AGE_GRACE_MS = 60_000
 _PENDING_CALLS = 10_000
 # For answers that are made and on their way out.
 _LAST_WORDS_S = 0.5
+
+
+class _Undelivered(logging.Filter):
+    """gRPC's own word on an answer that it could not send: a warning without a traceback.
+
+    Nearly always the caller had hung up, or its deadline had passed, in the moment in which the answer was ready.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, that one in other words."""
+        if record.exc_info and record.exc_info[0] is not None and record.exc_info[0].__name__ == "ExecuteBatchError":
+            record.__dict__["fields"] = {"reason": record.getMessage()}
+            record.msg, record.args, record.exc_info = "answer not delivered", (), None
+            record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+        return True
+
+
+_GRPC_LOGGER = logging.getLogger("grpc._cython.cygrpc")
+_UNDELIVERED = _Undelivered()
 
 
 class Port:
@@ -110,6 +130,7 @@ class Port:
                 ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
             ]
         self.interceptor = interceptor
+        _GRPC_LOGGER.addFilter(_UNDELIVERED)
         self.grpc_server = grpc.aio.server(options=options)
         self.address = listen
         """The bound address, once entered."""

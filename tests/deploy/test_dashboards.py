@@ -79,6 +79,24 @@ def test_panels_fill_the_grid_without_overlap(path):
         assert apart, (one, other)
 
 
+@each_dashboard
+def test_colours_are_given_to_series_that_exist(path, samples):
+    for panel in panels(path):
+        for override in panel["fieldConfig"]["overrides"]:
+            (label,) = {target["legendFormat"].strip("{}") for target in panel["targets"]}
+            assert override["matcher"]["id"] == "byName"
+            assert override["matcher"]["options"] in {sample.labels.get(label) for sample in samples}, panel["title"]
+
+
+@each_dashboard
+def test_a_cell_of_a_heatmap_has_the_unit_of_a_rate(path):
+    """Without one of its own it takes the panel's, which is that of the buckets: "3 KiB" where three images came."""
+    for panel in panels(path):
+        if panel["type"] == "heatmap":
+            assert panel["options"]["cellValues"]["unit"] in ("reqps", "cps")
+            assert panel["options"]["yAxis"]["unit"] == panel["fieldConfig"]["defaults"]["unit"]
+
+
 def test_provisioning_names_where_compose_puts_things():
     folder = ROOT / "deploy" / "grafana" / "provisioning"
     (source,) = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())["datasources"]
