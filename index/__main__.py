@@ -37,6 +37,7 @@ __all__ = ["main"]
 
 _PLAIN_WIDTH = 120
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DAY_S = 24 * 60 * 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--shard-number", type=int, help="parts of the collection; Qdrant's choice unless said")
     push.add_argument("--replication", type=int, help="copies of each part; Qdrant's choice unless said")
     push.add_argument("--api-key-file", type=Path, help="file with the key that Qdrant asks for, in one line")
-    push.add_argument("--timeout-s", type=int, default=60, help="seconds that one call may take (%(default)s)")
+    push.add_argument("--timeout-s", type=_seconds, default=60, help="seconds that one call may take (%(default)s)")
     flag = commands.add_parser("flag", help="say which neurons and images are sensitive: hidden unless asked for")
     flag.add_argument("index", type=Path)
     flag.add_argument("--out", type=Path, required=True, help="folder of the flags to be")
@@ -162,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     activate.add_argument("--put-back", action="store_true", help="show again what is down or hidden now")
     return parser
+
+
+def _seconds(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= _DAY_S:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of seconds from 1 to {_DAY_S} (a day)")
+    return int(value)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -253,7 +260,7 @@ def _push(options: argparse.Namespace) -> None:
         raise SettingError(
             f"{error.name} is not installed, which talks to Qdrant; install requirements/qdrant.txt beside the rest"
         ) from error
-    api_key = None if options.api_key_file is None else options.api_key_file.read_text(encoding="utf-8").strip()
+    api_key = None if options.api_key_file is None else _read_api_key(options.api_key_file)
     with (
         open_index(options.index) as index,
         open_qdrant(options.qdrant, api_key=api_key, timeout_s=options.timeout_s) as client,
@@ -277,6 +284,16 @@ def _push(options: argparse.Namespace) -> None:
             "written": pushed.written_count,
         }
     )
+
+
+def _read_api_key(path: Path) -> str:
+    """Return the key that a file holds, white space around it aside; never quotes it. Raises `SettingError`."""
+    key = path.read_bytes().decode("ascii", errors="replace").strip()
+    if not (key and key.isascii() and key.isprintable()):
+        raise SettingError(
+            f"--api-key-file {str(path)!r} does not hold one key, printable ASCII characters on one line"
+        )
+    return key
 
 
 def _flag(options: argparse.Namespace) -> None:
@@ -323,18 +340,26 @@ def _name(options: argparse.Namespace) -> None:
 
 def _activate(options: argparse.Namespace) -> None:
     from index.flags import check_flags_stay
+    from index.members import check_members_fit
     from index.take_down import check_nothing_comes_back
     from phosphene.current import hold_current, save_current
 
     indexes, tombstones = _named_folders(options.index), _named_folders(options.tombstones)
     flags = _named_folders(options.flags)
     bundles, names = _named_folders(options.bundle), _named_folders(options.names)
+    check_members_fit(bundles, indexes, {"flags": flags, "names": names})
     with hold_current(options.current):
         if not options.put_back:
             check_flags_stay(options.current, indexes, flags)
             check_nothing_comes_back(options.current, indexes, tombstones)
         current = save_current(
-            options.current, bundles=bundles, indexes=indexes, tombstones=tombstones, flags=flags, names=names
+            options.current,
+            bundles=bundles,
+            indexes=indexes,
+            tombstones=tombstones,
+            flags=flags,
+            names=names,
+            puts_back=options.put_back,
         )
     _answer(
         {

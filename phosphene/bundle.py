@@ -24,11 +24,11 @@ from phosphene.durable_files import save_array
 from phosphene.encoder import Encoder, EncoderSpec, Site, encoder_files
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch
 from phosphene.images import Preprocessing
-from phosphene.manifest import Manifest, digest_of, file_sha256, open_artefact, publish
+from phosphene.manifest import Manifest, digest_of, open_artefact, publish
 from phosphene.readout import Vocabulary
 from phosphene.sae import WEIGHTS_NAME, SparseAutoencoder, load_sae, sae_config, save_sae
 
-__all__ = ["PRECISION", "Bundle", "load_bundle", "save_bundle"]
+__all__ = ["PRECISION", "Bundle", "bundle_code_id", "load_bundle", "save_bundle"]
 
 PRECISION = "float32"
 
@@ -146,7 +146,7 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(
         path=path,
         manifest=manifest,
-        code_id=_code_id(config, file_sha256(path / "sae" / WEIGHTS_NAME)),
+        code_id=bundle_code_id(manifest),
         encoder_source=str(weights) if reference["local"] else reference["model"],
         encoder_revision=None if reference["local"] else reference["revision"],
         encoder_spec=EncoderSpec.from_config(config["encoder"]),
@@ -158,10 +158,13 @@ def load_bundle(path: Path) -> Bundle:
     )
 
 
-def _code_id(config: dict[str, Any], sae_sha256: str) -> str:
+def bundle_code_id(manifest: Manifest) -> str:
+    """Return the digest of everything that decides the codes of a bundle, by its manifest alone."""
+    config = manifest.config
     deciding = ("preprocessing", "site", "limits", "precision", "sae")
     encoder = {key: config["encoder"][key] for key in ("family", "weights_sha256")}
-    return digest_of({key: config[key] for key in deciding} | {"encoder": encoder, "sae_weights": sae_sha256})
+    weights = manifest.files[f"sae/{WEIGHTS_NAME}"].sha256
+    return digest_of({key: config[key] for key in deciding} | {"encoder": encoder, "sae_weights": weights})
 
 
 def _write_encoder(folder: Path, source: Path | None, spec: EncoderSpec) -> None:

@@ -4,28 +4,37 @@
     "...", "tombstones": {"folder": "down-2", "id": "..."}}}, "schema": 2}
 
 An index may have tombstones, which name the images that were taken down from it, flags, which say what of it is
-sensitive, and names, which its neurons go by. The file is replaced as a whole by a rename, so a reader sees the old
-generation or the new one. Folders are relative to the file. The ids are what the writer saw: a folder that holds
-something else by now is refused.
+sensitive, and names, which its neurons go by. `left` remembers the tombstones and flags of indexes that an earlier
+generation named and this one does not. The file is replaced as a whole by a rename, so a reader sees the old generation
+or the new one. Folders are relative to the file. The ids are what the writer saw: a folder that holds something else by
+now is refused.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from phosphene.durable_files import write_durably
-from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SchemaUnknown, SettingError
+from phosphene.errors import (
+    ArtefactDamaged,
+    ArtefactError,
+    ArtefactMismatch,
+    ArtefactMissing,
+    SchemaUnknown,
+    SettingError,
+)
 from phosphene.manifest import open_artefact, read_manifest
 
 __all__ = ["Current", "Member", "hold_current", "load_current", "read_current", "save_current"]
 
 _SCHEMA = 2
+_LEFT_KINDS = ("tombstones", "flags")
 _MemberKind = Literal["bundle", "index", "tombstones", "flags", "names"]
 _ENTRY_KEYS: dict[_MemberKind, set[str]] = {
     "bundle": {"folder", "id"},
@@ -62,6 +71,10 @@ class Current:
     """Each by the name of the index of which it says what is sensitive."""
     names: tuple[Member, ...] = ()
     """Each by the name of the index whose neurons go by it."""
+    left_tombstones: tuple[Member, ...] = ()
+    """Of indexes that are not served any more, so that what is down does not come back with them."""
+    left_flags: tuple[Member, ...] = ()
+    """Of indexes that are not served any more."""
 
     def successors(self, name: str, indexes: Collection[str]) -> list[str]:
         """Return the names under which another generation may show the images of an index of this one.
@@ -105,8 +118,11 @@ def save_current(
     tombstones: Mapping[str, Path] | None = None,
     flags: Mapping[str, Path] | None = None,
     names: Mapping[str, Path] | None = None,
+    puts_back: bool = False,
 ) -> Current:
     """Name a generation, in place of the one that the file named before.
+
+    What was down of an index that is named no longer, and what was sensitive of it, is remembered.
 
     Args:
         path: the file.
@@ -115,6 +131,7 @@ def save_current(
         tombstones: name of the index to folder.
         flags: name of the index to folder.
         names: name of the index to folder.
+        puts_back: whether to forget what was down, or sensitive, of indexes that may be shown now.
 
     Raises:
         ArtefactError: a folder is no such published artefact.
@@ -123,15 +140,18 @@ def save_current(
     for kind, named in (("tombstones", tombstones or {}), ("flags", flags or {}), ("names", names or {})):
         if stray := sorted(named.keys() - indexes.keys()):
             raise SettingError(f"{kind} are named for {stray}; the indexes are {sorted(indexes)}: name one of them")
+    left_tombstones, left_flags = _left(path, indexes, puts_back=puts_back)
     current = Current(
         bundles=tuple(_checked(name, folder, kind="bundle") for name, folder in bundles.items()),
         indexes=tuple(_checked(name, folder, kind="index") for name, folder in indexes.items()),
         tombstones=tuple(_checked(name, folder, kind="tombstones") for name, folder in (tombstones or {}).items()),
         flags=tuple(_checked(name, folder, kind="flags") for name, folder in (flags or {}).items()),
         names=tuple(_checked(name, folder, kind="names") for name, folder in (names or {}).items()),
+        left_tombstones=left_tombstones,
+        left_flags=left_flags,
     )
     base = path.parent.resolve()
-    document = {
+    document: dict[str, Any] = {
         "schema": _SCHEMA,
         "bundles": {entry.name: _described(entry, base) for entry in current.bundles},
         "indexes": {
@@ -149,6 +169,17 @@ def save_current(
             for entry in current.indexes
         },
     }
+    left = {
+        name: {
+            kind: _described(member, base)
+            for kind, members in zip(_LEFT_KINDS, (left_tombstones, left_flags), strict=True)
+            for member in members
+            if member.name == name
+        }
+        for name in sorted({member.name for member in (*left_tombstones, *left_flags)})
+    }
+    if left:
+        document["left"] = left
     # Not sorted: the order tells the default.
     write_durably(path, (json.dumps(document, indent=2) + "\n").encode())
     return current
@@ -195,9 +226,11 @@ def read_current(path: Path) -> Current:
     document = _upgraded(document)
     if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
         raise SchemaUnknown(f"{str(path)!r} is not a generation of schema {_SCHEMA}; write it with this version")
-    if document.keys() != {"schema", "bundles", "indexes"}:
-        raise SchemaUnknown(f"{str(path)!r} has the keys {sorted(document)}; known are bundles, indexes and schema")
-    indexes = document["indexes"]
+    if document.keys() | {"left"} != {"schema", "bundles", "indexes", "left"}:
+        raise SchemaUnknown(
+            f"{str(path)!r} has the keys {sorted(document)}; known are bundles, indexes, left and schema"
+        )
+    indexes, left = document["indexes"], document.get("left", {})
     current = Current(
         bundles=_members(path, document["bundles"], kind="bundle"),
         # First: what it lets pass has names and entries.
@@ -205,6 +238,8 @@ def read_current(path: Path) -> Current:
         tombstones=_members(path, _of_indexes(indexes, "tombstones"), kind="tombstones"),
         flags=_members(path, _of_indexes(indexes, "flags"), kind="flags"),
         names=_members(path, _of_indexes(indexes, "names"), kind="names"),
+        left_tombstones=_members(path, _of_left(path, left, "tombstones"), kind="tombstones"),
+        left_flags=_members(path, _of_left(path, left, "flags"), kind="flags"),
     )
     if not current.bundles:
         raise ArtefactDamaged(f"{str(path)!r} names no bundle; write it with `python -m index activate`")
@@ -221,6 +256,34 @@ def _upgraded(document: Any) -> Any:
 def _of_indexes(indexes: Any, kind: _MemberKind) -> dict[str, Any]:
     """Return what the entries of indexes name beside them, by the index's name."""
     return {name: entry[kind] for name, entry in indexes.items() if kind in entry}
+
+
+def _of_left(path: Path, left: Any, kind: _MemberKind) -> dict[str, Any]:
+    """Return what is remembered of indexes that are not named any more, by the index's name."""
+    if not isinstance(left, dict) or not all(isinstance(entry, dict) for entry in left.values()):
+        raise ArtefactDamaged(f"the entries under left of {str(path)!r} do not parse; write it again")
+    if unknown := sorted({key for entry in left.values() for key in entry} - set(_LEFT_KINDS)):
+        raise SchemaUnknown(
+            f"the entries under left of {str(path)!r} have the unknown keys {unknown}; upgrade Phosphene"
+        )
+    return _of_indexes(left, kind)
+
+
+def _left(path: Path, indexes: Collection[str], *, puts_back: bool) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
+    """Return the tombstones and the flags of indexes that the file named before and that are not named now."""
+    try:
+        before = read_current(path)
+    except ArtefactError:
+        return (), ()
+
+    def stay(members: Iterable[Member]) -> tuple[Member, ...]:
+        return tuple(
+            member
+            for member in members
+            if member.name not in indexes and not (puts_back and before.successors(member.name, indexes))
+        )
+
+    return stay((*before.tombstones, *before.left_tombstones)), stay((*before.flags, *before.left_flags))
 
 
 def _checked(name: str, folder: Path, *, kind: _MemberKind) -> Member:

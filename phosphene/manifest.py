@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from typing import Any, Literal
 from phosphene.durable_files import hold_folder, sync_path, write_durably
 from phosphene.errors import (
     ArtefactDamaged,
+    ArtefactError,
     ArtefactMismatch,
     ArtefactMissing,
     ArtefactRefused,
     SchemaUnknown,
+    SettingError,
 )
 
 __all__ = [
@@ -130,8 +133,34 @@ def file_sha256(path: Path) -> str:
 
 
 def partial_path(target: Path) -> Path:
-    """Return where an artefact grows before it is renamed to `target`."""
-    return target.with_name(target.name + ".partial")
+    """Return where an artefact grows before it is renamed to `target`.
+
+    Raises:
+        SettingError: `target` is the root of a file system, which has no name.
+    """
+    named = target if target.name not in ("", "..") else Path(os.path.abspath(target))
+    if not named.name:
+        raise SettingError(f"{str(target)!r} cannot be a folder that is made anew; name one in it")
+    return named.with_name(named.name + ".partial")
+
+
+def _refuse_place(target: Path) -> None:
+    """Refuse where an artefact cannot be made: before the work, not after it."""
+    if target.is_symlink():
+        raise SettingError(f"{str(target)!r} is a symbolic link; name the folder itself")
+    if os.path.ismount(target):
+        raise SettingError(f"a file system is mounted at {str(target)!r}; name a folder in it")
+    for parent in Path(os.path.abspath(target)).parents:
+        if not (parent / MANIFEST_NAME).is_file():
+            continue
+        try:
+            kind = read_manifest(parent).kind
+        except ArtefactError:
+            continue
+        raise SettingError(
+            f"{str(target)!r} lies in {str(parent)!r}, which is an artefact of kind {kind!r} and holds nothing else; "
+            "name a folder outside it"
+        )
 
 
 def publish(
@@ -151,8 +180,9 @@ def publish(
 
     Raises:
         ArtefactMismatch: `target` exists.
-        SettingError: another process writes it.
+        SettingError: another process writes it; `target` is a link or a mount point, or lies in another artefact.
     """
+    _refuse_place(target)
     partial = partial_path(target)
     partial.mkdir(parents=True, exist_ok=True)
     with hold_folder(partial):
@@ -288,8 +318,10 @@ def find_artefact(path: Path, *, kind: Kind) -> Manifest | None:
 
     Raises:
         ArtefactDamaged, ArtefactMismatch, ArtefactRefused, SchemaUnknown: something lies there and is not sound.
+        SettingError: nothing lies there, and nothing can be made there, as with `publish`.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        _refuse_place(path)
         return None
     return open_artefact(path, kind=kind)
 

@@ -6,6 +6,8 @@ the others (`Shares`).
 The estimate of an answer is that of the slower of two: decoding first and then the engine's queue of now, or the
 engine's queue with all that is being decoded. Both know lanes and callers, so one caller's flood is not another's wait.
 No estimate knows who comes next and overtakes: the margin on it is learnt from what was admitted and came too late.
+Estimates are learnt from batches, so one that refuses everybody would hold for ever: after a second with nothing in
+hand one image goes in whatever they say, and tells.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from service.claims import Claim
 __all__ = ["Admission", "AdmissionEvents", "AdmissionLimits", "Admitted", "Held", "Refusal"]
 
 _LEAST_MARGIN, _MOST_MARGIN = 1.2, 2.0
+_OUTDATED_S = 1.0
+"""Without an image in hand for so long, what was learnt of the device may not hold any more."""
 # Together they let about one admitted image in sixty be late.
 _LATE_GROWTH, _TIMELY_DECAY = 1.05, 0.9992
 
@@ -92,6 +96,7 @@ class Admission:
         self._decode_wait_s = decode_wait_s
         self._coming = Ledger(bulk_share=bulk_share)
         self._margin = _LEAST_MARGIN
+        self._idle_since_s = clock()
         self._images, self._bytes, self._pixels = Shares(limits.images), Shares(limits.bytes), Shares(limits.pixels)
         self.bulk_image_limit = share_of(share_of(limits.images))
         """Most images of bulk work that one caller may have in hand."""
@@ -146,7 +151,8 @@ class Admission:
         elif full := self._excess_pixels(claim, pixel_count):
             raise self._refused(claim, *full)
         if left_s < math.inf:
-            self._check_time(claim, cost, left_s, decode_wait_s=0.0 if is_decoded else self._decode_wait_s(claim))
+            decode_wait_s = 0.0 if is_decoded else self._decode_wait_s(claim)
+            self._check_time(claim, cost, left_s, decode_wait_s=decode_wait_s, held=held)
         self._coming.add(claim, cost)
         if held is None:
             self._change(claim, 1, size_bytes, pixel_count)
@@ -211,16 +217,24 @@ class Admission:
             return Refusal.PIXELS, _too_much(excess, pixel_count, "pixels", "PHOSPHENE_QUEUE_PIXELS")
         return None
 
-    def _check_time(self, claim: Claim, cost: float, left_s: float, *, decode_wait_s: float) -> None:
+    def _may_find_out(self, held: Held | None) -> bool:
+        """Whether there has been nothing in hand for so long that the estimates may be of another time.
+
+        They are learnt from batches: where they refuse everybody there are none, and they would hold for ever.
+        """
+        is_alone = self._images.total == (0 if held is None else 1)
+        return is_alone and self._clock() - self._idle_since_s >= _OUTDATED_S
+
+    def _check_time(self, claim: Claim, cost: float, left_s: float, *, decode_wait_s: float, held: Held | None) -> None:
         all_queued_s = self._engine_wait_s(claim, self._coming.cost_ahead(claim, cost) + cost)
         # The queue of now is no longer than that of all: where there is time for both there is no need to ask.
         if self._margin * (decode_wait_s + all_queued_s) <= left_s:
             return
         now_queued_s = self._engine_wait_s(claim, cost)
         needed_s = self._margin * max(decode_wait_s + now_queued_s, all_queued_s)
-        if needed_s > left_s:
-            held = f"an answer would take about {needed_s:.2f} s and the deadline is in {left_s:.2f} s"
-            raise self._refused(claim, Refusal.DEADLINE, held, wait_s=needed_s - left_s)
+        if needed_s > left_s and not self._may_find_out(held):
+            told = f"an answer would take about {needed_s:.2f} s and the deadline is in {left_s:.2f} s"
+            raise self._refused(claim, Refusal.DEADLINE, told, wait_s=needed_s - left_s)
 
     def _refused(self, claim: Claim, reason: str, held: str, *, wait_s: float | None = None) -> Overloaded:
         self._events.admission_refused(reason)
@@ -232,6 +246,7 @@ class Admission:
 
     def _left(self, claim: Claim, size_bytes: int, pixel_count: int, is_answered: bool) -> None:
         self._change(claim, -1, -size_bytes, -pixel_count)
+        self._idle_since_s = self._clock()
         if claim.deadline_s is None:
             return
         if self._clock() >= claim.deadline_s:

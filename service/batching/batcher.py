@@ -96,13 +96,21 @@ class Batcher:
             self._engine.fail(DeviceFailed(f"it has not answered for {self._stall_s:g} s (PHOSPHENE_STALL_S)"))
         self._stall.close()
 
-    async def run(self, operation: Operation[Item, Result], item: Item, *, claim: Claim | None = None) -> Result:
+    async def run(
+        self,
+        operation: Operation[Item, Result],
+        item: Item,
+        *,
+        claim: Claim | None = None,
+        is_typical: bool = True,
+    ) -> Result:
         """Answer one item.
 
         Args:
             operation: what to do with it.
             item: what the operation's `launch` receives.
             claim: on whose behalf, and until when; None: interactive, by nobody in particular, without a deadline.
+            is_typical: whether its batch tells how long others take: not where it pays for lazy set-up.
 
         Raises:
             Overloaded: the queue is full.
@@ -112,7 +120,7 @@ class Batcher:
             Exception: whatever the operation raised for this item alone.
         """
         claim = claim or Claim()
-        work = Work(operation, item, claim, operation.cost(item), self._clock(), self._loop.create_future())
+        work = Work(operation, item, claim, operation.cost(item), self._clock(), self._loop.create_future(), is_typical)
         if work.drop_cause(work.queued_s) is not None:
             self._events.dropped(Drop.EXPIRED)
             raise expired_in_queue()
@@ -124,6 +132,9 @@ class Batcher:
             self._engine.withdraw(work)
             self._rest()
             raise
+        finally:
+            # Its answer may be an error, which has this frame.
+            del work
         return result
 
     async def failed(self) -> DeviceFailed:

@@ -124,7 +124,8 @@ class Schedule:
         self._land(now_s)
         self._costs = _FORGETTING * self._costs + cost
         self._squared_costs = _FORGETTING * self._squared_costs + sum(work.cost**2 for work in flight.works)
-        self.latency.observe(flight.operation.name, cost=cost, duration_s=engine_s)
+        if all(work.is_typical for work in flight.works):
+            self.latency.observe(flight.operation.name, cost=cost, duration_s=engine_s)
         return engine_s
 
     def failed(self, flight: Flight) -> bool:

@@ -74,6 +74,8 @@ class Work:
     """When it began to wait."""
     answer: asyncio.Future[Any] = field(repr=False)
     """Settled on the event loop only."""
+    is_typical: bool = True
+    """Whether its batch tells how long others take: not where it pays for lazy set-up."""
 
     def drop_cause(self, now_s: float) -> str | None:
         """Why nobody wants the answer any more, one of `Drop`; None where somebody does."""

@@ -134,10 +134,12 @@ def test_the_command_flags_and_activates(
     assert (member.name, member.id) == ("i", told["id"])
     capsys.readouterr()
     assert main(base) == 2
-    assert "index 'i' has flags now, and index 'i' would have none" in capsys.readouterr().err
+    assert "index 'i' has flags, and index 'i' would have none" in capsys.readouterr().err
     assert main([*base[:-1], f"renamed={built}"]) == 2
-    assert "index 'i' has flags now, and index 'renamed' would have none" in capsys.readouterr().err
+    assert "index 'i' has flags, and index 'renamed' would have none" in capsys.readouterr().err
     assert main([*base[:-1], f"renamed={built}", "--flags", f"renamed={out}"]) == 0
+    assert main(base[:-2]) == 0
+    assert main([*base[:-1], f"renamed={built}"]) == 2
     assert main([*base, "--flags", f"i={out}"]) == 0
     capsys.readouterr()
     assert main([*base, "--put-back"]) == 0

@@ -224,6 +224,27 @@ def test_what_is_down_does_not_come_back_unasked(
     assert main(command) == 0
 
 
+def test_what_is_down_does_not_come_back_in_two_steps(
+    built: Path, bundle: Path, down: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    current = tmp_path / "CURRENT"
+    without = ["activate", str(current), "--bundle", f"b={bundle}"]
+    assert main([*without, "--index", f"photos={built}", "--tombstones", f"photos={down}"]) == 0
+    assert main(without) == 0
+    assert main(without) == 0
+    before = current.read_bytes()
+    for name in ("photos", "renamed"):
+        capsys.readouterr()
+        assert main([*without, "--index", f"{name}={built}"]) == 2
+        assert f"of index {name!r} that are down now would be shown again" in capsys.readouterr().err
+        assert current.read_bytes() == before
+    assert main([*without, "--index", f"photos={built}", "--tombstones", f"photos={down}"]) == 0
+    assert main(without) == 0
+    assert main([*without, "--index", f"photos={built}", "--put-back"]) == 0
+    assert main(without) == 0
+    assert main([*without, "--index", f"photos={built}"]) == 0
+
+
 def test_a_take_down_that_somebody_names_meanwhile_is_not_lost(
     built: Path, bundle: Path, down: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,10 @@ def test_what_is_not_published_is_not_named(house, tmp_path):
             json.dumps({"schema": 2, "bundles": {}, "indexes": {"a": {"folder": "a", "id": "", "flags": 1}}}),
             ArtefactDamaged,
         ),
+        (json.dumps({"schema": 2, "bundles": {}, "indexes": {}, "left": []}), ArtefactDamaged),
+        (json.dumps({"schema": 2, "bundles": {}, "indexes": {}, "left": {"a": 1}}), ArtefactDamaged),
+        (json.dumps({"schema": 2, "bundles": {}, "indexes": {}, "left": {"a": {"tombstones": {}}}}), ArtefactDamaged),
+        (json.dumps({"schema": 2, "bundles": {}, "indexes": {}, "left": {"a": {"names": {}}}}), SchemaUnknown),
     ],
 )
 def test_a_file_that_does_not_parse_is_refused(tmp_path, text, error):
@@ -88,6 +93,32 @@ def test_a_file_that_does_not_parse_is_refused(tmp_path, text, error):
     path.write_text(text)
     with pytest.raises(error):
         load_current(path)
+
+
+def test_what_is_down_of_an_index_outlives_generations_without_the_index(house, tmp_path):
+    path, bundles, indexes = house
+    down, flags = artefact(tmp_path / "down", kind="tombstones"), artefact(tmp_path / "flags", kind="flags")
+    beside = {"tombstones": {"photos": down}, "flags": {"photos": flags}}
+    save_current(path, bundles=bundles, indexes=indexes, **beside)
+    for _ in range(2):
+        save_current(path, bundles=bundles, indexes={})
+        shutil.rmtree(down, ignore_errors=True)
+        # Nobody is served from it, so nobody misses the folder.
+        current = load_current(path)
+        assert [member.name for member in current.left_tombstones] == ["photos"]
+        assert [member.path.resolve() for member in current.left_flags] == [flags]
+        assert current.tombstones == current.flags == ()
+    with_it = save_current(path, bundles=bundles, indexes=indexes, flags={"photos": flags})
+    assert with_it.left_tombstones == with_it.left_flags == ()
+    assert "left" not in json.loads(path.read_text())
+
+
+def test_what_is_put_back_is_forgotten(house, tmp_path):
+    path, bundles, indexes = house
+    down = artefact(tmp_path / "down", kind="tombstones")
+    save_current(path, bundles=bundles, indexes=indexes, tombstones={"photos": down})
+    assert save_current(path, bundles=bundles, indexes={}, puts_back=True).left_tombstones
+    assert not save_current(path, bundles=bundles, indexes={"new": indexes["photos"]}, puts_back=True).left_tombstones
 
 
 def test_tombstones_belong_to_an_index_that_is_named(house, tmp_path):

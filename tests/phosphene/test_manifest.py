@@ -206,3 +206,40 @@ def test_two_writers_of_one_artefact_do_not_meet(tmp_path: Path) -> None:
 
     publish(tmp_path / "x", kind="index", inputs={}, config={}, write=write_while_another_begins)
     open_artefact(tmp_path / "x", kind="index")
+
+
+def test_no_artefact_is_made_where_it_would_ruin_another_or_could_not_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    monkeypatch.chdir(tmp_path / "a" / "inner")
+    for place, why in [
+        (tmp_path / "a" / "b", "lies in"),
+        (tmp_path / "a" / "inner" / "b", "lies in"),
+        (Path("b"), "lies in"),
+        (tmp_path / "link", "symbolic link"),
+        (tmp_path / "dangling", "symbolic link"),
+        (Path("/"), "name a folder in it|name one in it"),
+    ]:
+        with pytest.raises(SettingError, match=why):
+            make(place)
+    with pytest.raises(SettingError, match="lies in"):
+        find_artefact(Path("b"), kind="index")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "dangling", "empty", "link"]
+    open_artefact(tmp_path / "a", kind="index")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "an application of another kind"}')
+    make(tmp_path / "web" / "a")
+
+
+@pytest.mark.parametrize("path", [".", "..", "", "/"])
+def test_a_path_without_a_name_is_no_artefact_either(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    with pytest.raises((ArtefactMissing, SettingError)):
+        open_artefact(Path(path), kind="index")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phosphene.errors import DeadlineExpired, Overloaded
-from service.batching.admission import Admission, AdmissionEvents, AdmissionLimits
+from service.batching.admission import Admission, AdmissionEvents, AdmissionLimits, Refusal
 from service.batching.schedule import Schedule
 from service.batching.work import Operation, Work
 from service.claims import Claim, Lane
@@ -94,6 +94,28 @@ def test_a_passed_deadline_is_told_apart_from_one_that_is_too_near():
     assert desk.events.refusals == ["deadline"]
     with desk.admit(left_s=1.3), desk.admit():
         assert desk.admission.image_count == 2
+
+
+def test_estimates_that_refuse_everybody_are_tried_after_a_second_with_nothing_in_hand():
+    desk = Desk(second_per_cost=5.0)
+    with pytest.raises(Overloaded, match="about"):
+        desk.admit(left_s=1.0)
+    desk.now_s += 1.0
+    with desk.admit(left_s=1.0):
+        # One finds out; the others wait for what it finds.
+        with pytest.raises(Overloaded, match="about"):
+            desk.admit(left_s=1.0)
+        desk.now_s += 2.0
+        with pytest.raises(Overloaded, match="about"):
+            desk.admit(left_s=1.0)
+    with pytest.raises(Overloaded, match="about"):
+        desk.admit(left_s=1.0)
+    desk.now_s += 1.0
+    reserved = desk.admission.reserve(claim=Claim(caller="a"), size_bytes=10)
+    claim = Claim(caller="a", deadline_s=desk.now_s + 1.0)
+    with desk.admission.admit(claim=claim, size_bytes=10, pixel_count=100, cost=1.0, held=reserved):
+        pass
+    assert desk.events.refusals == [Refusal.DEADLINE] * 4
 
 
 def test_what_is_being_decoded_counts_until_it_enters_the_queue():
