@@ -212,7 +212,7 @@ def serving(
     }
     command = [sys.executable, "-m", "service"]
     shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items())
-    console.print(f"\n[bold cyan]serve[/]  [dim]{shown} python -m service[/]")
+    console.print(f"\n[bold cyan]serve[/]  [dim]{shown} python -m service[/]", soft_wrap=True)
     process = subprocess.Popen(
         ["env", *(f"{key}={value}" for key, value in variables.items()), *command], stdout=subprocess.PIPE, text=True
     )
@@ -241,7 +241,7 @@ def explain(address: str, query: Path, folder: Path) -> None:
 
 def step(title: str, module: str, *arguments: str) -> None:
     """Print a command and run it; its output goes where ours goes."""
-    console.print(f"\n[bold cyan]{title}[/]  [dim]python -m {module} {shlex.join(arguments)}[/]")
+    console.print(f"\n[bold cyan]{title}[/]  [dim]python -m {module} {shlex.join(arguments)}[/]", soft_wrap=True)
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 

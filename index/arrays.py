@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from phosphene.errors import ArtefactDamaged
 
 __all__ = ["map_array"]
+
+_UNREADABLE = (ValueError, SyntaxError, TokenError)
+"""What NumPy raises at a file that is no array: a header is a Python literal to it."""
 
 
 def map_array(path: Path, dtype: type[np.generic] | tuple[type[np.generic], ...], dimensions: int) -> np.ndarray:
@@ -23,8 +27,8 @@ def map_array(path: Path, dtype: type[np.generic] | tuple[type[np.generic], ...]
         ArtefactDamaged: it is no such array.
     """
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+    except _UNREADABLE:
         # A file without elements cannot be memory-mapped.
         array = _load_empty(path)
     dtypes = [np.dtype(allowed) for allowed in (dtype if isinstance(dtype, tuple) else (dtype,))]
@@ -39,8 +43,9 @@ def map_array(path: Path, dtype: type[np.generic] | tuple[type[np.generic], ...]
 
 def _load_empty(path: Path) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except ValueError as error:
+        with path.open("rb") as file:
+            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    except (*_UNREADABLE, MemoryError) as error:  # No elements need no memory: the header is wrong.
         raise ArtefactDamaged(f"{path} is not a NumPy array ({error}): build the index again") from error
     array.setflags(write=False)
     return array

@@ -117,7 +117,7 @@ def flag_index(
 
 
 def check_flags_stay(current: Path, indexes: Mapping[str, Path], flags: Mapping[str, Path]) -> None:
-    """Refuse a generation that names no flags for an index that had some in the one before it.
+    """Refuse a generation that names no flags for an index that had some when it was last named.
 
     Args:
         current: the file that names the generation so far; where there is none, nothing is checked.
@@ -133,11 +133,11 @@ def check_flags_stay(current: Path, indexes: Mapping[str, Path], flags: Mapping[
         before = read_current(current)
     except ArtefactError as error:
         raise SettingError(f"what is hidden now cannot be told: {error}; or say --put-back where nothing is") from error
-    for member in before.flags:
+    for member in (*before.flags, *before.left_flags):
         for name in before.successors(member.name, indexes):
             if name not in flags:
                 raise SettingError(
-                    f"index {member.name!r} has flags now, and index {name!r} would have none: name some (--flags "
+                    f"index {member.name!r} has flags, and index {name!r} would have none: name some (--flags "
                     f"{name}={member.path}), or say --put-back where that is meant"
                 )
 
@@ -145,12 +145,15 @@ def check_flags_stay(current: Path, indexes: Mapping[str, Path], flags: Mapping[
 def read_flag_list(path: Path) -> SensitiveConfig:
     """Read a list: on each line `neuron`, `name`, `sha256`, `label` or `uri`, a colon, and an id, digest or pattern.
 
+    Spaces, tabs and carriage returns around either are no part of it, be the lines ended by LF or CRLF; nor is a byte
+    order mark. A carriage return within a pattern is; one at its end has to be given as `?`.
+
     Raises:
         SettingError: a line is none of that; all of them in one error.
     """
     try:
         # A name may hold whatever else ends a line for Python.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise SettingError(f"{path} is no UTF-8 text ({error}); write lines such as label:*weapon*") from error
     named: dict[str, list[Any]] = {field: [] for field in _KINDS.values()}

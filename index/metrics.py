@@ -6,6 +6,7 @@ scrape sees half of it. Knows nothing of indexing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from phosphene.errors import SettingError
 
 __all__ = ["MetricsFile", "StageFigures"]
 
@@ -33,9 +36,19 @@ class MetricsFile(Collector):
     """One textfile with the newest figures of one job."""
 
     def __init__(self, path: Path, job_name: str) -> None:
-        """Write to `path`; its folder is made where it is missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._job_name = path, job_name
+        """Write to `path`, or to what it points to; its folder is made where it is missing.
+
+        Raises:
+            SettingError: a folder, a device or a pipe is there.
+        """
+        if path.exists() and not path.is_file():
+            # The renamed file would take its place.
+            raise SettingError(
+                f"the metrics file {str(path)!r} is no regular file, which alone can be replaced whole; name another"
+            )
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._job_name = target, job_name
         self._stages: Mapping[str, StageFigures] = {}
         self._outcome: Mapping[str, int | float] = {}
         self._registry = CollectorRegistry()

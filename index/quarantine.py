@@ -5,7 +5,7 @@ A folder that could not be listed is a row of the list too. It is no image, and 
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,14 +23,26 @@ __all__ = [
 
 QUARANTINE_FILE = "quarantine.csv"
 _EXAMPLES_IN_ERROR = 5
+_HEADER = "row,uri,reason\n"
+_NEEDS_QUOTES = re.compile(r'[,"\r\n]')
+# A carriage return may stand in a cell without quotes: so the csv module of Python 3.11 wrote it, which cannot read it.
+_CELL = r'("(?:[^"]++|"")*+"|[^",\n]*+)'
+_LINE = re.compile(rf"([0-9]+),{_CELL},{_CELL}\n")
 
 
 def write_quarantine(path: Path, shards: Sequence[Path]) -> None:
-    """List the quarantined rows of shards, in order: row, uri, reason; the header alone where all were good."""
+    """List the quarantined rows of shards, in order: row, uri, reason; the header alone where all were good.
+
+    CSV with quotes where a cell needs them, whatever the cell holds and however long it is.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("row", "uri", "reason"))
-        writer.writerows(quarantined_rows(shards))
+        file.write(_HEADER)
+        for row, uri, reason in quarantined_rows(shards):
+            file.write(f"{row},{_quoted(uri)},{_quoted(reason)}\n")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text
 
 
 def quarantined_rows(shards: Sequence[Path]) -> Iterator[tuple[int, str, str]]:
@@ -45,11 +57,26 @@ def read_quarantine(path: Path) -> list[tuple[int, str, str]]:
     Raises:
         ArtefactDamaged: it is not that.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            return [(int(row), uri, reason) for row, uri, reason in [*csv.reader(file)][1:]]
-        except (ValueError, csv.Error) as error:
-            raise ArtefactDamaged(f"{path} is no list of rows ({error}): build the index again") from error
+    try:
+        text = path.read_bytes().decode()
+        if not text.startswith(_HEADER):
+            raise ValueError("the header is not row,uri,reason")
+        return list(_rows(text, start=len(_HEADER)))
+    except ValueError as error:
+        raise ArtefactDamaged(f"{path} is no list of rows ({error}): build the index again") from error
+
+
+def _rows(text: str, *, start: int) -> Iterator[tuple[int, str, str]]:
+    while start < len(text):
+        line = _LINE.match(text, start)
+        if line is None:
+            raise ValueError(f"character {start} begins no row")
+        yield int(line[1]), _unquoted(line[2]), _unquoted(line[3])
+        start = line.end()
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if cell.startswith('"') else cell
 
 
 def unlisted_folders(index: Path) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from index.arrays import map_array
-from phosphene.durable_files import save_array
+from phosphene.durable_files import save_array, sync_path
 from phosphene.errors import ArtefactDamaged, ArtefactMissing
 
 __all__ = ["RowDigests", "read_digests", "write_digests"]
@@ -51,10 +51,12 @@ class RowDigests(Sequence[str]):
 
 
 def write_digests(path: Path, digests: RowDigests) -> None:
-    """Write the digests of a job that runs in parts, so that they are whole or absent."""
+    """Write the digests of a job that runs in parts, so that they are whole or absent, also after a power cut."""
     draft = path.with_name(path.name + ".draft")
     save_array(draft, digests._digests)
+    sync_path(draft)
     draft.replace(path)
+    sync_path(path.parent)
 
 
 def read_digests(path: Path) -> RowDigests:
@@ -68,7 +70,12 @@ def read_digests(path: Path) -> RowDigests:
         raise ArtefactMissing(
             f"{path.name} is not in {path.parent.name!r}: run `python -m index plan` with the same --out again"
         )
-    found = map_array(path, np.uint8, 2)
+    try:
+        found = map_array(path, np.uint8, 2)
+    except ArtefactDamaged as error:
+        raise ArtefactDamaged(
+            f"{path.name} in {path.parent.name!r} is damaged: run `python -m index plan` with the same --out again"
+        ) from error
     if found.shape[1] != _BYTES:
         raise ArtefactDamaged(f"{path.name} has {found.shape[1]} bytes a row; due are {_BYTES}: plan the job again")
     return RowDigests(found)

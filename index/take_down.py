@@ -63,14 +63,18 @@ class TakeDownResult:
 def read_requests(path: Path) -> list[Request]:
     """Read a list: on each line a sha256 or a uri, and after a tab, where there is one, the reason.
 
+    Where every line feed follows a carriage return, the two end a line; where one does not, a carriage return is part
+    of the name that it stands in. A byte order mark is no part of a name.
+
     Raises:
         SettingError: it is no UTF-8.
     """
     try:
-        # A name may hold whatever else ends a line for Python, and begin or end with spaces.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingError(f"{path} is no UTF-8 text ({error}); write one sha256 or uri on each line") from error
+    # A name may hold whatever else ends a line for Python, and begin or end with spaces.
+    lines = text.split("\r\n" if text.count("\r\n") == text.count("\n") else "\n")
     parts = [line.partition("\t") for line in lines if line.strip()]
     return [Request(what=_named(what), reason=reason.strip() or None) for what, _, reason in parts]
 
@@ -131,7 +135,7 @@ def _resolved(job: TakeDownJob, images: ImageTable) -> dict[str, str | None]:
 
 
 def check_nothing_comes_back(current: Path, indexes: Mapping[str, Path], tombstones: Mapping[str, Path]) -> None:
-    """Refuse a generation that shows what the one before it took down, be its index called another name.
+    """Refuse a generation that shows what one before it took down, be its index called another name.
 
     Args:
         current: the file that names the generation so far; where there is none, nothing is checked.
@@ -164,7 +168,8 @@ def _successions(current: Path, indexes: Mapping[str, Path]) -> list[tuple[Membe
         before = read_current(current)
     except ArtefactError as error:
         raise SettingError(f"what is down now cannot be told: {error}; or say --put-back where nothing is") from error
-    return [(member, name) for member in before.tombstones for name in before.successors(member.name, indexes)]
+    remembered = (*before.tombstones, *before.left_tombstones)
+    return [(member, name) for member in remembered for name in before.successors(member.name, indexes)]
 
 
 def _down(current: Path, member: Member) -> Mapping[str, str | None]:

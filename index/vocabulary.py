@@ -25,11 +25,13 @@ _LENGTH_LIMIT = 256
 def read_vocabulary(path: Path) -> tuple[str, ...]:
     """Read a file of words or phrases, one a line, in UTF-8; blank lines and repeats do not count.
 
+    A byte order mark, which editors on Windows put first, is no part of a word.
+
     Raises:
         SettingError: it cannot be read, or holds too few, too many or too long ones.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
         raise SettingError(
             f"the vocabulary {str(path)!r} cannot be read ({cause}); name a UTF-8 file with a word on each line"

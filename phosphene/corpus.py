@@ -162,7 +162,7 @@ def open_corpus(source: str, *, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> Corp
 def _read_folder(storage: Storage) -> tuple[PackedRows, str, Mapping[str, int], Sequence[str]]:
     listing = storage.files()
     images = [file for file in listing.files if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES]
-    tars = [file for file in listing.files if "/" not in file and file.endswith(".tar")]
+    tars = _tars(listing.files, beside_images=bool(images))
     if images and tars:
         raise CorpusError(
             f"folder {storage.name!r} holds {len(images)} images and {len(tars)} tars; it is unclear which are meant: "
@@ -176,6 +176,13 @@ def _read_folder(storage: Storage) -> tuple[PackedRows, str, Mapping[str, int], 
     names = sorted([*images, *listing.unlistable])
     rows = PackedRows.pack((ListedImage(uri=name, label=_folder_label(name)), None) for name in names)
     return rows, "folder", skipped, listing.unlistable
+
+
+def _tars(files: Sequence[str], *, beside_images: bool) -> list[str]:
+    """Return the tars at the top; those in capitals where nothing else is an image or a tar."""
+    top = [file for file in files if "/" not in file]
+    tars = [file for file in top if file.endswith(".tar")]
+    return tars if tars or beside_images else [file for file in top if file.lower().endswith(".tar")]
 
 
 def _folder_label(name: str) -> str | None:

@@ -16,6 +16,7 @@ from phosphene.errors import CorpusError
 __all__ = ["ListedImage", "read_list"]
 
 _PATH_COLUMNS = ("file", "path", "uri", "image")
+_WORD_COLUMNS = ("label", "caption")
 _SHOWN = 5
 
 
@@ -99,14 +100,47 @@ def _parquet_records(storage: Storage, name: str) -> Iterator[tuple[str, dict[st
                 columns=[n for n, keep in zip(file.schema_arrow.names, kept, strict=True) if keep]
             ):
                 names = [column.strip().lower() for column in batch.schema.names]
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    cells: list[Any] = list(values)
-                    yield f"row {place}", {n: None if v is None else str(v) for n, v in zip(names, cells, strict=True)}
+                texts = [_texts(pa, values, n, place, name) for n, values in zip(names, batch.columns, strict=True)]
+                for cells in zip(*texts, strict=True):
+                    yield f"row {place}", dict(zip(names, cells, strict=True))
                     place += 1
     except pa.ArrowException as error:
         raise CorpusError(f"list {name!r} is no Parquet file ({error}); write it anew") from error
     except OSError as error:
         raise CorpusError(f"list {name!r} cannot be read: {error.strerror or error}") from error
+
+
+def _texts(pa: Any, values: Any, column: str, first: int, name: str) -> list[str | None]:
+    """Return a column of a batch, whose first row is row `first` of the list; NaN is no label and no caption."""
+    try:
+        cells = values.to_pylist()
+    except (ValueError, OverflowError, LookupError):
+        cells = [
+            _cell(pa, value, f"row {row}, column {column!r} of list {name!r}")
+            for row, value in enumerate(values, first)
+        ]
+    if column in _WORD_COLUMNS:
+        cells = [cell if cell == cell else None for cell in cells]
+    return [None if cell is None else str(cell) for cell in cells]
+
+
+def _cell(pa: Any, value: Any, place: str) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{place} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except (ValueError, OverflowError, LookupError):
+        return _time(pa, value)
+
+
+def _time(pa: Any, value: Any) -> str:
+    """Write a time that no value of Python holds, exactly: in UTC; as a number with its unit where no clock goes."""
+    kind = value.type
+    if pa.types.is_timestamp(kind) and kind.tz:
+        value = value.cast(pa.timestamp(kind.unit, "UTC"))
+    text = str(value.cast(pa.string()).as_py())
+    is_number = pa.types.is_duration(kind) or "out of range" in text
+    return f"{value.value} {value.type}" if is_number else text
 
 
 def _is_scalar(pa: Any, kind: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -21,6 +21,8 @@ from phosphene.errors import CorpusError
 __all__ = ["TarListing", "scan_tar"]
 
 _TEXT_LIMIT_BYTES = 2**20
+_FILE_LIMIT_BYTES = 2**63 - 1
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class _Sample:
     uri: str = ""
     label: str | None = None
     caption: str | None = None
-    described: dict[str, Any] = field(default_factory=dict)
+    described: dict[str, str] = field(default_factory=dict)
     text_count: int = 0
 
 
@@ -52,7 +54,8 @@ def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> T
         image_suffixes: what the names of images end in, in lower case.
 
     Raises:
-        CorpusError: no plain tar, cut off, a sample with two images, or a description that cannot be read.
+        CorpusError: no plain tar, cut off, a sample with two images, images whose names are not UTF-8, or a description
+            that cannot be read.
     """
     samples: dict[str, _Sample] = {}
     skipped: Counter[str] = Counter()
@@ -60,7 +63,7 @@ def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> T
     if byte_count is None:
         raise CorpusError(f"tar {name!r} does not exist; name one that does")
     try:
-        with storage.open(name) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with storage.open(name) as stream, _open(stream) as tar:
             for member in tar:
                 if member.isdir():
                     continue
@@ -84,8 +87,44 @@ def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> T
         raise CorpusError(f"tar {name!r} cannot be read: {error.strerror or error}") from error
     if text_count := sum(sample.text_count for sample in samples.values() if sample.image is None):
         skipped["texts without an image"] = text_count
+    _refuse_broken_names([sample.uri for sample in samples.values() if sample.image is not None], name)
     images = [(_listed(sample), sample.image) for sample in samples.values() if sample.image is not None]
     return TarListing(images=images, skipped_counts=skipped)
+
+
+def _open(stream: Any) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
+
+
+class _Header(tarfile.TarInfo):
+    """A header, checked as it is read: tarfile follows a negative size backwards, and for ever."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        """Read one header.
+
+        Raises:
+            TarError: it is none, or its size is negative.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.ReadError(f"a header has the size {header.size}")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
+        """Read the next header and those that extend it, which have the last word on its size.
+
+        Raises:
+            TarError: it is none, cannot be understood, or its file ends before it begins or where none does.
+        """
+        try:
+            header = super().fromtarfile(tar)
+        except (ValueError, LookupError, RecursionError) as error:
+            raise tarfile.ReadError(f"a header cannot be understood: {error}") from error
+        if header.size < 0 or not header.offset_data <= tar.offset <= _FILE_LIMIT_BYTES:
+            raise tarfile.ReadError(f"the header of {header.name!r} has the size {header.size}")
+        return header
 
 
 def _add(
@@ -131,18 +170,42 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> str:
         raise CorpusError(f"{member.name!r} in tar {name!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
-def _described(text: str, member: tarfile.TarInfo, name: str) -> dict[str, Any]:
+def _described(text: str, member: tarfile.TarInfo, name: str) -> dict[str, str]:
     try:
         described = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{member.name!r} in tar {name!r} is no JSON ({error}); write it anew") from error
     if not isinstance(described, dict):
         raise CorpusError(f"{member.name!r} in tar {name!r} is a {type(described).__name__}; it has to be an object")
-    return described
+    words = {key: str(value) for key, value in described.items() if isinstance(value, str | int | float)}
+    broken = [key for key, value in words.items() if not _is_unicode(key + value)]
+    if broken:
+        raise CorpusError(
+            f"{member.name!r} in tar {name!r} has half of a surrogate pair, which is no character, in or under "
+            f"{', '.join(map(ascii, broken[:_SHOWN]))}; write it anew"
+        )
+    return words
+
+
+def _refuse_broken_names(uris: Sequence[str], name: str) -> None:
+    broken = [uri for uri in uris if not _is_unicode(uri)]
+    if broken:
+        raise CorpusError(
+            f"the names of {len(broken)} images in tar {name!r} are not UTF-8: {', '.join(map(ascii, broken[:_SHOWN]))}"
+            f"{' and more' if len(broken) > _SHOWN else ''}; rename them"
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _listed(sample: _Sample) -> ListedImage:
-    described = {key: str(value) for key, value in sample.described.items() if isinstance(value, str | int | float)}
+    described = dict(sample.described)
     label, caption = described.pop("label", None), described.pop("caption", None)
     return ListedImage(
         uri=sample.uri, label=sample.label or label or None, caption=sample.caption or caption or None, extra=described

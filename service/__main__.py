@@ -156,8 +156,9 @@ def _command() -> int:
             from service.check import check
 
             return check()
-        case _:
-            sys.stderr.write(_usage())
+        case unknown:
+            told = f"{' '.join(unknown)!r} is not one of check, configuration and --help"
+            sys.stderr.write(f"{_usage()}\nservice: {told}\n")
             return 2
 
 

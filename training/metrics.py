@@ -6,6 +6,7 @@ that no scrape sees half of it. Knows nothing of training.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from phosphene.errors import SettingError
 from training.journal import JournalLine
 
 _GAUGES: dict[str, tuple[str, Callable[[JournalLine], float | None]]] = {
@@ -37,9 +39,19 @@ class MetricsFile(Collector):
     """One textfile with the newest figures of every run that writes to it."""
 
     def __init__(self, path: Path) -> None:
-        """Write to `path`; its folder is made where it is missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        """Write to `path`, or to what it points to; its folder is made where it is missing.
+
+        Raises:
+            SettingError: a folder, a device or a pipe is there.
+        """
+        if path.exists() and not path.is_file():
+            # The renamed file would take its place.
+            raise SettingError(
+                f"the metrics file {str(path)!r} is no regular file, which alone can be replaced whole; name another"
+            )
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._path = target
         self._newest: dict[str, JournalLine] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)

@@ -19,7 +19,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
         SettingError: no such file, no UTF-8 text, no names, too many, or one of them twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
         raise SettingError(
             f"--vocabulary {str(path)!r} cannot be read as UTF-8 text; give a file with one name per line"

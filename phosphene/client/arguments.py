@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import get_args
+from urllib.parse import urlsplit
 
 from phosphene.client.options import ExplainPartName, ImageSimilarity, NeuronOrderName
+from phosphene.client.page_file import check_page_path
 from phosphene.client.transport import DEFAULT_ADDRESS
+from phosphene.errors import SettingError
 
 __all__ = ["build_parser"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UINT32_LIMIT = 2**32 - 1
 _PAGE_LIMIT = 1000
+_DAY_S = 24 * 60 * 60
 _DEFAULT_METRICS = "http://127.0.0.1:9464/metrics"
 
 
@@ -32,7 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     def verb(name: str, said: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         description = f"{said[0].upper()}{said[1:]}."
-        return verbs.add_parser(name, parents=parents, help=said, description=description)
+        made = verbs.add_parser(name, parents=parents, help=said, description=description, allow_abbrev=False)
+        # What every argument passes for which no other type is named.
+        made.register("type", None, _text)
+        return made
 
     _add_explain(verb("explain", "what lights up on an image", shared))
     _add_explain_images(verb("explain-images", "what lights up on each of many", place))
@@ -59,7 +66,9 @@ def _access_options() -> argparse.ArgumentParser:
 
 def _place_options(access: argparse.ArgumentParser) -> argparse.ArgumentParser:
     place = argparse.ArgumentParser(add_help=False, parents=[access])
-    place.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service (%(default)s)")
+    place.add_argument(
+        "--server", type=_address, default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service (%(default)s)"
+    )
     place.add_argument("--bundle", default="", metavar="NAME", help="a bundle; its default one if left out")
     place.add_argument("--corpus", default="", metavar="NAME", help="a corpus of the bundle; its default one likewise")
     place.add_argument("--include-sensitive", action="store_true", help="show what the service calls sensitive, too")
@@ -158,7 +167,9 @@ def _add_top(parser: argparse.ArgumentParser) -> None:
 
 def _add_admin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("status", "reload", "drain"), help="what to ask of the replica")
-    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="its admin port (PHOSPHENE_ADMIN_LISTEN)")
+    parser.add_argument(
+        "--address", type=_address, required=True, metavar="HOST:PORT", help="its admin port (PHOSPHENE_ADMIN_LISTEN)"
+    )
     parser.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help="seconds to wait (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
@@ -212,13 +223,32 @@ def _neuron_id(value: str) -> int:
 
 def _seconds(value: str) -> float:
     seconds = _number(value)
-    if not (isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    if not 0 < seconds <= _DAY_S:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0, and {_DAY_S} (a day) at most")
     return seconds
 
 
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{os.fsencode(value)!r} is not UTF-8; type it as UTF-8") from None
+    return value
+
+
+def _address(value: str) -> str:
+    if not value.strip():
+        raise argparse.ArgumentTypeError(f"{value!r} is no address; say HOST:PORT, such as {DEFAULT_ADDRESS}")
+    return _text(value)
+
+
 def _url(value: str) -> str:
-    if not value.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(_text(value))
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
         raise argparse.ArgumentTypeError(f"{value!r} is no address of a page; say http://HOST:PORT/metrics")
     return value
 
@@ -253,8 +283,8 @@ def _parts(value: str) -> Sequence[str]:
 
 def _page(value: str) -> Path:
     path = Path(value)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{value!r} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
+    try:
+        check_page_path(path)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return path

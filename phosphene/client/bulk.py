@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ from typing import Unpack
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from phosphene.client.canonical import json_value
+from phosphene.client.image_lines import json_line, text_line
 from phosphene.client.options import ExplainImagesOptions
+from phosphene.client.paths import kind_of
 from phosphene.client.sync import Client
-from phosphene.client.words import neuron_title, number, plain
-from phosphene.errors import ImageUnreadable, PhospheneError
+from phosphene.client.words import number
+from phosphene.errors import ImageUnreadable
 from phosphene.v1.explain_pb2 import ExplainResponse
 
 __all__ = ["Tally", "explain_files", "image_files"]
@@ -47,24 +48,56 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     """Return the files that are named, and those in folders that are named, by suffix and in order of their names.
 
     Raises:
-        ImageUnreadable: a path does not exist, or a folder holds no JPEG, PNG or WebP file.
+        ImageUnreadable: a path does not exist or cannot be reached, or a folder, or one in it, cannot be listed or
+            holds no JPEG, PNG or WebP file.
     """
     files: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            if not path.exists():
+        try:
+            kind = kind_of(path)
+        except OSError as error:
+            raise ImageUnreadable(
+                f"{str(path)!r} cannot be read: {error.strerror}; give files or folders that you may read",
+                field="image",
+            ) from error
+        match kind:
+            case "nothing":
                 raise ImageUnreadable(
                     f"{str(path)!r} does not exist; give files or folders of JPEG, PNG or WebP files", field="image"
                 )
-            files.append(path)
-            continue
-        found = sorted(each for each in path.rglob("*") if each.suffix.lower() in _SUFFIXES and each.is_file())
-        if not found:
-            raise ImageUnreadable(
-                f"folder {str(path)!r} holds no file that ends in {', '.join(sorted(_SUFFIXES))}", field="image"
-            )
-        files += found
+            case "folder":
+                files += _files_in(path)
+            case _:
+                files.append(path)
     return files
+
+
+def _files_in(folder: Path) -> list[Path]:
+    failures: list[OSError] = []
+    listed = os.walk(folder, onerror=failures.append)
+    found = sorted(path for at, _, names in listed for name in names if _may_be_image(path := Path(at, name)))
+    if failures:
+        # A walk names the folder that each failure is about.
+        said = ", ".join(f"{str(each.filename)!r} ({each.strerror})" for each in failures)
+        raise ImageUnreadable(
+            f"what these folders hold cannot be listed: {said}; make them readable, or name only what you may read",
+            field="image",
+        )
+    if not found:
+        raise ImageUnreadable(
+            f"folder {str(folder)!r} holds no file that ends in {', '.join(sorted(_SUFFIXES))}", field="image"
+        )
+    return found
+
+
+def _may_be_image(path: Path) -> bool:
+    if path.suffix.lower() not in _SUFFIXES:
+        return False
+    try:
+        return kind_of(path) == "file"
+    except OSError:
+        # The line of this file will tell why it cannot be read.
+        return True
 
 
 def explain_files(
@@ -91,6 +124,7 @@ def explain_files(
     Raises:
         PhospheneError: the call failed as a whole.
     """
+    parts = options["parts"] = tuple(options.get("parts", ())) or ("neurons",)
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     shown = Progress(
         *columns,
@@ -110,25 +144,6 @@ def explain_files(
                     tally.explained_count += 1
                 case _:
                     tally.failed_count += 1
-            write_line(_json_line(file, outcome) if as_json else _text_line(file, outcome))
+            write_line(json_line(file, outcome) if as_json else text_line(file, outcome, parts))
             speed = shown.tasks[0].speed
             shown.update(task, advance=1, rate=f"{number(speed)} a second" if speed else "")
-
-
-def _json_line(file: Path, outcome: ExplainResponse | PhospheneError) -> str:
-    said: dict[str, object] = {"image": str(file)}
-    match outcome:
-        case ExplainResponse():
-            said["explanation"] = json_value(outcome)
-        case _:
-            said["error"] = {"kind": type(outcome).__name__, "message": str(outcome)}
-    return json.dumps(said, ensure_ascii=False)
-
-
-def _text_line(file: Path, outcome: ExplainResponse | PhospheneError) -> str:
-    match outcome:
-        case ExplainResponse():
-            neurons = (f"{neuron_title(each.neuron)} {number(each.activation)}" for each in outcome.neurons)
-            return plain(f"{file}: {', '.join(neurons) or 'no neuron fires'}")
-        case _:
-            return plain(f"{file}: {type(outcome).__name__}: {outcome}")

@@ -11,22 +11,19 @@
     phosphene top --metrics http://127.0.0.1:9464/metrics
     phosphene admin status --address 127.0.0.1:50052
 
-Exit status: 0 with an answer; 1 where the service refuses, fails or is not there, be it for one of many images; 2 where
-what was typed is wrong, told before anything is asked. Answers go to standard output, all else to standard error.
+Exit status: 0 with an answer; 1 where the service refuses, fails or is not there, be it for one of many images, or
+where standard output cannot be written; 2 where what was typed is wrong, told before anything is asked. Answers go to
+standard output, all else to standard error.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from google.protobuf.message import Message
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from phosphene.client.access import AccessOptions, read_token
 from phosphene.client.admin import AdminClient
@@ -35,7 +32,9 @@ from phosphene.client.bulk import Tally, explain_files, image_files
 from phosphene.client.canonical import to_json
 from phosphene.client.options import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place, SearchImagesOptions
 from phosphene.client.page import explanation_page, neuron_page
+from phosphene.client.page_file import write_page
 from phosphene.client.requests import read_image
+from phosphene.client.standard_streams import answer_console, progress_console, run_with_output, say, write
 from phosphene.client.sync import Client
 from phosphene.client.tables import (
     explanation_view,
@@ -46,8 +45,8 @@ from phosphene.client.tables import (
     neuron_view,
 )
 from phosphene.client.top import run_top
-from phosphene.client.words import operation_words, plain
-from phosphene.errors import InputError, PhospheneError
+from phosphene.client.words import operation_words
+from phosphene.errors import InputError, PhospheneError, SettingError
 from phosphene.v1.admin_pb2 import DrainResponse, GetStatusResponse, ReloadResponse
 from phosphene.v1.models_pb2 import ListModelsResponse, Model
 from phosphene.v1.neurons_pb2 import GetNeuronResponse, NeuronMatch
@@ -58,8 +57,6 @@ __all__ = ["main"]
 _LATER_NEURON_PARTS: tuple[NeuronPartName, ...] = ("histogram", "co_active_neurons")
 _LATER_CHOICES = {"neurons": ("order", "--order"), "images": ("query", "neuron expressions")}
 _EXEMPLARS_OF_A_RELATIVE = 5
-# Where output goes to a file or a pipe there is no width to fold tables to.
-_PIPE_WIDTH = 140
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with 2 where the arguments cannot be parsed, with 0 after `--help`.
     """
     args = build_parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    return run_with_output(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     match args.verb:
         case "top":
             return _top(args)
@@ -93,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _explain_images(args)
         case "admin":
             return _admin(args)
+        case _:
+            return _answer(args)
+
+
+def _answer(args: argparse.Namespace) -> int:
     try:
         image = read_image(args.image) if getattr(args, "image", None) is not None else None
         prepared = Client(args.server, timeout_s=args.timeout, **_access(args))
@@ -106,11 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     try:
-        _show(reply, args)
-    except BrokenPipeError:
-        return _unread()
-    except OSError as error:
+        if reply.page is not None:
+            write_page(reply.page, args.html)
+            say(f"wrote {args.html}")
+    except SettingError as error:
         return _fail(error, 2)
+    _show(reply, args)
     return 0
 
 
@@ -120,8 +125,6 @@ def _explain_images(args: argparse.Namespace) -> int:
         prepared = Client(args.server, timeout_s=args.timeout, **_access(args))
     except InputError as error:
         return _fail(error, 2)
-    # Where lines scroll by on the same terminal, they are the progress.
-    progress = Console(file=sys.stderr) if sys.stderr.isatty() and not sys.stdout.isatty() else None
     tally = Tally(image_count=len(files))
     status = 0
     try:
@@ -130,9 +133,9 @@ def _explain_images(args: argparse.Namespace) -> int:
                 client,
                 files,
                 tally,
-                write_line=_write_line,
+                write_line=lambda line: write(f"{line}\n"),
                 as_json=args.json_lines,
-                progress=progress,
+                progress=progress_console(),
                 parts=args.parts or ["fidelity", "neurons"],
                 top_n=args.top,
                 digest_first=args.digest_first,
@@ -143,9 +146,7 @@ def _explain_images(args: argparse.Namespace) -> int:
         status = _fail(error, 1)
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        return _unread()
-    sys.stderr.write(f"phosphene: {tally}\n")
+    say(str(tally))
     return status or int(tally.failed_count > 0)
 
 
@@ -161,7 +162,7 @@ def _admin(args: argparse.Namespace) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 130
-    sys.stdout.write(to_json(answer) if args.json else f"{operation_words(answer)}\n")
+    write(to_json(answer) if args.json else f"{operation_words(answer)}\n")
     return 0
 
 
@@ -178,9 +179,8 @@ def _operated(client: AdminClient, action: str) -> GetStatusResponse | ReloadRes
 
 
 def _top(args: argparse.Namespace) -> int:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
     try:
-        run_top(console, args.metrics, once=args.once, interval_s=args.interval, timeout_s=args.timeout)
+        run_top(answer_console(), args.metrics, once=args.once, interval_s=args.interval, timeout_s=args.timeout)
     except PhospheneError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
@@ -253,7 +253,7 @@ def _neuron(client: Client, args: argparse.Namespace) -> _Reply:
         # Nobody asked for these parts by name, so an older service's answer without them will do.
         answer = _asked_neuron(client, args, parts)
         left_out = ", ".join(_LATER_NEURON_PARTS)
-        sys.stderr.write(f"phosphene: the service is older than this command; the answer is without {left_out}\n")
+        say(f"the service is older than this command; the answer is without {left_out}")
     page = neuron_page(answer, similar=_relatives(client, args, answer)) if args.html else None
     return _Reply(answer=answer, view=neuron_view(answer), page=page)
 
@@ -362,31 +362,10 @@ def _wants_thumbnails(args: argparse.Namespace) -> bool:
 
 
 def _show(reply: _Reply, args: argparse.Namespace) -> None:
-    if reply.page is not None:
-        _write_page(reply.page, args.html)
     if args.json:
-        sys.stdout.write(to_json(reply.answer, include_thumbnails=args.thumbnails))
+        write(to_json(reply.answer, include_thumbnails=args.thumbnails))
     else:
-        Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False).print(reply.view)
-    sys.stdout.flush()
-
-
-def _write_page(page: str, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    sys.stderr.write(f"phosphene: wrote {path}\n")
-
-
-def _write_line(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def _unread() -> int:
-    # The reader, such as `head`, has seen enough; nothing is left to flush to it at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        answer_console().print(reply.view)
 
 
 def _older_service(error: PhospheneError, verb: str) -> str:
@@ -398,5 +377,5 @@ def _older_service(error: PhospheneError, verb: str) -> str:
 
 
 def _fail(error: Exception, status: int, *, hint: str = "") -> int:
-    sys.stderr.write(f"phosphene: {plain(str(error))}{hint}\n")
+    say(f"{error}{hint}")
     return status

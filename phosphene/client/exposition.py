@@ -97,9 +97,9 @@ def fetch_scrape(url: str, *, timeout_s: float) -> Scrape:
     Raises:
         ServiceUnreachable: nobody answers, or what answers is no page of metrics.
     """
-    # As for gRPC: a proxy of the environment is for the world outside.
-    proxies: dict[str, str] | None = {} if is_on_this_machine(urlsplit(url).netloc) else None
     try:
+        # As for gRPC: a proxy of the environment is for the world outside.
+        proxies: dict[str, str] | None = {} if is_on_this_machine(urlsplit(url).netloc) else None
         with urllib.request.build_opener(urllib.request.ProxyHandler(proxies)).open(url, timeout=timeout_s) as reply:
             page = reply.read(_PAGE_LIMIT_BYTES).decode()
         return parse_scrape(page)

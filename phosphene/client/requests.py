@@ -19,6 +19,7 @@ from phosphene.client.options import (
     SearchImagesOptions,
     SearchNeuronsOptions,
 )
+from phosphene.client.paths import kind_of
 from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError
 from phosphene.v1.explain_pb2 import ExplainPart, ExplainRequest
 from phosphene.v1.images_pb2 import GetImageRequest, ImageMetric, SearchImagesRequest
@@ -66,7 +67,7 @@ def image_query(
 
     Raises:
         InputError: neither or both are given, or the digest is not 64 lowercase hexadecimal digits.
-        ImageUnreadable: there is no such file.
+        ImageUnreadable: there is no such file, or it cannot be read.
         ImageTooLarge: more than `limit_bytes`; told before the file is read.
     """
     if (image is None) == (sha256 is None):
@@ -81,21 +82,24 @@ def read_image(image: ImageSource, *, limit_bytes: int = IMAGE_LIMIT_BYTES) -> b
     """Return the encoded file of an image given as bytes or as a path; whether it is an image, the service tells.
 
     Raises:
-        ImageUnreadable: there is no such file.
+        ImageUnreadable: there is no such file, or it cannot be read.
         ImageTooLarge: more than `limit_bytes`; told before the file is read.
     """
     if isinstance(image, bytes):
         _check_size(len(image), "the image", limit_bytes)
         return image
     path = Path(image)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ImageUnreadable(f"{str(path)!r} {what}; give the path of a JPEG, PNG or WebP file", field="image")
     try:
+        kind = kind_of(path)
+        if kind != "file":
+            what = {"nothing": "does not exist", "folder": "is a folder", "other": "is no regular file"}[kind]
+            raise ImageUnreadable(f"{str(path)!r} {what}; give the path of a JPEG, PNG or WebP file", field="image")
         _check_size(path.stat().st_size, repr(str(path)), limit_bytes)
         return path.read_bytes()
     except OSError as error:
-        raise ImageUnreadable(f"{str(path)!r} cannot be read: {error.strerror}", field="image") from error
+        raise ImageUnreadable(
+            f"{str(path)!r} cannot be read: {error.strerror}; name a file that you may read", field="image"
+        ) from error
 
 
 def explain_request(query: ImageQuery, **options: Unpack[ExplainOptions]) -> ExplainRequest:

@@ -87,7 +87,7 @@ def plain(text: str) -> str:
 
 def number(value: float) -> str:
     """Return a figure with three significant digits."""
-    if value == 0.0 or abs(value) >= 1000.0:
+    if value == 0.0 or abs(value) >= 999.5:  # What is rounded to 1000 has four.
         return f"{value:.0f}"
     return f"{value:#.3g}".rstrip(".")
 
@@ -283,8 +283,13 @@ def operation_words(answer: GetStatusResponse | ReloadResponse | DrainResponse) 
 
 def _cuts(fidelity: Fidelity) -> str:
     # They are in the codes of the tokens, by which fidelity is measured, and not in that of the image.
-    image = (
-        f" {fidelity.cut_count} weaker neurons count in this, but were cut from the code." if fidelity.cut_count else ""
-    )
-    tokens = f" {fidelity.token_cut_count} activations were cut from its tokens." if fidelity.token_cut_count else ""
+    image = tokens = ""
+    if fidelity.cut_count == 1:
+        image = " 1 weaker neuron counts in this, but was cut from the code."
+    elif fidelity.cut_count:
+        image = f" {fidelity.cut_count} weaker neurons count in this, but were cut from the code."
+    if fidelity.token_cut_count == 1:
+        tokens = " 1 activation was cut from its tokens."
+    elif fidelity.token_cut_count:
+        tokens = f" {fidelity.token_cut_count} activations were cut from its tokens."
     return image + tokens

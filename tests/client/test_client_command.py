@@ -1,7 +1,10 @@
 """The command, through its main(): output, exit status, messages."""
 
+import errno
 import json
+import os
 import re
+import threading
 from pathlib import Path
 
 import grpc
@@ -23,6 +26,7 @@ from tests.client.fake_service import Failure, FakeService, serving
 from tests.client.sample_answers import NEURON_COUNT, drawing, model
 
 SHA256 = "0123456789abcdef" * 4
+TOO_LONG = "a" * 300
 
 
 @pytest.fixture
@@ -229,6 +233,18 @@ def test_a_page_mixes_no_two_generations(service: FakeService, tmp_path: Path) -
         (["images"], "EXPRESSION"),
         (["images", "1", "--top", "0"], "'0' is not a whole number from 1 to 100"),
         (["models", "--timeout", "0"], "'0' is not a number of seconds above 0"),
+        (["models", "--timeout", "nan"], "'nan' is not a number of seconds above 0"),
+        (["models", "--timeout", "1e300"], "'1e300' is not a number of seconds above 0, and 86400 (a day) at most"),
+        (["models", "--server", ""], "argument --server: '' is no address; say HOST:PORT"),
+        (["explain", TOO_LONG], "a' cannot be read: File name too long; name a file"),
+        (["explain", "x.jpg", "--html", f"{TOO_LONG}/x.html"], "a/x.html': File name too long; name another file"),
+        (["explain", "x.jpg", "--html", "a" * 250], "a': File name too long; name another file"),
+        (["search", "caf\udce9"], "argument WORDS: b'caf\\xe9' is not UTF-8"),
+        (["similar", "--text", "\udce9"], "argument --text: b'\\xe9' is not UTF-8"),
+        (["images", "\udce9"], "argument EXPRESSION: b'\\xe9' is not UTF-8"),
+        (["neurons", "--filter", "\udce9"], "argument --filter: b'\\xe9' is not UTF-8"),
+        (["explain", "--bundle", "\udce9", "x.jpg"], "argument --bundle: b'\\xe9' is not UTF-8"),
+        (["explain", "--corpus", "\udce9", "x.jpg"], "argument --corpus: b'\\xe9' is not UTF-8"),
         (["dream"], "invalid choice"),
         ([], "usage"),
     ],
@@ -236,7 +252,7 @@ def test_a_page_mixes_no_two_generations(service: FakeService, tmp_path: Path) -
 def test_what_is_typed_wrong_ends_with_2_before_anything_is_asked(
     service: FakeService, capsys, arguments: list[str], said: str
 ) -> None:
-    if arguments:
+    if arguments and "--server" not in arguments:
         arguments = [*arguments, "--server", service.address]
     try:
         status = main(arguments)
@@ -248,6 +264,37 @@ def test_what_is_typed_wrong_ends_with_2_before_anything_is_asked(
     assert "Traceback" not in err
     assert out == ""
     assert not service.requests
+
+
+def test_a_path_that_may_not_be_entered_is_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, real = tmp_path / "closed", Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if closed in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert main(["explain", str(closed / "x.jpg")]) == 2
+    assert f"'{closed}/x.jpg' cannot be read: Permission denied; name a file" in capsys.readouterr().err
+    assert main(["explain-images", str(closed / "photos")]) == 2
+    assert f"'{closed}/photos' cannot be read: Permission denied; give files" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["explain", "x.jpg", "--html", str(closed / "x.html")])
+    assert f"'{closed}/x.html': Permission denied; name another file" in capsys.readouterr().err
+
+
+def test_a_file_may_have_a_name_that_is_not_utf_8(service: FakeService, photo: Path, tmp_path: Path, capsys) -> None:
+    odd, page = photo.rename(photo.with_name("caf\udce9.jpg")), tmp_path / "out.html"
+    assert main(["explain", str(odd), "--html", str(page), "--server", service.address]) == 0
+    assert "caf.jpg" in capsys.readouterr().out
+    assert "caf.jpg" in page.read_text(encoding="utf-8")
+
+
+def test_what_is_no_regular_file_is_no_image(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["explain", str(tmp_path / "pipe")]) == 2
+    assert "is no regular file; give the path" in capsys.readouterr().err
 
 
 def test_what_the_service_refuses_ends_with_1(service: FakeService, photo: Path, tmp_path: Path, capsys) -> None:
@@ -268,6 +315,19 @@ def test_what_the_service_refuses_ends_with_1(service: FakeService, photo: Path,
     assert "there is no bundle nowhere" in refusal("explain", str(photo), "--bundle", "nowhere")
     service.failures.append(Failure(grpc.StatusCode.INTERNAL, "see \x1b[31mr-7\n\nhere"))
     assert "see [31mr-7  here" in refusal("models")
+
+
+def test_a_page_goes_through_a_pipe_and_leaves_it(service: FakeService, tmp_path: Path, capsys) -> None:
+    pipe, pages = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: pages.append(pipe.read_text(encoding="utf-8")), daemon=True)
+    reader.start()
+    assert main(["neuron", "3", "--html", str(pipe), "--server", service.address]) == 0
+    assert pipe.is_fifo()
+    reader.join(timeout=10)
+    assert pages[0].rstrip().endswith("</html>")
+    assert f"wrote {pipe}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_no_service_ends_with_1_and_the_remedy(deserted_address: str, capsys) -> None:

@@ -13,7 +13,9 @@ from phosphene.client.words import (
     percent,
     plain,
     quantile_words,
+    verdict,
 )
+from phosphene.v1.explain_pb2 import Fidelity
 from phosphene.v1.values_pb2 import CodeSearch, CorpusImage, Exemplar, NeuronSummary, SearchEngine
 
 
@@ -38,6 +40,8 @@ def test_percentages() -> None:
 def test_numbers_have_three_digits() -> None:
     values = (0.0, 12.0, 9.6, 123.4, 1234.5, 0.01234, -0.5)
     assert [number(value) for value in values] == ["0", "12.0", "9.60", "123", "1234", "0.0123", "-0.500"]
+    rounded = (999.4, 999.49, 999.5, 999.99, -999.7, 1000.0)
+    assert [number(value) for value in rounded] == ["999", "999", "1000", "1000", "-1000", "1000"]
 
 
 def test_quantiles_and_densities() -> None:
@@ -96,3 +100,15 @@ def test_labels_are_counted_and_captions_stand_in() -> None:
     ]
     assert label_summary([Exemplar(image=image) for image in images]) == "cat ×2, a dog"
     assert label_summary([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("cuts", "token_cuts", "said"),
+    [
+        (0, 0, "holds of this image."),
+        (1, 1, "1 weaker neuron counts in this, but was cut from the code. 1 activation was cut from its tokens."),
+        (2, 3, "2 weaker neurons count in this, but were cut from the code. 3 activations were cut from its tokens."),
+    ],
+)
+def test_what_was_cut_is_counted(cuts: int, token_cuts: int, said: str) -> None:
+    assert verdict(Fidelity(fvu=0.1, cut_count=cuts, token_cut_count=token_cuts)).reason.endswith(said)

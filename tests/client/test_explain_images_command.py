@@ -1,7 +1,9 @@
 """`phosphene explain-images`, through main(): lines, order of files, exit status, what goes where."""
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from collections import deque
@@ -15,9 +17,10 @@ from rich.console import Console
 from phosphene.client import Client
 from phosphene.client.bulk import Tally, explain_files, image_files
 from phosphene.client.command import main
+from phosphene.client.image_lines import text_line
 from phosphene.v1.explain_pb2 import ExplainPart, ExplainResponse
 from tests.client.fake_service import Break, Failure, FakeService
-from tests.client.sample_answers import drawing
+from tests.client.sample_answers import drawing, explanation
 
 
 @pytest.fixture
@@ -53,6 +56,68 @@ def test_json_lines_are_answers_and_errors(service: FakeService, folder: Path, c
     assert ParseDict(said["a.jpg"]["explanation"], ExplainResponse()).neurons
     assert said["notes.txt"]["error"] == {"kind": "InputError", "message": "not an image"}
     assert err == "phosphene: 1 of 2 images explained, 1 failed\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ("fidelity", "FVU 0.0820"),
+        ("scores", "scores: red 24.1, circle 23.1, striped 22.1, <b>big</b> 21.1"),
+        ("code", "code of 2 neurons"),
+        ("patch_activations", "640 × 480 pixels"),
+        ("neurons", "no neuron fires"),
+        ("neurons,fidelity,scores", "no neuron fires; scores: red 24.1, circle 23.1, striped 22.1, <b>big</b> 21.1"),
+        ("nearest_neurons,similar_images", "nearest neurons: none; similar images: none"),
+    ],
+)
+def test_a_line_says_what_was_asked_for(parts: str, said: str) -> None:
+    answer = explanation(neuron_count=0)
+    answer.ClearField("nearest_neurons")
+    answer.ClearField("similar_images")
+    answer.code.neuron_ids.extend([3, 5])
+    answer.image.width, answer.image.height, answer.fidelity.fvu = 640, 480, 0.082
+    assert text_line(Path("q.png"), answer, parts.split(",")) == f"q.png: {said}"
+
+
+def test_neurons_are_missed_only_where_they_were_asked_for(service: FakeService, folder: Path, capsys) -> None:
+    assert main(["explain-images", str(folder / "a.jpg"), "--parts", "scores", "--server", service.address]) == 0
+    assert capsys.readouterr().out.startswith(f"{folder / 'a.jpg'}: scores: red 24.1, circle 23.1")
+
+
+@pytest.mark.parametrize("closed", [".", "deep"])
+def test_a_folder_that_cannot_be_listed_is_named(
+    service: FakeService, folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    real = os.scandir
+
+    def scandir(path: str | Path):
+        if Path(path) == folder / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert main(["explain-images", str(folder), "--server", service.address]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"cannot be listed: '{folder / closed}' (Permission denied); make them readable" in err
+    assert not service.requests
+
+
+def test_an_image_that_may_not_be_reached_has_its_line(
+    service: FakeService, folder: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path == folder / "b.PNG":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert main(["explain-images", str(folder), "--server", service.address]) == 1
+    out, err = capsys.readouterr()
+    assert "b.PNG: ImageUnreadable: " in out
+    assert "4 of 5 images explained, 1 failed" in err
 
 
 def test_digests_go_first_where_that_is_asked(service: FakeService, folder: Path) -> None:
@@ -104,6 +169,7 @@ def test_texts_from_outside_stay_on_their_line(service: FakeService, folder: Pat
     ("arguments", "said"),
     [
         (["no/such"], "'no/such' does not exist"),
+        (["a" * 300], "a' cannot be read: File name too long; give files or folders that you may read"),
         (["{empty}"], "holds no file that ends in .jpeg, .jpg, .png, .webp"),
         ([], "the following arguments are required: PATH"),
         (["x.jpg", "--in-flight", "0"], "'0' is not a whole number from 1 to 1000"),

@@ -244,6 +244,18 @@ def test_a_damaged_page_is_an_error(page):
         parse_scrape(page)
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://", "http://x:99999", "http://x:port/", "ftp://x"])
+def test_what_is_no_address_is_refused_as_typed(url, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["top", "--once", "--metrics", url])
+    assert "say http://HOST:PORT/metrics" in capsys.readouterr().err
+
+
+def test_a_scrape_of_no_address_is_an_error():
+    with pytest.raises(ServiceUnreachable, match="no page of metrics"):
+        fetch_scrape("http://[::1", timeout_s=1.0)
+
+
 def histogram(values, bounds):
     counts = [sum(value <= bound for value in values) for bound in bounds]
     return Scrape(

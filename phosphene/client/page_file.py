@@ -1,0 +1,63 @@
+"""The file that a page is written to: checked before anything is asked, then written whole; knows nothing of pages.
+
+A device or a pipe is written as it is: a file renamed over it would take it away.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from phosphene.client.paths import kind_of
+from phosphene.errors import SettingError
+
+__all__ = ["check_page_path", "write_page"]
+
+
+def check_page_path(path: Path) -> None:
+    """Refuse what no page can be written to, as far as that shows without writing.
+
+    Raises:
+        SettingError: it is a folder, its folder does not exist, or the system refuses the path.
+    """
+    try:
+        kind = kind_of(path)
+        if kind == "folder":
+            raise SettingError(f"{str(path)!r} is a folder; name a file")
+        if kind == "other":
+            return
+        target = _target(path)
+        if kind_of(target.parent) != "folder":
+            raise SettingError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to")
+        kind_of(_draft(target))
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page: a file is replaced once all of it is written, a symbolic link stays one.
+
+    Raises:
+        SettingError: the system does not let it be written.
+    """
+    try:
+        if kind_of(path) == "other":
+            path.write_text(page, encoding="utf-8")
+            return
+        target = _target(path)
+        _draft(target).write_text(page, encoding="utf-8")
+        _draft(target).replace(target)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")
+
+
+def _refused(path: Path, error: OSError) -> SettingError:
+    return SettingError(f"no page can be written to {str(path)!r}: {error.strerror or error}; name another file")
