@@ -15,6 +15,9 @@ __all__ = ["Catalogue", "Entry"]
 
 Entry = tuple[ServedBundle, tuple[ServedCorpus, ...]]
 
+_NAME_LIMIT_CHARACTERS = 64
+"""Of a name in the settings."""
+
 
 class Catalogue:
     """Bundles with their corpora; of each the first is the default."""
@@ -27,12 +30,7 @@ class Catalogue:
     @property
     def id(self) -> str:
         """Names everything that is served, in its order: equal ids answer alike."""
-        return digest_of(
-            [
-                [bundle.name, self._generation_ids[bundle.name], [[c.name, c.state_id] for c in corpora]]
-                for bundle, corpora in self.entries
-            ]
-        )
+        return digest_of([[bundle.name, self._generation_ids[bundle.name]] for bundle, _ in self.entries])
 
     @property
     def generation_ids(self) -> frozenset[str]:
@@ -51,7 +49,7 @@ class Catalogue:
 
     def entry(self, name: str) -> Entry:
         """A bundle with its corpora, the default for an empty name; raises `NotFound` with those served."""
-        wanted = name or next(iter(self._entries))
+        wanted = _cut(name) or next(iter(self._entries))
         if wanted not in self._entries:
             raise NotFound(
                 f"no bundle {wanted!r} here; served are {', '.join(map(repr, self._entries))}",
@@ -69,14 +67,20 @@ class Catalogue:
         bundle, corpora = self.entry(scope.bundle)
         corpus = corpora[0] if corpora else None
         if scope.corpus:
-            corpus = next((entry for entry in corpora if entry.name == scope.corpus), None)
+            wanted = _cut(scope.corpus)
+            corpus = next((entry for entry in corpora if entry.name == wanted), None)
             if corpus is None:
                 known = ", ".join(repr(entry.name) for entry in corpora) or "none"
                 raise NotFound(
-                    f"bundle {bundle.name!r} has no corpus {scope.corpus!r}; its corpora are {known}",
+                    f"bundle {bundle.name!r} has no corpus {wanted!r}; its corpora are {known}",
                     field="corpus",
-                    name=scope.corpus,
+                    name=wanted,
                 )
         if corpus is not None and corpus.reader.flags_id and not scope.include_sensitive:
             corpus = replace(corpus, reader=DiscreetReader(corpus.reader))
         return Generation(bundle=bundle, corpus=corpus, id=self._generation_ids[bundle.name])
+
+
+def _cut(name: str) -> str:
+    """A name as it came; one that is longer than any that is served is cut, and matches none."""
+    return name if len(name) <= _NAME_LIMIT_CHARACTERS else name[:_NAME_LIMIT_CHARACTERS] + "…"

@@ -82,9 +82,17 @@ async def _tls(security: SecuritySettings) -> None:
     if server_credentials(security) is None or security.certificate is None:
         _say("tls", "none, plaintext")
         return
+    # gRPC itself says of files that it refuses no more than that the port cannot be bound.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _load_certificate(context, security)
+    _load_client_ca(context, security)
+    asked = "no certificate asked of clients" if security.client_ca is None else "certificates asked of clients (mTLS)"
+    _say("tls", f"{security.certificate}, {asked}")
+
+
+def _load_certificate(context: ssl.SSLContext, security: SecuritySettings) -> None:
+    assert security.certificate is not None, "plaintext has none"
     try:
-        # gRPC itself says of such files no more than that the port cannot be bound.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(security.certificate, security.key, password=lambda: "")
     except ssl.SSLError as cause:
         raise SettingError(
@@ -92,8 +100,18 @@ async def _tls(security: SecuritySettings) -> None:
             f"{str(security.key)!r}, which do not go together ({cause.reason or cause}); name a certificate and its "
             "own key, without a password"
         ) from cause
-    asked = "no certificate asked of clients" if security.client_ca is None else "certificates asked of clients (mTLS)"
-    _say("tls", f"{security.certificate}, {asked}")
+
+
+def _load_client_ca(context: ssl.SSLContext, security: SecuritySettings) -> None:
+    if security.client_ca is None:
+        return
+    try:
+        context.load_verify_locations(security.client_ca)
+    except ssl.SSLError as cause:
+        raise SettingError(
+            f"PHOSPHENE_TLS_CLIENT_CA is {str(security.client_ca)!r}, which holds a certificate that cannot be read "
+            f"({cause.reason or cause}); name a PEM file of whole certificates"
+        ) from cause
 
 
 async def _callers(security: SecuritySettings) -> None:
@@ -157,6 +175,8 @@ def _served(catalogue: Catalogue) -> list[str]:
         lines += [
             f"index {corpus.name!r} of {bundle.name!r}: {corpus.reader.image_count} images, id {corpus.reader.id}"
             + (f", tombstones {corpus.reader.tombstones_id}" if corpus.reader.tombstones_id else "")
+            + (f", flags {corpus.reader.flags_id}" if corpus.reader.flags_id else "")
+            + (f", names {corpus.reader.names_id}" if corpus.reader.names_id else "")
             + (", codes searched in Qdrant" if corpus.reader.code_engine is SearchEngine.QDRANT else "")
             for corpus in corpora
         ]

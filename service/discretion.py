@@ -29,6 +29,7 @@ from index.values import (
 from phosphene.codes import ImageCode
 from phosphene.errors import NotFound
 from service.corpus_reader import CorpusReader
+from service.queries import SHARED_NEURON_LIMIT
 
 __all__ = ["DiscreetReader"]
 
@@ -168,7 +169,10 @@ class DiscreetReader:
         def search(reader: CorpusReader) -> Sequence[SimilarImage]:
             return reader.similar_images(code, count, exclude_rows=exclude_rows, metric=metric, neuron_ids=neuron_ids)
 
-        found = self._images(search(self._reader), lambda match: match.row, lambda: search(self._discreet))
+        whole = search(self._reader)
+        named = (neuron_id for match in whole for neuron_id in match.shared_neuron_ids[:SHARED_NEURON_LIMIT])
+        self._hidden_neuron_ids |= self._sensitive.intersection(named)
+        found = self._images(whole, lambda match: match.row, lambda: search(self._discreet))
         return [
             replace(match, shared_neuron_ids=tuple(i for i in match.shared_neuron_ids if i not in self._sensitive))
             for match in found

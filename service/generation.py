@@ -215,7 +215,7 @@ class Generation:
 
 
 def generation_id(facts: ModelFacts, corpora: Iterable[ServedCorpus]) -> str:
-    """Digest of a bundle, of what runs it and of all its corpora by name."""
+    """Digest of a bundle, of what runs it and of all its corpora by name, in their order: the first is the default."""
     engine = [facts.engine, facts.engine_id]
-    indexes = {corpus.name: corpus.state_id for corpus in corpora}
+    indexes = [[corpus.name, corpus.state_id] for corpus in corpora]
     return digest_of({"bundle": facts.bundle_id, "engine": engine, "indexes": indexes})

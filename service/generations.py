@@ -91,7 +91,8 @@ class Generations:
     async def load(self) -> bool:
         """Open what the settings name now and switch to it; tells whether it differs from what was served.
 
-        Where images were taken down this returns once the last answer that may show them has been made.
+        Where images were taken down, by this load or by an earlier one, this returns once the last answer that may show
+        them has been made.
 
         Raises:
             ReloadUnderWay: another load has not ended.
@@ -105,7 +106,7 @@ class Generations:
         finally:
             self._loading = None
         outdated = [opened for opened in self._retired if opened.catalogue.generation_ids & self._outdated_ids]
-        if switched and outdated:
+        if outdated:
             await asyncio.gather(*(opened.idle() for opened in outdated))
             log_event("taken down", id=None if self._current is None else self._current.catalogue.id)
         return switched

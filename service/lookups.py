@@ -18,6 +18,7 @@ from service.generation import Generation
 from service.pages import page_offset, page_token
 from service.queries import (
     CODES_ALIKE,
+    SHARED_NEURON_LIMIT,
     CodesAlike,
     ImageSearch,
     LikeExpression,
@@ -63,8 +64,6 @@ __all__ = [
     "patch_map",
     "row_of",
 ]
-
-_SHARED_NEURON_LIMIT = 16
 
 
 def neuron_view(reader: CorpusReader | None, neuron_id: int) -> NeuronView:
@@ -172,7 +171,7 @@ def images_like(
         ImageMatch(
             image=corpus_image(reader, match.row, with_thumbnail=with_thumbnails),
             score=match.similarity,
-            shared_neuron_ids=match.shared_neuron_ids[:_SHARED_NEURON_LIMIT],
+            shared_neuron_ids=match.shared_neuron_ids[:SHARED_NEURON_LIMIT],
         )
         for match in reader.similar_images(code, count, exclude_rows=own_rows, metric=alike.metric, neuron_ids=only)
     )

@@ -152,7 +152,8 @@ def _precondition(kind: str, subject: str, text: str) -> error_details_pb2.Preco
 
 def _plain(text: str, limit_bytes: int = _TEXT_LIMIT_BYTES) -> str:
     """Without control characters, and short: a status travels in HTTP/2 headers, of which clients take 8 KiB."""
-    shown = "".join(character if character.isprintable() else " " for character in text)
+    # A character is a byte or more, so that what is cut here would not be shown; it may be megabytes of a request.
+    shown = "".join(character if character.isprintable() else " " for character in text[: limit_bytes + 1])
     encoded = shown.encode()
     if len(encoded) <= limit_bytes:
         return shown

@@ -19,6 +19,8 @@ __all__ = ["page_offset", "page_token"]
 
 _OFFSET_BYTES = 4
 _SEAL_BYTES = 16
+_TOKEN_CHARACTERS = 27
+"""Both together in base64, without padding."""
 
 
 def page_token(query: NeuronListQuery, generation_id: str, offset: int) -> str:
@@ -35,17 +37,24 @@ def page_offset(query: NeuronListQuery, generation_id: str) -> int:
     """
     if not query.page_token:
         return 0
-    try:
-        raw = base64.b64decode(query.page_token + "=" * (-len(query.page_token) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
+    raw = _raw(query.page_token)
     position, seal = raw[:_OFFSET_BYTES], raw[_OFFSET_BYTES:]
-    if len(raw) != _OFFSET_BYTES + _SEAL_BYTES or seal != _seal(query, generation_id, position):
+    if seal != _seal(query, generation_id, position):
         raise InputError(
             "page_token does not belong to this request and generation; begin again with an empty one",
             field="page_token",
         )
     return int.from_bytes(position, "big")
+
+
+def _raw(token: str) -> bytes:
+    """The bytes of a token, none of what is no token; what is longer than one may be megabytes, and is not read."""
+    if len(token) != _TOKEN_CHARACTERS:
+        return b""
+    try:
+        return base64.b64decode(token + "=", altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def _seal(query: NeuronListQuery, generation_id: str, position: bytes) -> bytes:

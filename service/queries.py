@@ -12,6 +12,7 @@ from index.values import CodeMetric, NeuronFilter, NeuronOrder
 
 __all__ = [
     "CODES_ALIKE",
+    "SHARED_NEURON_LIMIT",
     "CodesAlike",
     "ExplainPart",
     "ExplainQuery",
@@ -180,6 +181,9 @@ CODES_ALIKE = CodesAlike()
 class ResidualsAlike:
     """Images whose residuals are alike, by cosine."""
 
+
+SHARED_NEURON_LIMIT = 16
+"""Most neurons that are named for an image with a code that is alike; no request asks for more."""
 
 Similarity = CodesAlike | ResidualsAlike
 

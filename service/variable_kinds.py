@@ -5,6 +5,7 @@ Knows no variable by name.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,11 @@ class ListenAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            # Another name, which may be anybody's: 127.example.org is one too.
+            return False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class AdminServiceServicer:
         """Reads what the settings name again, and switches to it as one generation once all of it is loaded and warm. Nothing
         changes where any of it is missing, damaged or does not belong together: FAILED_PRECONDITION with the reason. While
         another reload is under way: ABORTED. Where images were taken down, the reply comes once the last answer that began
-        before the switch has been made: from it on no answer shows them.
+        before the switch has been made: from it on no answer shows them. A reload that is asked again meanwhile waits likewise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class AdminServiceStub:
     """Reads what the settings name again, and switches to it as one generation once all of it is loaded and warm. Nothing
     changes where any of it is missing, damaged or does not belong together: FAILED_PRECONDITION with the reason. While
     another reload is under way: ABORTED. Where images were taken down, the reply comes once the last answer that began
-    before the switch has been made: from it on no answer shows them.
+    before the switch has been made: from it on no answer shows them. A reload that is asked again meanwhile waits likewise.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Says NOT_SERVING to health checks, lets accepted work end, and ends the process, as SIGTERM does."""
@@ -57,7 +57,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Reads what the settings name again, and switches to it as one generation once all of it is loaded and warm. Nothing
     changes where any of it is missing, damaged or does not belong together: FAILED_PRECONDITION with the reason. While
     another reload is under way: ABORTED. Where images were taken down, the reply comes once the last answer that began
-    before the switch has been made: from it on no answer shows them.
+    before the switch has been made: from it on no answer shows them. A reload that is asked again meanwhile waits likewise.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Says NOT_SERVING to health checks, lets accepted work end, and ends the process, as SIGTERM does."""
@@ -78,7 +78,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads what the settings name again, and switches to it as one generation once all of it is loaded and warm. Nothing
         changes where any of it is missing, damaged or does not belong together: FAILED_PRECONDITION with the reason. While
         another reload is under way: ABORTED. Where images were taken down, the reply comes once the last answer that began
-        before the switch has been made: from it on no answer shows them.
+        before the switch has been made: from it on no answer shows them. A reload that is asked again meanwhile waits likewise.
         """
 
     @_abc_1.abstractmethod

@@ -110,15 +110,16 @@ class ExplainRequest(_message.Message):
     """How many nearest neurons to list: 1 to 100, else INVALID_ARGUMENT. Unset: 10."""
     exemplars_per_neuron: _builtins.int
     """How many top images each listed neuron shows: 1 to 128, else INVALID_ARGUMENT. Unset: 9. A neuron that fires on
-    fewer images, or an index that keeps fewer, gives fewer.
+    fewer images, or an index that keeps fewer, gives fewer. A request that could list more than 8192 images
+    ((neurons + nearest neurons) x exemplars + similar images, of the parts that it names): INVALID_ARGUMENT.
     """
     similar_count: _builtins.int
     """How many similar images to list: 1 to 100, else INVALID_ARGUMENT. Unset: 12. A smaller corpus gives fewer."""
     score_count: _builtins.int
     """How many scores to list: 1 to 1000, else INVALID_ARGUMENT. Unset: 10."""
     include_thumbnails: _builtins.bool
-    """Whether every listed image carries its thumbnail. A request that could list more than 1024 images
-    ((neurons + nearest neurons) x exemplars + similar images) with thumbnails: INVALID_ARGUMENT. False: none does.
+    """Whether every listed image carries its thumbnail. A request that could list more than 1024 images, counted as for
+    `exemplars_per_neuron`, with thumbnails: INVALID_ARGUMENT. False: none does.
     """
     include_patch_maps: _builtins.bool
     """Whether every top image carries the map of the neuron that it is listed for (`PatchMap`). False: none does."""
@@ -133,8 +134,9 @@ class ExplainRequest(_message.Message):
     @_builtins.property
     def parts(self) -> _containers.RepeatedScalarFieldContainer[Global___ExplainPart.ValueType]:
         """What to answer; the work for what is not named is not done. Empty: EXPLAIN_PART_NEURONS alone. Order and repetition
-        do not matter. EXPLAIN_PART_UNSPECIFIED or an unknown value: INVALID_ARGUMENT. A part that this bundle, corpus or kind
-        of image query cannot give: FAILED_PRECONDITION; a part that was asked for is never left out in silence.
+        do not matter. EXPLAIN_PART_UNSPECIFIED, an unknown value or more than 64 values: INVALID_ARGUMENT. A part that this
+        bundle, corpus or kind of image query cannot give: FAILED_PRECONDITION; a part that was asked for is never left out in
+        silence.
         """
 
     def __init__(

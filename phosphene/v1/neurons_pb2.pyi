@@ -174,7 +174,7 @@ class GetNeuronRequest(_message.Message):
     @_builtins.property
     def parts(self) -> _containers.RepeatedScalarFieldContainer[Global___NeuronPart.ValueType]:
         """What to answer beside statistics and names. Empty: only those. Order and repetition do not matter.
-        NEURON_PART_UNSPECIFIED or an unknown value: INVALID_ARGUMENT.
+        NEURON_PART_UNSPECIFIED, an unknown value or more than 64 values: INVALID_ARGUMENT.
         """
 
     def __init__(
@@ -629,8 +629,8 @@ class SearchNeuronsRequest(_message.Message):
     include_top_images: _builtins.bool
     """Whether every neuron shows its top images. False: none does."""
     exemplars_per_neuron: _builtins.int
-    """How many top images each neuron shows: 1 to 128, else INVALID_ARGUMENT. Unset: 9. Not looked at without
-    `include_top_images`, but checked.
+    """How many top images each neuron shows: 1 to 128, else INVALID_ARGUMENT; `count` times this many above 8192 too. Unset:
+    9. Not looked at without `include_top_images`, but checked to be 1 to 128.
     """
     include_thumbnails: _builtins.bool
     """Whether every listed image carries its thumbnail. More than 1024 images with thumbnails: INVALID_ARGUMENT. False:

@@ -188,10 +188,11 @@ class Provenance(_message.Message):
     """Where in the encoder the residual is read, in words: "block 10, cls"."""
     engine: _builtins.str
     """What ran the encoder: "torch", "onnxruntime", or "onnxruntime-int8", whose codes are close to those of the index and
-    not equal to them.
+    not equal to them. An explanation of what the index stored of an image says "torch", with which every index is built;
+    an answer about no image of the request says what runs the encoder as a rule.
     """
     device: _builtins.str
-    """The device it ran on: "cpu", "cuda:0"."""
+    """The device on which the service runs it: "cpu", "cuda:0"."""
     precision: _builtins.str
     """Arithmetic of the encoder and the SAE: "float32"."""
     service_version: _builtins.str

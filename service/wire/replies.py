@@ -8,6 +8,7 @@ from typing import assert_never
 import phosphene
 from index.values import NameSource, NeuronName, SearchEngine
 from phosphene.codes import ImageCode
+from phosphene.engine import EngineName
 from phosphene.v1 import explain_pb2, images_pb2, neurons_pb2, values_pb2
 from service.generation import Generation
 from service.queries import LikeNeuron, LikeText, NeuronSearch
@@ -44,6 +45,8 @@ _NAME_SOURCES = {
     NameSource.CAPTION: values_pb2.NAME_SOURCE_CAPTION,
     NameSource.VOCABULARY: values_pb2.NAME_SOURCE_VOCABULARY,
 }
+_INDEX_ENGINE = str(EngineName.TORCH)
+"""What every index is built with, whatever the service runs."""
 _IMAGE_METRICS = {
     ImageMetric.CODE_COSINE: images_pb2.IMAGE_METRIC_CODE_COSINE,
     ImageMetric.ACTIVATION: images_pb2.IMAGE_METRIC_ACTIVATION,
@@ -62,7 +65,7 @@ def explain_response(generation: Generation, explanation: Explanation) -> explai
     """The reply to Explain."""
     response = explain_pb2.ExplainResponse(
         hidden_count=generation.hidden_count,
-        provenance=_provenance(generation, engine=explanation.engine),
+        provenance=_provenance(generation, engine=explanation.engine or _INDEX_ENGINE),
         image=_queried_image(explanation.image),
     )
     if explanation.fidelity is not None:

@@ -5,7 +5,7 @@ Every fault is an `InputError` that names the field, its value and the limit. Re
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -54,10 +54,13 @@ _LIST_LIMIT = 100
 _EXEMPLAR_LIMIT = 128
 _SCORE_LIMIT = 1000
 _PAGE_LIMIT = 1000
+_IMAGE_LIMIT = 8192
 _THUMBNAIL_LIMIT = 1024
 _TEXT_LIMIT_CHARACTERS = 1024
 _ONLY_LIMIT = 64
 _NAME_LIMIT_CHARACTERS = 256
+_CHOICE_LIMIT = 64
+_SHOWN_CHOICE_LIMIT = 4
 
 _EXPLAIN_PARTS: Mapping[int, ExplainPart] = {
     explain_pb2.EXPLAIN_PART_FIDELITY: ExplainPart.FIDELITY,
@@ -136,11 +139,10 @@ def explain_query(request: explain_pb2.ExplainRequest, *, upload_limit_bytes: in
         score_count=_count(request, "score_count", default=10, limit=_SCORE_LIMIT),
         pictures=_pictures(request),
     )
-    if query.pictures.thumbnails:
-        neuron_count = query.top_n + (query.nearest_count if ExplainPart.NEAREST_NEURONS in parts else 0)
-        image_count = neuron_count * query.exemplars_per_neuron if ExplainPart.TOP_IMAGES in parts else 0
-        image_count += query.similar_count if ExplainPart.SIMILAR_IMAGES in parts else 0
-        _check_thumbnail_count(image_count)
+    neuron_count = query.top_n + (query.nearest_count if ExplainPart.NEAREST_NEURONS in parts else 0)
+    image_count = neuron_count * query.exemplars_per_neuron if ExplainPart.TOP_IMAGES in parts else 0
+    image_count += query.similar_count if ExplainPart.SIMILAR_IMAGES in parts else 0
+    _check_image_count(image_count, query.pictures)
     return query
 
 
@@ -190,15 +192,15 @@ def neuron_search(request: neurons_pb2.SearchNeuronsRequest) -> NeuronSearch:
             raise InputError("query is not set; set text or neuron_id", field="query")
     count = _count(request, "count", default=10, limit=_LIST_LIMIT)
     exemplar_count = _count(request, "exemplars_per_neuron", default=9, limit=_EXEMPLAR_LIMIT)
-    if request.include_top_images and request.include_thumbnails:
-        _check_thumbnail_count(count * exemplar_count)
-    return NeuronSearch(
+    search = NeuronSearch(
         scope=_scope(request),
         like=like,
         count=count,
         exemplars_per_neuron=exemplar_count if request.include_top_images else 0,
         pictures=_pictures(request),
     )
+    _check_image_count(count * search.exemplars_per_neuron, search.pictures)
+    return search
 
 
 def image_search(request: images_pb2.SearchImagesRequest) -> ImageSearch:
@@ -227,7 +229,7 @@ def image_search(request: images_pb2.SearchImagesRequest) -> ImageSearch:
 
 def _similarity(request: images_pb2.SearchImagesRequest, query: str | None) -> Similarity:
     (similarity,) = _choices([request.similarity], _SIMILARITIES, field="similarity")
-    only = tuple(request.only_neuron_ids)
+    only = request.only_neuron_ids
     if request.similarity and query != "image":
         raise InputError(f"similarity is for an image; the query is {query or 'not set'}", field="similarity")
     if not only:
@@ -238,7 +240,7 @@ def _similarity(request: images_pb2.SearchImagesRequest, query: str | None) -> S
         raise InputError(
             f"only_neuron_ids has {len(only)} neurons; the limit is {_ONLY_LIMIT}", field="only_neuron_ids"
         )
-    return replace(similarity, only_neuron_ids=only)
+    return replace(similarity, only_neuron_ids=tuple(only))
 
 
 def image_lookup(request: images_pb2.GetImageRequest) -> ImageLookup:
@@ -301,13 +303,18 @@ def _count(request: Message, field: str, *, default: int, limit: int) -> int:
     return value
 
 
-def _choices(numbers: Iterable[int], known: Mapping[int, Choice], *, field: str) -> frozenset[Choice]:
+def _choices(numbers: Sequence[int], known: Mapping[int, Choice], *, field: str) -> frozenset[Choice]:
+    if len(numbers) > _CHOICE_LIMIT:
+        raise InputError(
+            f"{field} has {len(numbers)} values; the limit is {_CHOICE_LIMIT}: name each once", field=field
+        )
     try:
         return frozenset([known[number] for number in numbers])
     except KeyError:
         unknown = sorted({number for number in numbers if number not in known})
+        shown = [*map(str, unknown[:_SHOWN_CHOICE_LIMIT]), *(["…"] if len(unknown) > _SHOWN_CHOICE_LIMIT else [])]
         raise InputError(
-            f"{field} has the value {', '.join(map(str, unknown))}, which names nothing here; "
+            f"{field} has the value {', '.join(shown)}, which names nothing here; "
             f"known are {', '.join(map(str, known))}",
             field=field,
         ) from None
@@ -341,8 +348,14 @@ def _neuron_filter(message: neurons_pb2.NeuronFilter) -> NeuronFilter:
     )
 
 
-def _check_thumbnail_count(image_count: int) -> None:
-    if image_count > _THUMBNAIL_LIMIT:
+def _check_image_count(image_count: int, pictures: Pictures) -> None:
+    if image_count > _IMAGE_LIMIT:
+        raise InputError(
+            f"the answer could list {image_count} images; the limit is {_IMAGE_LIMIT}, and {_THUMBNAIL_LIMIT} with "
+            "thumbnails: ask for fewer neurons or exemplars",
+            field="exemplars_per_neuron",
+        )
+    if pictures.thumbnails and image_count > _THUMBNAIL_LIMIT:
         raise InputError(
             f"include_thumbnails would send {image_count} thumbnails; the limit is {_THUMBNAIL_LIMIT}: ask for fewer "
             "neurons or exemplars",

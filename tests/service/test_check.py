@@ -10,8 +10,8 @@ import pytest
 
 from phosphene.errors import ArtefactMissing
 from service.catalogue import Catalogue
-from service.check import check
-from tests.fakes import FakeEngine, fake_entry
+from service.check import _served, check
+from tests.fakes import CORPUS, FakeEngine, FakeReader, fake_entry
 
 
 @pytest.fixture
@@ -57,20 +57,38 @@ def test_bad_settings_are_told(environment, capsys):
 
 def test_a_key_of_another_certificate_is_told(environment, tmp_path, capsys):
     """The service itself would say no more than that the port cannot be bound."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl on PATH to make certificates with")
-    for name in ("one", "other"):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-            + ["-days", "2", "-subj", f"/CN={name}", "-keyout", tmp_path / f"{name}.key", "-out", tmp_path / name],
-            check=True,
-            capture_output=True,
-        )
+    make_certificates(tmp_path, "one", "other")
     environment.setenv("PHOSPHENE_TLS_CERTIFICATE", str(tmp_path / "one"))
     for key, status, said in (("one", 0, "ok     tls"), ("other", 2, "FAULT  tls")):
         environment.setenv("PHOSPHENE_TLS_KEY", str(tmp_path / f"{key}.key"))
         assert check(lambda settings: open_fakes) == status
         assert said in capsys.readouterr().out
+
+
+def test_a_client_ca_that_is_damaged_is_told(environment, tmp_path, capsys):
+    make_certificates(tmp_path, "one", "clients")
+    damaged = tmp_path / "damaged"
+    damaged.write_text("-----BEGIN CERTIFICATE-----\ngarbage\n-----END CERTIFICATE-----\n")
+    environment.setenv("PHOSPHENE_TLS_CERTIFICATE", str(tmp_path / "one"))
+    environment.setenv("PHOSPHENE_TLS_KEY", str(tmp_path / "one.key"))
+    environment.setenv("PHOSPHENE_TLS_CLIENT_CA", str(tmp_path / "clients"))
+    assert check(lambda settings: open_fakes) == 0
+    assert "certificates asked of clients (mTLS)" in capsys.readouterr().out
+    environment.setenv("PHOSPHENE_TLS_CLIENT_CA", str(damaged))
+    assert check(lambda settings: open_fakes) == 2
+    assert f"FAULT  tls: PHOSPHENE_TLS_CLIENT_CA is {str(damaged)!r}" in capsys.readouterr().out
+
+
+def make_certificates(folder, *names):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl on PATH to make certificates with")
+    for name in names:
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+            + ["-days", "2", "-subj", f"/CN={name}", "-keyout", folder / f"{name}.key", "-out", folder / name],
+            check=True,
+            capture_output=True,
+        )
 
 
 def test_a_model_that_gives_no_numbers_is_told(environment, capsys):
@@ -98,3 +116,10 @@ def test_a_redis_that_is_away_is_a_warning(environment, capsys):
     assert re.search(r"^WARN   redis: .*Connect call failed", said.out, re.MULTILINE)
     assert "word" not in said.out
     assert said.err == ""
+
+
+def test_what_is_hidden_and_how_neurons_are_called_is_said():
+    reader = FakeReader(CORPUS)
+    reader.tombstones_id, reader.flags_id, reader.names_id = "down", "flagged", "named"
+    (line,) = [line for line in _served(Catalogue([fake_entry(FakeEngine(), reader=reader)])) if "index" in line]
+    assert line.endswith(", tombstones down, flags flagged, names named")

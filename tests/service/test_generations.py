@@ -114,16 +114,49 @@ async def test_a_take_down_is_answered_when_the_last_answer_from_before_is_made(
                     assert all(generations.is_outdated(each) for each in first.generation_ids | second.generation_ids)
                     assert not any(generations.is_outdated(each) for each in third.generation_ids)
                 assert not taking_down.done()
-                # It has switched, so another one may come.
-                assert not await generations.load()
+                # It has switched, so another one may come; its answer promises no less.
+                again = asyncio.create_task(generations.load())
+                await settle()
+                assert not again.done()
             await settle()
             assert not taking_down.done()
+            assert not again.done()
         assert await taking_down
+        assert not await again
         # Back to what was served before is no take-down, and its answers are good again.
         shop.tombstones_id = ""
         with generations.lease():
             assert await generations.load()
         assert not any(generations.is_outdated(each) for each in second.generation_ids)
+
+
+async def test_a_take_down_whose_caller_left_is_still_waited_for():
+    """The deadline of a reload passes; the one that asks again gets the promise, not an early answer."""
+    shop = Shop()
+    async with shop.generations() as generations:
+        await generations.load()
+        with generations.lease():
+            shop.tombstones_id = "d" * 64
+            left = asyncio.create_task(generations.load())
+            await settle()
+            left.cancel()
+            again = asyncio.create_task(generations.load())
+            await settle()
+            assert left.cancelled()
+            assert not again.done()
+        assert not await again
+        # Nothing is left to wait for.
+        assert not await generations.load()
+
+
+async def test_a_reload_that_takes_nothing_down_waits_for_nobody():
+    shop = Shop()
+    async with shop.generations() as generations:
+        await generations.load()
+        with generations.lease():
+            shop.next_id = "2" * 64
+            assert await generations.load()
+            assert not await generations.load()
 
 
 async def test_one_reload_at_a_time():

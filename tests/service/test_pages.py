@@ -55,6 +55,22 @@ def test_a_changed_token_is_refused(data):
         page_offset(replace(QUERY, page_token=changed), "g")
 
 
+class Endless(str):
+    """A text of which no caller has the time to read the whole."""
+
+    __slots__ = ()
+
+    def __add__(self, other):
+        raise AssertionError("copied from end to end")
+
+    encode = __add__
+
+
+def test_a_text_that_is_longer_than_a_token_is_not_read():
+    with pytest.raises(InputError):
+        page_offset(replace(QUERY, page_token=Endless("A" * 100)), "g")
+
+
 @given(st.text(min_size=1, max_size=60))
 def test_any_other_text_is_refused(text):
     with pytest.raises(InputError):

@@ -145,6 +145,21 @@ def test_a_bad_value_is_refused_by_variable_value_and_limit(variable, value, lim
     assert limit in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "[::1]", "[0:0::1]"])
+def test_this_machine_alone_needs_no_tls(host):
+    assert read_settings({**BUNDLES, "PHOSPHENE_LISTEN": f"{host}:50055"}).network.listen.is_loopback
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.evil.example", "127.0.0.1.example.org", "127.", "localhost.example.org", "0.0.0.0", "[::]", "10.0.0.1"],
+)
+def test_what_others_may_reach_needs_tls(host):
+    """A name that begins like an address of loopback is still a name, and may be anybody's."""
+    with pytest.raises(SettingError, match="PHOSPHENE_LISTEN reach.* beyond this machine without TLS"):
+        read_settings({**BUNDLES, "PHOSPHENE_LISTEN": f"{host}:50055"})
+
+
 def test_unknown_variables_are_refused_and_foreign_ones_are_not():
     with pytest.raises(SettingError, match="PHOSPHENE_BATCH_IMAGE is not a setting"):
         read_settings({**BUNDLES, "PHOSPHENE_BATCH_IMAGE": "3"})
