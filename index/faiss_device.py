@@ -1,6 +1,7 @@
 """Where FAISS searches: in memory, or on a GPU where its build has one; knows nothing of what is searched.
 
-FAISS on a GPU takes flat vectors and 8-bit lists. Fast-scan lists exist on the CPU alone.
+FAISS on a GPU takes flat vectors and 8-bit lists, of which it does not take every number of parts. Fast-scan lists
+exist on the CPU alone. What lies on a GPU takes one search at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import faiss
 
 from phosphene.errors import SettingError
 
-__all__ = ["on_device"]
+__all__ = ["GPU_PROPOSAL_LIMIT", "on_device"]
+
+GPU_PROPOSAL_LIMIT = 2048
+"""Most rows that FAISS finds by one search on a GPU."""
 
 
 def on_device(index: Any, device: str) -> Any:
@@ -38,7 +42,24 @@ def on_device(index: Any, device: str) -> Any:
     resources = faiss.StandardGpuResources()
     options = faiss.GpuClonerOptions()
     options.useFloat16 = True
-    moved: Any = faiss.index_cpu_to_gpu(resources, gpu, index, options)
+    try:
+        moved: Any = faiss.index_cpu_to_gpu(resources, gpu, index, options)
+    except RuntimeError as cause:
+        raise SettingError(
+            f"FAISS cannot hold {_described(index)} on {device} ({_reason(cause)}); search on cpu "
+            "(PHOSPHENE_INDEX_DEVICE=cpu)"
+        ) from cause
     # The copy does not keep what it runs on alive.
     moved.referenced_objects = [resources]
     return moved
+
+
+def _described(index: Any) -> str:
+    found = f"{index.ntotal} vectors of {index.d} numbers"
+    return f"{found} in lists of {index.pq.M} parts a vector" if isinstance(index, faiss.IndexIVFPQ) else found
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS says, without the place in its sources."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0].rpartition(": Error: ")[2] or lines[0]

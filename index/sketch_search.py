@@ -71,7 +71,7 @@ class SketchSearch:
             rows, _ = self._index.propose(query, effort, count=wanted)
             # Rows that may not be found can crowd the others out.
             crowded = len(excluded_rows) > count and 2 * np.isin(rows, excluded_rows).sum() > len(rows)
-            if not crowded or len(rows) >= self._index.row_count:
+            if not crowded or len(rows) >= self._index.proposal_limit:
                 break
             wanted = 8 * len(rows)
         return self._codes.ranked(neuron_ids, values, rows, count, left_out=self._left_out, excluded_rows=excluded_rows)

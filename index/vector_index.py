@@ -9,7 +9,9 @@ Fast-scan keeps 4 bits for every 4 numbers and adds table look-ups in registers 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, assert_never, runtime_checkable
@@ -19,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from index.effort import Effort
-from index.faiss_device import on_device
+from index.faiss_device import GPU_PROPOSAL_LIMIT, on_device
 from index.faiss_files import save_faiss
 from index.plan import Quantiser
 
@@ -148,7 +150,11 @@ class VectorIndex:
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC if device == "cpu" else 0)
         self.list_count = int(getattr(index, "nlist", 0))
         self.row_count, self.width = int(index.ntotal), int(index.d)
+        self.proposal_limit = self.row_count if device == "cpu" else min(self.row_count, GPU_PROPOSAL_LIMIT)
+        """Most rows that one search proposes."""
         self._index: Any = on_device(index, device)
+        # FAISS on a GPU is not thread-safe, not even for searches.
+        self._turn: AbstractContextManager[object] = nullcontext() if device == "cpu" else threading.Lock()
 
     def propose(
         self, vector: Float32[np.ndarray, " width"], effort: Effort, *, count: int = 0
@@ -158,14 +164,15 @@ class VectorIndex:
         Args:
             vector: of norm 1.
             effort: how far to look.
-            count: at least so many rows, where the index has them.
+            count: at least so many rows, where the index has them and `proposal_limit` allows it.
         """
         # Set for this thread alone: an answer must not depend on how many processors are free.
         faiss.omp_set_num_threads(1)
-        wanted = max(1, min(self.row_count, max(effort.candidate_count, count)))
+        wanted = max(1, min(self.proposal_limit, max(effort.candidate_count, count)))
         options: dict[str, Any] = {}
         if self.list_count:
             options["params"] = faiss.IVFSearchParameters()
             options["params"].nprobe = max(1, min(effort.probe_count, self.list_count))
-        estimates, rows = self._index.search(vector[None], wanted, **options)
+        with self._turn:
+            estimates, rows = self._index.search(vector[None], wanted, **options)
         return rows[0], estimates[0]

@@ -159,7 +159,7 @@ class VectorSearch:
             cosines = (self._vectors.take(rows).astype(np.float64) * query).sum(axis=1)
             order = np.lexsort((rows, -cosines))[:count]
             # Rows that may not be found, and of equal vectors those of later rows, can crowd the others out.
-            is_all = len(proposed) == self._index.row_count or proposed[-1] < 0
+            is_all = len(proposed) >= self._index.proposal_limit or proposed[-1] < 0
             is_enough = len(order) == count and (
                 self._index.list_count > 0 or cosines[order[-1]] > estimates[-1] + self.width * _FLOAT32_STEP
             )

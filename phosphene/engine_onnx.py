@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,6 +219,8 @@ class OnnxGraph:
                 f"ONNX Runtime cannot read {GRAPH_NAME} of engine {folder.name!r} ({_first_line(cause)}); export it"
                 " again"
             ) from cause
+        if self._device_id is not None:
+            _refuse_other_provider(self._session.get_providers(), device)
         if set(outputs) != {*CODE_OUTPUTS, RESIDUALS_OUTPUT}:
             raise ArtefactDamaged(
                 f"{GRAPH_NAME} of engine {folder.name!r} gives {sorted(outputs)}; due are "
@@ -309,6 +312,17 @@ def _providers(device_id: int | None) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": device_id, "use_tf32": 0}), "CPUExecutionProvider"]
 
 
+def _refuse_other_provider(found: Sequence[str], device: str) -> None:
+    """Refuse a session that ONNX Runtime made for the CPU, without a word, since a library of CUDA does not load."""
+    if "CUDAExecutionProvider" not in found:
+        raise SettingError(
+            f"device {device!r} is asked for, and ONNX Runtime {onnxruntime.__version__} cannot load its CUDA provider;"
+            " install the CUDA and cuDNN libraries that this version of onnxruntime-gpu is made for, or use cpu, or "
+            "serve with torch",
+            field="device",
+        )
+
+
 @contextmanager
 def _runtime_errors() -> Iterator[None]:
     try:
@@ -316,6 +330,8 @@ def _runtime_errors() -> Iterator[None]:
     except Exception as cause:  # ONNX Runtime's exceptions share no base class of its own
         text = str(cause)
         if "Failed to allocate memory" in text or "out of memory" in text:
+            # The frames that failed hold the batch, and the error holds the frames.
+            traceback.clear_frames(cause.__traceback__)
             raise DeviceOutOfMemory(f"the batch does not fit: {_first_line(cause)}; run a smaller one") from cause
         if "CUDA failure" in text or "CUDNN failure" in text or "CUBLAS failure" in text:
             raise DeviceFailed(f"the device failed: {_first_line(cause)}; start the process again") from cause

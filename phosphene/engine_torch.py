@@ -5,6 +5,8 @@ What `index` and notebooks run. Several bundles on one encoder share a pass in `
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -14,9 +16,11 @@ from phosphene.bundle import Bundle
 from phosphene.codes import TokenCodes, image_codes
 from phosphene.encoder import Encoder, EncoderOutput, Tokens, load_encoder
 from phosphene.engine import EngineBatch, Want, open_device
+from phosphene.engine_device import device_errors
 from phosphene.errors import ArtefactMismatch, NumericError, ReadoutMissing
 from phosphene.fidelity import fidelities
 from phosphene.readout import ClassifierReadout, NoReadout, SimilarityReadout, load_readout
+from phosphene.sae import SparseAutoencoder
 
 __all__ = ["TorchEngine"]
 
@@ -57,8 +61,13 @@ class TorchEngine:
                 f"encoder {bundle.encoder_spec.model!r} has the digest {self.encoder.spec.weights_sha256}; the bundle"
                 f" was made with {bundle.encoder_spec.weights_sha256}: load that revision, or fit a bundle on this one"
             )
-        self.readout = load_readout(bundle.encoder_source, self.encoder, revision=bundle.encoder_revision)
-        self.sae = bundle.sae.to(self.device).eval()
+        self.readout = load_readout(
+            bundle.encoder_source,
+            self.encoder,
+            revision=bundle.encoder_revision,
+            guard=lambda: device_errors(self.device),
+        )
+        self.sae = _on_device(bundle.sae, self.device).eval()
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -71,7 +80,6 @@ class TorchEngine:
             case NoReadout():
                 return ()
 
-    @torch.inference_mode()
     def run(self, pixels: UInt8[np.ndarray, "images 3 height width"], want: Want | None = None) -> EngineBatch:
         """Encode a batch; no image's answer depends on another's.
 
@@ -85,21 +93,11 @@ class TorchEngine:
         Raises:
             NumericError: the encoder gave NaN or infinity.
             ReadoutMissing: scores or embeddings asked of an encoder that has none.
+            DeviceOutOfMemory: the batch does not fit; a smaller one may.
+            DeviceFailed: the device is lost to this process.
         """
-        want = want or Want()
-        batch = torch.from_numpy(pixels).to(self.device)
-        residuals, output = self._residuals(batch, whole=want.runs_to_end)
-        if not bool(torch.isfinite(residuals).all()):
-            raise self.not_finite()
-        token_codes = self.sae.encode(residuals, limit=self.bundle.limits.token_code_limit)
-        return EngineBatch(
-            codes=image_codes(token_codes, limit=self.bundle.limits.image_code_limit),
-            token_codes=TokenCodes(*(part.cpu() for part in token_codes)) if want.token_codes else None,
-            fidelity=fidelities(self.sae, residuals, token_codes) if want.fidelity else None,
-            residuals=residuals.mean(dim=1).float().cpu().numpy() if want.residuals else None,
-            embeddings=self.embeddings(output).cpu().numpy() if want.embeddings and output else None,
-            scores=self.scores(output).cpu().numpy() if want.scores and output else None,
-        )
+        with device_errors(self.device), torch.inference_mode():
+            return self._run(pixels, want or Want())
 
     def embeddings(self, output: EncoderOutput) -> Float32[Tensor, "images embedding"]:
         """Give projected embeddings at unit norm, on the device.
@@ -138,6 +136,21 @@ class TorchEngine:
             " the device are at fault, not the image"
         )
 
+    def _run(self, pixels: UInt8[np.ndarray, "images 3 height width"], want: Want) -> EngineBatch:
+        batch = torch.from_numpy(pixels).to(self.device)
+        residuals, output = self._residuals(batch, whole=want.runs_to_end)
+        if not bool(torch.isfinite(residuals).all()):
+            raise self.not_finite()
+        token_codes = self.sae.encode(residuals, limit=self.bundle.limits.token_code_limit)
+        return EngineBatch(
+            codes=image_codes(token_codes, limit=self.bundle.limits.image_code_limit),
+            token_codes=TokenCodes(*(part.cpu() for part in token_codes)) if want.token_codes else None,
+            fidelity=fidelities(self.sae, residuals, token_codes) if want.fidelity else None,
+            residuals=residuals.mean(dim=1).float().cpu().numpy() if want.residuals else None,
+            embeddings=self.embeddings(output).cpu().numpy() if want.embeddings and output else None,
+            scores=self.scores(output).cpu().numpy() if want.scores and output else None,
+        )
+
     def _residuals(
         self, pixels: UInt8[Tensor, "images 3 height width"], *, whole: bool
     ) -> tuple[Float[Tensor, "images tokens residual"], EncoderOutput | None]:
@@ -152,3 +165,8 @@ class TorchEngine:
         if output.embedding is None:
             raise ReadoutMissing(f"encoder {self.bundle.encoder_spec.model!r} has no projected embedding")
         return output.embedding[:, None], output
+
+
+def _on_device(sae: SparseAutoencoder, device: torch.device) -> SparseAutoencoder:
+    """The autoencoder itself on the CPU, elsewhere a copy: modules move in place, and the bundle's stays on the CPU."""
+    return sae if device.type == "cpu" else copy.deepcopy(sae).to(device)

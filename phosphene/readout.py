@@ -7,7 +7,9 @@ tokenizers are read when text is first asked for. Knows nothing of SAEs.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -90,7 +92,15 @@ class SimilarityReadout:
 
     kind: Literal["similarity"] = "similarity"
 
-    def __init__(self, folder: Path, *, family: Family, model: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        family: Family,
+        model: str,
+        device: torch.device,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """Read the scale and bias; leave the text tower for the first text.
 
         Args:
@@ -98,6 +108,7 @@ class SimilarityReadout:
             family: CLIP or SigLIP.
             model: What errors call the encoder.
             device: Where texts are encoded.
+            guard: Entered around what runs there, to tell its errors.
 
         Raises:
             ArtefactDamaged: The weights have no logit scale.
@@ -109,6 +120,8 @@ class SimilarityReadout:
         self.logit_bias = numbers.get("logit_bias", 0.0)
         """Added to every score; 0 for CLIP."""
         self._folder, self._family, self._model, self._device = folder, family, model, device
+        self._guard = guard
+        self._vectors: weakref.WeakKeyDictionary[Vocabulary, Tensor] = weakref.WeakKeyDictionary()
         self._text_side: _TextSide | None = None
         self._loading = threading.Lock()
 
@@ -125,8 +138,7 @@ class SimilarityReadout:
                 f"the vocabulary has vectors of length {vocabulary.vectors.shape[1]}; {self._model} has embeddings of "
                 f"length {embedding.shape[1]}: make the vocabulary with this encoder"
             )
-        vectors = torch.from_numpy(vocabulary.vectors).to(embedding.device)
-        cosines = torch.nn.functional.normalize(embedding, dim=-1) @ vectors.T
+        cosines = torch.nn.functional.normalize(embedding, dim=-1) @ self._vectors_of(vocabulary, embedding.device).T
         return cosines * self.logit_scale + self.logit_bias
 
     def text_vectors(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts embedding"]:
@@ -151,10 +163,19 @@ class SimilarityReadout:
         if texts:
             self._token_ids(self._load_text_side(), list(texts))
 
+    def _vectors_of(self, vocabulary: Vocabulary, device: torch.device) -> Float32[Tensor, "names embedding"]:
+        """The vocabulary's vectors on a device; copied there once, and gone with the vocabulary."""
+        found = self._vectors.get(vocabulary)
+        if found is None or found.device != device:
+            # What inference makes takes no part in gradients.
+            with torch.inference_mode(False):
+                found = self._vectors[vocabulary] = torch.from_numpy(vocabulary.vectors).to(device)
+        return found
+
     def _embed(self, side: _TextSide, texts: list[str]) -> Float32[np.ndarray, "texts embedding"]:
         ids = self._token_ids(side, texts)
         padded = self._pad(side, ids)
-        with torch.inference_mode():
+        with self._guard(), torch.inference_mode():
             vectors = side.embed(padded.to(self._device))
             unit: Float32[np.ndarray, "texts embedding"] = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
         return unit
@@ -193,13 +214,20 @@ class SimilarityReadout:
 Readout = SimilarityReadout | ClassifierReadout | NoReadout
 
 
-def load_readout(source: str | Path, encoder: Encoder, *, revision: str | None = None) -> Readout:
+def load_readout(
+    source: str | Path,
+    encoder: Encoder,
+    *,
+    revision: str | None = None,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Readout:
     """Find what turns an encoder's output into scores.
 
     Args:
         source: Where the encoder was loaded from.
         encoder: The loaded encoder.
         revision: Branch, tag or commit on the hub.
+        guard: Entered around texts on the encoder's device, to tell its errors.
 
     Raises:
         EncoderMissing: The folder is gone.
@@ -210,7 +238,7 @@ def load_readout(source: str | Path, encoder: Encoder, *, revision: str | None =
     folder = find_encoder(source, revision=revision).folder
     model = encoder.spec.model
     if read_config(folder).get("model_type") in ("clip", "siglip") and encoder.spec.embedding_width is not None:
-        return SimilarityReadout(folder, family=encoder.spec.family, model=model, device=encoder.device)
+        return SimilarityReadout(folder, family=encoder.spec.family, model=model, device=encoder.device, guard=guard)
     return NoReadout(
         f"{model} ({encoder.spec.family.value}) has neither a text tower nor a classifier, so images have no scores "
         "and text has no vector; use a CLIP or SigLIP model with both towers, or a model with a classifier"

@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from phosphene.errors import InputError, Unavailable
+from service.answer_size import ANSWER_LIMIT_BYTES, check_answer_size
 from service.callers import Caller, Callers
 from service.claims import Claim, Lane
 from service.observing.logs import log_event, log_soon, new_request_id, request_id
 from service.observing.metric_events import Metrics
 from service.observing.tracing import NoTracer, Tracer
 from service.outcomes import Outcome, outcome_of
+from service.told_errors import forget_frames
 
 __all__ = ["AnswerInterceptor", "CallContext", "claim_of"]
 
@@ -82,6 +84,7 @@ class AnswerInterceptor:
         identify: Callable[[str | None, str], Caller] = _ANYBODY.identify,
         limit: Callable[[str], Awaitable[None]] | None = None,
         tracer: Tracer | None = None,
+        answer_limit_bytes: int = ANSWER_LIMIT_BYTES,
     ) -> None:
         """Wrap the methods of a service.
 
@@ -92,6 +95,7 @@ class AnswerInterceptor:
             identify: who calls, by authorization metadata and peer; raises `Unauthenticated`, `PermissionDenied`.
             limit: raises `RateLimited` for a caller who asks too often; None: nobody does.
             tracer: traces requests; None: nobody does.
+            answer_limit_bytes: most bytes of one answer.
         """
         self._service = service
         self._metrics = metrics
@@ -99,6 +103,7 @@ class AnswerInterceptor:
         self._identify = identify
         self._limit = limit
         self._tracer: Tracer = tracer if tracer is not None else NoTracer()
+        self._answer_limit_bytes = answer_limit_bytes
         self._is_leaving = False
         self._taken_count = 0
         self._idle = asyncio.Event()
@@ -130,14 +135,21 @@ class AnswerInterceptor:
                 reply = await handler.unary_unary(self._parsed(method, handler, data), context)
                 return self._serialised(handler, reply)
 
-            return await self._account(method, context, work)
+            try:
+                return await self._account(method, context, work)
+            finally:
+                # A call keeps the error that ends it, which has this frame.
+                data = b""
+                del context, work
 
         return answering
 
     def _stream(self, method: str, handler: Any) -> Callable[[AsyncIterator[bytes], CallContext], Awaitable[None]]:
         async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-            async for data in messages:
-                yield _parse(method, handler, data)
+            # gRPC's iterator and the generator behind it hold each other, and the last message.
+            async with aclosing(cast(AsyncGenerator[bytes, None], aiter(messages))) as received:
+                async for data in received:
+                    yield _parse(method, handler, data)
 
         async def answering(messages: AsyncIterator[bytes], context: CallContext) -> None:
             async def work() -> None:
@@ -146,7 +158,11 @@ class AnswerInterceptor:
                     async for reply in stream:
                         await context.write(self._serialised(handler, reply))
 
-            await self._account(method, context, work)
+            try:
+                await self._account(method, context, work)
+            finally:
+                # A call keeps the error that ends it, which has this frame.
+                del messages, context, work
 
         return answering
 
@@ -187,15 +203,17 @@ class AnswerInterceptor:
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
-                    # The caller has gone, or its deadline has passed; nobody is left to tell.
-                    remaining_s = context.time_remaining()
-                    if remaining_s is not None and remaining_s <= 0:
-                        code, outcome = "DEADLINE_EXCEEDED", "expired"
+                    # Nobody is left to tell.
+                    code, outcome = _left(context)
                     raise
                 # Something inside gave up: without a status gRPC would let the caller wait for ever.
                 failure = outcome_of(Unavailable("the service gave this request up; try again"), request_id=identity)
                 code, outcome = failure.code.name, failure.outcome
                 self._metrics.refused(failure.reason)
+            except grpc.aio.BaseError:
+                # gRPC's own word on a call that is over before the caller's leaving was told: nobody is left here, too.
+                code, outcome = _left(context)
+                raise
             except Exception as error:
                 failure = outcome_of(error, request_id=identity)
                 code, outcome = failure.code.name, failure.outcome
@@ -204,11 +222,15 @@ class AnswerInterceptor:
                     log_event("defect", level=logging.ERROR, error=error, method=method)
                 if failure.code is grpc.StatusCode.UNAVAILABLE:
                     log_event("unavailable", level=logging.WARNING, method=method, reason=failure.message)
+                forget_frames(error)
             finally:
                 trace.ended(code)
                 self._done(method, code, outcome, self._clock() - begun_s)
         status = rpc_status.to_status(failure.to_status())
-        await context.abort(status.code, status.details, ((_REQUEST_ID_KEY, identity), *status.trailing_metadata))
+        ending = context.abort(status.code, status.details, ((_REQUEST_ID_KEY, identity), *status.trailing_metadata))
+        # The call keeps the error that this raises, which has this frame.
+        del context, work
+        await ending
         return None
 
     def _done(self, method: str, code: str, outcome: str, duration_s: float) -> None:
@@ -220,6 +242,7 @@ class AnswerInterceptor:
 
     def _serialised(self, handler: Any, reply: Any) -> bytes:
         sent: bytes = self._timed("serialise", lambda: handler.response_serializer(reply))
+        check_answer_size(len(sent), self._answer_limit_bytes)
         return sent
 
     def _timed(self, stage: str, step: Callable[[], Value]) -> Value:
@@ -229,6 +252,14 @@ class AnswerInterceptor:
         self._metrics.stage_done(stage, duration_s)
         self._tracer.stage(stage, duration_s)
         return value
+
+
+def _left(context: CallContext) -> tuple[str, str]:
+    """Code and outcome of a call that its caller ended, or its deadline."""
+    remaining_s = context.time_remaining()
+    if remaining_s is not None and remaining_s <= 0:
+        return "DEADLINE_EXCEEDED", "expired"
+    return "CANCELLED", "cancelled"
 
 
 def _parse(method: str, handler: Any, data: bytes) -> Any:

@@ -31,6 +31,7 @@ from phosphene.errors import (
     Unauthenticated,
     Unavailable,
 )
+from service.answer_size import AnswerTooLarge
 
 __all__ = ["Outcome", "outcome_of"]
 
@@ -122,6 +123,9 @@ def outcome_of(error: Exception, *, request_id: str) -> Outcome:
             retry = error_details_pb2.RetryInfo(retry_delay=delay)
             reason = "rate_limited" if isinstance(error, RateLimited) else "overloaded"
             return _outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, text, retry)
+        case AnswerTooLarge():
+            # No RetryInfo: the contract tells by that that trying again is of no use.
+            return _outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, "invalid", text)
         case DeadlineExpired():
             return _outcome(grpc.StatusCode.DEADLINE_EXCEEDED, "expired", text)
         case Unavailable() | DeviceError():

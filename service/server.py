@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from phosphene.errors import SettingError
 from phosphene.v1 import admin_pb2, admin_pb2_grpc, service_pb2, service_pb2_grpc
+from service.answer_size import ANSWER_LIMIT_BYTES
 from service.interceptor import AnswerInterceptor
 from service.settings import ListenAddress
 
@@ -90,17 +91,19 @@ class Port:
         connection_streams: int = 256,
         connection_age_s: float = 0.0,
         setting: str = "PHOSPHENE_LISTEN",
+        answer_limit_bytes: int = ANSWER_LIMIT_BYTES,
     ) -> None:
         """Prepare the port.
 
         Args:
             listen: where; port 0 picks a free one.
-            message_limit_bytes: most bytes of a request and of a reply.
+            message_limit_bytes: most bytes of a request.
             interceptor: goes around every method.
             credentials: TLS; None: plaintext.
             connection_streams: most open calls of one connection.
             connection_age_s: after which a connection is asked to come anew; 0: never.
             setting: the variable that says where, for messages.
+            answer_limit_bytes: most bytes of an answer; the interceptor says so of its own first.
         """
         self._listen = listen
         self._credentials = credentials
@@ -108,7 +111,7 @@ class Port:
         # No `maximum_concurrent_rpcs`: it counts calls whose message has not come, so idle connections could fill it.
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", message_limit_bytes),
-            ("grpc.max_send_message_length", message_limit_bytes),
+            ("grpc.max_send_message_length", answer_limit_bytes),
             ("grpc.max_metadata_size", _METADATA_LIMIT_BYTES),
             ("grpc.absolute_max_metadata_size", _METADATA_LIMIT_BYTES),
             ("grpc.max_concurrent_streams", connection_streams),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
+import grpc
 from google.rpc import code_pb2
 
 import phosphene
@@ -21,13 +22,15 @@ from phosphene.v1 import (
     service_pb2_grpc,
     streams_pb2,
 )
+from service.answer_size import ANSWER_LIMIT_BYTES, check_answer_size
 from service.answers import Answers
 from service.claims import Claim, Lane
 from service.generations import Generations
 from service.interceptor import claim_of
 from service.observing.logs import log_event, request_id
 from service.observing.metric_events import Metrics
-from service.queries import ExplainQuery
+from service.outcomes import outcome_of
+from service.queries import ExplainPart, ExplainQuery
 from service.replica import Replica
 from service.streams import Answered, StreamMessage, UploadBudget, answer_stream
 from service.wire import models, replies, requests, streams
@@ -35,6 +38,12 @@ from service.wire import models, replies, requests, streams
 __all__ = ["AdminServicer", "PhospheneServicer"]
 
 _WINDOW_LIMIT = 64
+# The number of an item goes with its answer.
+_ITEM_OVERHEAD_BYTES = 64
+# What one of the images that an answer lists adds to it, about.
+_PICTURE_BYTES = 300
+_THUMBNAIL_BYTES = 5000
+_PATCH_MAP_BYTES = 256
 
 
 class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
@@ -51,6 +60,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
         metrics: Metrics,
         on_stage: Callable[[str, float], None],
         clock: Callable[[], float],
+        answer_limit_bytes: int = ANSWER_LIMIT_BYTES,
     ) -> None:
         """Join what answers.
 
@@ -63,6 +73,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
             metrics: told of streams.
             on_stage: told how long an explanation takes to write.
             clock: monotonic seconds, which deadlines are times of.
+            answer_limit_bytes: most bytes of the answer to one item of a stream.
         """
         self._answers = answers
         self._generations = generations
@@ -72,6 +83,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
         self._metrics = metrics
         self._on_stage = on_stage
         self._clock = clock
+        self._answer_limit_bytes = answer_limit_bytes
 
     async def Explain(self, request: explain_pb2.ExplainRequest, context: Any) -> explain_pb2.ExplainResponse:
         """What lights up on an image."""
@@ -99,7 +111,16 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
         self._metrics.stream_opened()
         try:
             caller = claim_of(context, self._clock).caller
-            answers = answer_stream(messages(), answer, window=self._window, budget=self._uploads, caller=caller)
+            answers = answer_stream(
+                messages(),
+                answer,
+                window=self._window,
+                budget=self._uploads,
+                caller=caller,
+                size_of=self._item_bytes,
+                expected_bytes=_expected_bytes,
+                on_failed=_log_defect,
+            )
             # Closed here and now: left to the garbage collector, the work of a caller that has gone would go on.
             async with aclosing(answers):
                 async for answered in answers:
@@ -107,14 +128,17 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
                     answered = self._checked(answered)
                     response = streams.answered_response(answered, request_id=request_id.get())
                     self._metrics.stream_item_done(code_pb2.Code.Name(response.status.code))
-                    match response.status.code:
-                        case code_pb2.INTERNAL:
-                            _log_defect(answered)
-                        case code_pb2.UNAVAILABLE:
-                            _log_unavailable(answered, response.status.message)
+                    if response.status.code == code_pb2.UNAVAILABLE:
+                        _log_unavailable(answered, response.status.message)
                     yield response
         finally:
             self._metrics.stream_closed()
+
+    def _item_bytes(self, explanation: explain_pb2.ExplainResponse) -> int:
+        """Bytes of an answer; raises `AnswerTooLarge` where no message holds it."""
+        size_bytes = explanation.ByteSize()
+        check_answer_size(size_bytes + _ITEM_OVERHEAD_BYTES, self._answer_limit_bytes)
+        return size_bytes
 
     def _checked(self, answered: Answered[explain_pb2.ExplainResponse]) -> Answered[explain_pb2.ExplainResponse]:
         """The answer, or in its place what to do where it may show an image that was taken down since it was made."""
@@ -187,10 +211,25 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
             return reply
 
 
-def _log_defect(answered: Answered[Any]) -> None:
+def _expected_bytes(query: ExplainQuery) -> int:
+    """About what the answer to a question will hold, where it lists images: the rest is small."""
+    picture_count = 0
+    if ExplainPart.TOP_IMAGES in query.parts:
+        picture_count += query.top_n * query.exemplars_per_neuron
+    if ExplainPart.SIMILAR_IMAGES in query.parts:
+        picture_count += query.similar_count
+    picture_bytes = _PICTURE_BYTES
+    if query.pictures.thumbnails:
+        picture_bytes += _THUMBNAIL_BYTES
+    if query.pictures.patch_maps:
+        picture_bytes += _PATCH_MAP_BYTES
+    return picture_count * picture_bytes
+
+
+def _log_defect(item: int, error: Exception) -> None:
     """What the status of an item promises: that the service's log explains it."""
-    error = answered.outcome if isinstance(answered.outcome, Exception) else None
-    log_event("defect", level=logging.ERROR, error=error, method="ExplainImages", item=answered.item)
+    if outcome_of(error, request_id=request_id.get()).code is grpc.StatusCode.INTERNAL:
+        log_event("defect", level=logging.ERROR, error=error, method="ExplainImages", item=item)
 
 
 def _log_unavailable(answered: Answered[Any], reason: str) -> None:

@@ -1,8 +1,9 @@
 """Many questions on one call: answers each as soon as it is ready, holds a bounded number, joins uploads in pieces.
 
-Flow control: at most `window` questions are under way; the next message is read only when there is room, so that gRPC
-holds the caller back. A question that fails ends with its own error and the stream goes on, and so does an upload that
-stands still; a caller that breaks the order of messages ends the stream. Knows no protobuf and no queue.
+Flow control: at most `window` questions are under way, fewer where their answers are large; the next message is read
+only when there is room, so that gRPC holds the caller back. A question that fails ends with its own error and the
+stream goes on, and so does an upload that stands still; a caller that breaks the order of messages ends the stream.
+Knows no protobuf and no queue.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Generic, TypeVar, assert_never
 
 from phosphene.errors import DeadlineExpired, InputError, Overloaded, PhospheneError, Unavailable
 from service.queries import ExplainQuery, ImageBytes, ImageUpload
+from service.stream_window import StreamWindow
+from service.told_errors import forget_frames
 
 __all__ = ["Answered", "Chunk", "Fault", "Question", "StreamMessage", "UploadBudget", "answer_stream"]
 
@@ -57,7 +60,9 @@ class Answered(Generic[Reply]):
 
     item: int
     outcome: Reply | Exception
-    """The reply, or why there is none."""
+    """The reply, or why there is none; then its frames are forgotten."""
+    size_bytes: int = 0
+    """What the reply holds."""
 
 
 class UploadBudget:
@@ -67,7 +72,7 @@ class UploadBudget:
     """
 
     def __init__(self, limit_bytes: int, *, idle_s: float, clock: Callable[[], float]) -> None:
-        """Allow at most `limit_bytes`, and one caller half of them, but for a single image.
+        """Allow at most `limit_bytes`, and one caller half of them, but for a single image; a lone one may have more.
 
         Args:
             limit_bytes: over all streams.
@@ -92,14 +97,15 @@ class UploadBudget:
             upload_bytes: what the same image holds already.
         """
         own_bytes = self._held_by[caller]
+        if self.held_bytes == upload_bytes:
+            # Nothing else is in hand: what one image may have is the bound of images.
+            return self._hold(size_bytes, caller)
         is_only_image = own_bytes == upload_bytes
         if self.held_bytes + size_bytes > self._limit_bytes:
             return False
         if not is_only_image and own_bytes + size_bytes > self._limit_bytes // 2:
             return False
-        self.held_bytes += size_bytes
-        self._held_by[caller] += size_bytes
-        return True
+        return self._hold(size_bytes, caller)
 
     def give_back(self, size_bytes: int, *, caller: str) -> None:
         """Hold that much less."""
@@ -107,6 +113,11 @@ class UploadBudget:
         self._held_by[caller] -= size_bytes
         if not self._held_by[caller]:
             del self._held_by[caller]
+
+    def _hold(self, size_bytes: int, caller: str) -> bool:
+        self.held_bytes += size_bytes
+        self._held_by[caller] += size_bytes
+        return True
 
 
 async def answer_stream(
@@ -116,6 +127,9 @@ async def answer_stream(
     window: int,
     budget: UploadBudget,
     caller: str = "",
+    size_of: Callable[[Reply], int] = lambda reply: 0,
+    expected_bytes: Callable[[ExplainQuery], int] = lambda query: 0,
+    on_failed: Callable[[int, Exception], None] = lambda item, error: None,
 ) -> AsyncGenerator[Answered[Reply], None]:
     """Answer a stream of questions, each exactly once, in the order in which they become ready.
 
@@ -125,60 +139,89 @@ async def answer_stream(
         window: most questions under way.
         budget: what unfinished uploads may hold.
         caller: whose stream it is.
+        size_of: bytes that a reply holds until its caller has read it; what it raises is the outcome in its place.
+        expected_bytes: the same as far as the question tells.
+        on_failed: told of an item whose answer failed, and of the error while it has its traceback; must not raise.
 
     Raises:
         InputError: a message out of order; what is under way is given up.
     """
     ready: asyncio.Queue[Answered[Reply] | None] = asyncio.Queue()
     under_way: dict[int, asyncio.Task[None]] = {}
-    room = asyncio.Semaphore(window)
+    room = StreamWindow(window)
 
-    async def settle(question: Question | Fault) -> None:
+    async def settle(question: Question | Fault, kept_bytes: int) -> None:
         outcome: Reply | Exception
+        size_bytes = 0
         match question:
             case Fault(error=error):
+                forget_frames(error)
                 outcome = error
             case Question(query=query):
                 try:
                     outcome = await answer(query)
+                    size_bytes = size_of(outcome)
                 except Exception as error:
+                    on_failed(question.item, error)
+                    # It may wait long to be read, and they hold the image.
+                    forget_frames(error)
                     outcome = error
                 except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
+                    if _is_cancelled():
                         raise
                     # Something inside gave up: without an outcome the item would keep its place in the window for ever.
                     outcome = Unavailable("the service gave this item up; ask it again")
             case _:
                 assert_never(question)
-        ready.put_nowait(Answered(question.item, outcome))
+        room.made(kept_bytes, size_bytes)
+        ready.put_nowait(Answered(question.item, outcome, size_bytes))
 
     async def read() -> None:
         async with asyncio.TaskGroup() as answering, aclosing(_whole(messages, budget, caller)) as questions:
             async for question in questions:
-                await room.acquire()
+                kept_bytes = await room.begin(expected_bytes(question.query) if isinstance(question, Question) else 0)
                 if question.item in under_way:
                     raise InputError(
                         f"item {question.item} is asked again before its answer has come; number items apart",
                         field="item",
                     )
-                under_way[question.item] = answering.create_task(settle(question))
+                under_way[question.item] = answering.create_task(settle(question, kept_bytes))
 
     reading = asyncio.create_task(read())
+    reading.add_done_callback(_forget_cancellation)
     reading.add_done_callback(lambda _: ready.put_nowait(None))
     try:
         while (answered := await ready.get()) is not None:
             del under_way[answered.item]
             yield answered
             # Only now: a caller that does not read its answers is not read from either.
-            room.release()
+            room.read(answered.size_bytes)
         try:
             await reading
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
     finally:
         reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        try:
+            await asyncio.gather(reading, return_exceptions=True)
+        finally:
+            # gRPC may cancel this as well, and what its caller has left unread is nobody's any more.
+            while not ready.empty():
+                ready.get_nowait()
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task is to end. Its name would be in a frame of the error that it ends with."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _forget_cancellation(task: asyncio.Task[None]) -> None:
+    """Where a task was cancelled, the frames of that hold the task, and a task group's hold the error itself."""
+    try:
+        task.exception()
+    except asyncio.CancelledError as error:
+        forget_frames(error)
 
 
 async def _whole(
@@ -219,6 +262,8 @@ async def _whole(
                     upload = _Upload(message, size_bytes, budget, caller)
                 case Fault(_, _, upload_bytes) if upload_bytes:
                     upload = _Upload(message, upload_bytes, budget, caller)
+                    upload.is_due = False
+                    yield message
                 case Question() | Fault():
                     yield message
                 case _:
@@ -275,7 +320,8 @@ class _Upload:
         self._size_bytes = size_bytes
         self._budget = budget
         self._caller = caller
-        self._pieces: list[bytes] = []
+        # One, and not a list: small pieces would hold many times what they count.
+        self._data = bytearray()
         self._held_bytes = 0
         self._moved_s = budget.clock()
         self.missing_bytes = size_bytes
@@ -302,7 +348,7 @@ class _Upload:
         self.missing_bytes -= len(data)
         self._moved_s = self._budget.clock()
         if self._fits and self._budget.take(len(data), caller=self._caller, upload_bytes=self._held_bytes):
-            self._pieces.append(data)
+            self._data += data
             self._held_bytes += len(data)
         elif self._fits:
             self.let_go()
@@ -310,16 +356,15 @@ class _Upload:
 
     def finish(self) -> Question | Fault:
         """The question with its image, or what is wrong with it."""
-        data = b"".join(self._pieces)
+        data = bytes(self._data)
         self.let_go()
-        if isinstance(self.question, Fault):
-            return self.question
         if not self._fits:
             error = Overloaded(
                 "unfinished uploads hold as many bytes as they may (PHOSPHENE_QUEUE_BYTES); try again in 1 s",
                 retry_after_s=1.0,
             )
             return Fault(self.question.item, error)
+        assert isinstance(self.question, Question), "a fault is answered when it comes"
         return replace(self.question, query=replace(self.question.query, image=ImageBytes(data)))
 
     def drop(self) -> Question | Fault:
@@ -339,4 +384,4 @@ class _Upload:
         if self._held_bytes:
             self._budget.give_back(self._held_bytes, caller=self._caller)
         self._held_bytes = 0
-        self._pieces = []
+        self._data = bytearray()

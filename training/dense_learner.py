@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from phosphene.engine_device import is_out_of_memory
 from phosphene.errors import DeviceOutOfMemory
 from phosphene.selection import Selection
 from training.learner import StepReport, learning_rate_at
@@ -91,7 +92,9 @@ class DenseLearner:
         try:
             self._add_up(*whole)
             return self._advance(whole, row_count)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise DeviceOutOfMemory(
                 f"a step does not fit into the memory of the device of process {self._ranks.rank}: use fewer "
                 "--neurons, or a larger device"

@@ -40,6 +40,7 @@ from phosphene.engine_torch import TorchEngine
 from phosphene.errors import NumericError
 from phosphene.manifest import Manifest, partial_path, seal
 from phosphene.selection import JumpReLU, Selection, TopK
+from training.places import refuse_nameless
 
 __all__ = ["EngineExport", "Selector", "export_engine", "write_graph"]
 
@@ -69,10 +70,12 @@ def export_engine(bundle_path: Path, out: Path, *, is_int8: bool = False) -> Eng
         is_int8: whether to give it 8-bit weights: faster on the CPU, and with other codes.
 
     Raises:
+        SettingError: `out` has no name.
         ArtefactError: the bundle cannot be read, or `out` holds something else.
         EncoderError: its encoder cannot be loaded.
         NumericError: the graph's codes are not torch's.
     """
+    refuse_nameless(out)
     name = EngineName.ONNXRUNTIME_INT8 if is_int8 else EngineName.ONNXRUNTIME
     bundle = load_bundle(bundle_path)
     if out.exists():

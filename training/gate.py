@@ -47,7 +47,10 @@ def check_publishable(
     if training.l0 == 0:
         reasons.append(f"no neuron ever fires: its L0 on training images is 0; use {more_active}, or a lower --lr")
     elif not training.fvu < FVU_LIMIT:
-        reasons.append(f"it diverged: its FVU on training images is {training.fvu:.3g} (limit {FVU_LIMIT}); lower --lr")
+        reasons.append(
+            f"it diverged: its FVU on training images is {training.fvu:.3g} (limit {FVU_LIMIT}); lower --lr"
+            + (" or --sparsity" if k is None else "")
+        )
     elif not held_out.fvu < FVU_LIMIT:
         reasons.append(
             f"it does not generalise: its FVU is {held_out.fvu:.3g} on held-out images (limit {FVU_LIMIT}) and "

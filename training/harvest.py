@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from phosphene.corpus import Corpus
 from phosphene.encoder import Encoder, Site
+from phosphene.engine_device import device_errors
 from phosphene.errors import CorpusError, SettingError
 from phosphene.manifest import digest_of, find_artefact, partial_path, seal
 from training.artefact_tokens import first_patch_place
@@ -237,6 +238,15 @@ class _SiteHarvest:
         )
 
 
+def encoder_errors(plan: HarvestPlan) -> AbstractContextManager[None]:
+    """Tell errors of the encoder's device, with the option that mends them; see `device_errors`."""
+    device = plan.encoder.device
+    elsewhere = "" if device.type == "cpu" else ", or --device cpu"
+    return device_errors(
+        device, remedy=f"use a smaller --images-per-batch, which is {plan.settings.batch_images}{elsewhere}"
+    )
+
+
 def _read(harvests: Sequence[_SiteHarvest], advance: Advance) -> None:
     """Read what is due, in one pass; a full shard is written while the encoder goes on."""
     plan = harvests[0].plan
@@ -249,9 +259,10 @@ def _read(harvests: Sequence[_SiteHarvest], advance: Advance) -> None:
         for batch in decoded:
             wanting = [harvest for harvest in harvests if harvest.wants(batch.rows)]
             sites = [harvest.plan.site for harvest in wanting]
-            residuals = plan.encoder.residuals_at(torch.from_numpy(batch.pixels), sites)
-            for harvest, found in zip(wanting, residuals, strict=True):
-                full = harvest.add(batch, found)
+            with encoder_errors(plan):
+                residuals = plan.encoder.residuals_at(torch.from_numpy(batch.pixels), sites)
+                shards = [harvest.add(batch, found) for harvest, found in zip(wanting, residuals, strict=True)]
+            for harvest, full in zip(wanting, shards, strict=True):
                 if full is not None:
                     if writing is not None:
                         writing.result()  # at most one full shard waits in memory

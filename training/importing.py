@@ -16,6 +16,7 @@ from phosphene.errors import ArtefactMismatch, SettingError
 from phosphene.manifest import differences, file_sha256
 from phosphene.selection import JumpReLU, Selection, TopK
 from training.exchange import Foreign, read
+from training.places import refuse_nameless
 from training.plan import WIDEST_TOKEN_CODE
 
 __all__ = ["ImportRequest", "ImportResult", "import_sae"]
@@ -65,12 +66,13 @@ def import_sae(request: ImportRequest) -> ImportResult:
     """Publish a bundle around an SAE, or find it finished.
 
     Raises:
-        SettingError: the token code limit is out of bounds, or the SAE has no use for one.
+        SettingError: the token code limit is out of bounds, or the SAE has no use for one, or `out` has no name.
         ArtefactError: the SAE cannot be read or is of another width than the site, or `out` holds something else.
         NumericError: a weight is NaN or infinite.
         EncoderError, SiteError: the encoder cannot be loaded or has no such site.
     """
     request.check()
+    refuse_nameless(request.out)
     foreign = read(request.sae)
     limits = _limits(request, foreign.sae.selection)
     encoder = load_encoder(request.encoder, revision=request.revision)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from phosphene.engine_device import is_out_of_memory
 from phosphene.errors import DeviceOutOfMemory
 from training.learner import Learner, StepReport
 
@@ -20,7 +21,7 @@ from training.learner import Learner, StepReport
 class WorksInBlocks(Protocol):
     """A learner whose step needs memory for `block_rows` rows, not for the whole batch.
 
-    A step of it that raises `torch.OutOfMemoryError` has changed nothing, so that it can be done again.
+    A step of it that finds no memory (`is_out_of_memory`) has changed nothing, so that it can be done again.
     """
 
     block_rows: int
@@ -64,8 +65,9 @@ def step_in_blocks(learner: Learner, inputs: Float[Tensor, "rows d"], blocks: Ro
     while True:
         try:
             return learner.step(inputs)
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         # Only here, where the traceback and the tensors that it holds are gone, can memory be given back.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -16,6 +16,23 @@ FreeBytes = Callable[[Path], int]
 _SLACK_BYTES = 16 << 20
 
 
+def refuse_nameless(path: Path, option: str = "--out") -> None:
+    """Refuse a place where no new folder can be made, since it has no name of its own: `.`, `/`, or nothing.
+
+    Args:
+        path: what is to be made.
+        option: as it stands on the command line, for the message.
+
+    Raises:
+        SettingError: there is no name.
+    """
+    if not path.name:
+        raise SettingError(
+            f"{option} is {str(path)!r}, which names no folder of its own: give the name of a new one",
+            field=option.removeprefix("--"),
+        )
+
+
 def refuse_unwritable(path: Path, option: str, *, is_file: bool = False) -> None:
     """Refuse a place that this process cannot create.
 

@@ -23,7 +23,7 @@ from training.execution import Execution, check_bfloat16
 from training.harvest import HarvestPlan
 from training.harvest_settings import HarvestSettings
 from training.initial import Initial, read_initial
-from training.places import FreeBytes, bytes_below, refuse_too_full, refuse_unwritable
+from training.places import FreeBytes, bytes_below, refuse_nameless, refuse_too_full, refuse_unwritable
 from training.progress import Progress, SilentProgress
 from training.reading import ReadingSettings
 from training.reports import RunReports, check_reports
@@ -176,6 +176,8 @@ def plan_fits(
         ArtefactError: what to go on from cannot be read.
     """
     first = requests[0]
+    for request in requests:
+        refuse_nameless(request.out)
     _refuse_unlike(requests)
     for request in requests:
         request.sae.check()

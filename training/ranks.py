@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,7 +19,14 @@ import torch.distributed
 from jaxtyping import Num
 from torch import Tensor
 
-__all__ = ["ALONE", "Ranks", "leave", "open_ranks"]
+from phosphene.engine import open_device
+from phosphene.errors import SettingError
+
+__all__ = ["ALONE", "Ranks", "gpu_of", "leave", "open_ranks"]
+
+# All wait while the first one harvests, which may take days. For a process that died nobody waits so long: torchrun
+# ends the others.
+_PATIENCE = timedelta(days=7)
 
 
 class Ranks:
@@ -114,14 +122,59 @@ ALONE = Ranks(rank=0, count=1)
 
 
 @contextmanager
-def open_ranks() -> Iterator[Ranks]:
-    """The processes that `torchrun` started, joined until the block is left; one process where it started none."""
+def open_ranks(device: str = "cpu") -> Iterator[Ranks]:
+    """The processes that `torchrun` started, joined until the block is left; one process where it started none.
+
+    Args:
+        device: what all of them were told: with `cuda`, each gets a GPU of its own, and `cuda` means that one.
+
+    Raises:
+        SettingError: no such device, or not for so many processes.
+    """
     if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
         yield ALONE
         return
+    is_cuda = open_device(device).type == "cuda"
+    if is_cuda:
+        place = torch.distributed.get_node_local_rank()
+        torch.cuda.set_device(gpu_of(device, place=place, gpu_count=torch.cuda.device_count()))
     # NCCL sends what lies on GPUs, gloo everything else.
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=_PATIENCE)
     try:
-        yield Ranks(rank=torch.distributed.get_rank(), count=torch.distributed.get_world_size())
+        ranks = Ranks(rank=torch.distributed.get_rank(), count=torch.distributed.get_world_size())
+        _refuse_shared_gpu(device, ranks.count)
+        yield ranks
     finally:
         torch.distributed.destroy_process_group()
+
+
+def gpu_of(device: str, *, place: int, gpu_count: int) -> int:
+    """The GPU of a process.
+
+    Args:
+        device: `cuda`, or `cuda:N` for a lone process.
+        place: of the process among those of its machine, from 0.
+        gpu_count: GPUs that they see.
+
+    Raises:
+        SettingError: no GPU is left for it.
+    """
+    _, _, number = device.partition(":")
+    if number:
+        return int(number)
+    if place >= gpu_count:
+        raise SettingError(
+            f"torchrun started more than {gpu_count} processes on a machine with {gpu_count} GPUs, and each needs its "
+            f"own: give torchrun --nproc-per-node {gpu_count}, or fit --device cpu",
+            field="device",
+        )
+    return place
+
+
+def _refuse_shared_gpu(device: str, count: int) -> None:
+    if count > 1 and ":" in device:
+        raise SettingError(
+            f"--device is {device}, one GPU for the {count} processes that torchrun started, and each needs its own: "
+            "say --device cuda, and choose with CUDA_VISIBLE_DEVICES which GPUs they see",
+            field="device",
+        )

@@ -40,6 +40,8 @@ DEFAULT_L0 = 1e-3
 """Weight of the L0 penalty on inputs of mean square one."""
 
 _DEFAULT_STEP_COUNT = 2000
+_STEP_LIMIT = 10**9
+_SEED_LIMIT = 2**63
 _BATCH_ROWS_RANGE = (16, 4096)
 _DEAD_AFTER_RANGE = (1024, 10_000_000)
 
@@ -187,18 +189,22 @@ class TrainingRequest:
         """
         if self.step_count is not None and self.epochs is not None:
             raise SettingError("give at most one of --steps and --epochs", field="steps")
-        if self.step_count is not None and self.step_count < 1:
-            raise SettingError(f"--steps is {self.step_count}; the least is 1")
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise SettingError(f"--epochs is {self.epochs}; it must be greater than 0")
+        if self.step_count is not None and not 1 <= self.step_count <= _STEP_LIMIT:
+            raise SettingError(f"--steps is {self.step_count}; it must be from 1 to {_STEP_LIMIT:,}", field="steps")
+        if self.epochs is not None and not 0 < self.epochs <= _STEP_LIMIT:
+            raise SettingError(
+                f"--epochs is {self.epochs:g}; it must be greater than 0, and at most {_STEP_LIMIT:,}", field="epochs"
+            )
         if self.batch_rows is not None and self.batch_rows < 1:
             raise SettingError(f"--batch is {self.batch_rows}; the least is 1 activation per step")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise SettingError(f"--lr is {self.learning_rate}; it must be greater than 0 and finite")
-        if self.seed < 0:
-            raise SettingError(f"--seed is {self.seed}; the least is 0", field="seed")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise SettingError(f"--warmup is {self.warmup_steps}; the least is 0 steps", field="warmup")
+        if not 0 <= self.seed < _SEED_LIMIT:
+            raise SettingError(f"--seed is {self.seed}; it must be 0 or more and below 2**63", field="seed")
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps <= _STEP_LIMIT:
+            raise SettingError(
+                f"--warmup is {self.warmup_steps} steps; it must be from 0 to {_STEP_LIMIT:,}", field="warmup"
+            )
         if self.decay_share is not None and not 0 <= self.decay_share <= 1:
             raise SettingError(f"--decay is {self.decay_share}; it is a share of the steps, from 0 to 1", field="decay")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
@@ -208,12 +214,22 @@ class TrainingRequest:
             )
 
     def resolve(self, row_count: int, sae: SaeSettings, *, width: int) -> TrainingSettings:
-        """Fix every number for a corpus that yields so many training activations of this width."""
+        """Fix every number for a corpus that yields so many training activations of this width.
+
+        Raises:
+            SettingError: as `check`, and where the epochs are too many steps.
+        """
         self.check()
         batch_rows = self.batch_rows or _power_of_two_below(row_count // 4, *_BATCH_ROWS_RANGE)
         batch_rows = min(batch_rows, row_count)
         if self.epochs is not None:
             step_count = max(1, math.ceil(self.epochs * row_count / batch_rows))
+            if step_count > _STEP_LIMIT:
+                raise SettingError(
+                    f"--epochs is {self.epochs:g}, which are {step_count:,} steps of {batch_rows} activations; the "
+                    f"limit is {_STEP_LIMIT:,} steps: lower --epochs, or raise --batch",
+                    field="epochs",
+                )
         else:
             step_count = self.step_count or max(_DEFAULT_STEP_COUNT, row_count // batch_rows)
         low, high = _DEAD_AFTER_RANGE

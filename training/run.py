@@ -70,6 +70,7 @@ class Run:
         checkpoints: CheckpointFolder,
         curve: Curve | None,
         progress: Progress,
+        penalty: float | None = None,
         clock_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Go on with a learner.
@@ -83,6 +84,7 @@ class Run:
             checkpoints: where to save.
             curve: where to write lines; None where another process writes curve and checkpoints.
             progress: where to report what happens once.
+            penalty: weight of what keeps activations few; None where the rule fixes their number.
             clock_s: monotonic seconds.
         """
         self.learner = learner
@@ -93,6 +95,7 @@ class Run:
         self._checkpoints = checkpoints
         self._curve = curve
         self._progress = progress
+        self._penalty = penalty
         self._clock_s = clock_s
         self._blocks = RowBlocks(settings.batch_rows)
         self._threshold_ema = None if checkpoint is None else checkpoint.averages.get("threshold")
@@ -194,7 +197,8 @@ class Run:
     def _why(self, what: str) -> str:
         kept = self._checkpoints.newest_step()
         where = "no checkpoint had been written" if kept is None else f"the state after step {kept} is kept"
+        penalty = "" if self._penalty is None else f", or --sparsity, which is {self._penalty:g}"
         return (
             f"training diverged: {what} at step {self.learner.step_count} of {self.settings.step_count}; {where} in "
-            f"{str(self._checkpoints.path)!r}: lower --lr, which is {self.settings.learning_rate:g}"
+            f"{str(self._checkpoints.path)!r}: lower --lr, which is {self.settings.learning_rate:g}{penalty}"
         )

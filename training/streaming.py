@@ -25,7 +25,7 @@ from phosphene.errors import CorpusError, NumericError
 from phosphene.manifest import digest_of
 from training.artefact_tokens import find_artefact_tokens
 from training.growing_shard import kept_residuals, kept_tokens
-from training.harvest import HarvestPlan
+from training.harvest import HarvestPlan, encoder_errors
 from training.pixels import PixelBatch, decoded_batches, decoder_count_for
 from training.progress import Progress
 from training.source import MIN_IMAGE_COUNT, held_out_count
@@ -206,10 +206,11 @@ class StreamedActivations:
         with closing(decoded):
             for batch in decoded:
                 self._report_broken(batch)
-                residuals = plan.encoder.residuals(torch.from_numpy(batch.pixels), plan.site)
-                kept = kept_tokens(batch.rows, residuals.shape[1], self._token_count, seed=plan.settings.seed)
                 sound = [slot for slot, row in enumerate(batch.rows) if row not in batch.errors]
-                values = kept_residuals(residuals, kept)[sound].cpu()
+                with encoder_errors(plan):
+                    residuals = plan.encoder.residuals(torch.from_numpy(batch.pixels), plan.site)
+                    kept = kept_tokens(batch.rows, residuals.shape[1], self._token_count, seed=plan.settings.seed)
+                    values = kept_residuals(residuals, kept)[sound].cpu()
                 _refuse_non_finite(plan, values, [batch.rows[slot] for slot in sound])
                 yield _Encoded(values.flatten(0, 1), kept[sound].reshape(-1))
 

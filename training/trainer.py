@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from phosphene.engine_device import device_errors
 from phosphene.errors import SettingError
 from phosphene.sae import SparseAutoencoder
 from phosphene.selection import JumpReLU, Selection
@@ -32,12 +33,16 @@ from training.settings import InputScaling, SaeSettings, TrainingSettings
 from training.source import ActivationSource
 from training.sparse.learner import CpuSparseLearner
 from training.sparse.torch_learner import TorchSparseLearner
+from training.sparse.torch_sums import why_plain
 from training.variants import (
+    FIXED_L0,
     BatchTopKTraining,
     JumpReluTraining,
     MatryoshkaTraining,
     ReluTraining,
     TopKTraining,
+    name_of,
+    penalty_of,
 )
 from training.weights import Weights, initial_weights, on_cpu
 
@@ -125,6 +130,7 @@ def train_many(
         NumericError: the residuals do not vary.
         SettingError: the batches differ, or a journal holds something else.
         DeviceOutOfMemory: not even one row fits.
+        DeviceFailed: the device is lost to this process.
     """
     batch_rows = {trainee.settings.batch_rows for trainee in trainees}
     if len(batch_rows) != 1:
@@ -137,7 +143,9 @@ def train_many(
     if any(trainee.sae.inputs is InputScaling.SCALED for trainee in trainees):
         warn_of_offset(centred.mean, centred.scale, progress)
     metrics_files = _metrics_files(trainees)
-    with ExitStack() as stack:
+    # What a step lacks in memory, `training.memory` has met already.
+    with device_errors(device, remedy="use a smaller --batch or fewer --neurons"), ExitStack() as stack:
+        _warn_of_plain_sums(trainees, device, progress)
         lanes = [
             _open_lane(
                 stack, activations, trainee, centred, metrics_files, device=device, progress=progress, ranks=ranks
@@ -267,8 +275,21 @@ def _open_lane(
         checkpoints=trainee.checkpoints,
         curve=curve,
         progress=progress,
+        penalty=penalty_of(trainee.sae.variant),
     )
     return _Lane(trainee=trainee, run=run, scaling=scaling.to(device))
+
+
+def _warn_of_plain_sums(trainees: Sequence[Trainee], device: torch.device, progress: Progress) -> None:
+    """Report an event where the top-k family trains without Triton's kernels on a device that could have them."""
+    is_summed = any(name_of(trainee.sae.variant) in FIXED_L0 for trainee in trainees)
+    reason = why_plain(device) if is_summed else None
+    if reason is not None:
+        progress.event(
+            "Triton's kernels do not run here; plain torch sums instead, which is slower and differs in the last bits",
+            reason=reason,
+            remedy="install a C compiler, or name one with CC",
+        )
 
 
 def _pass(

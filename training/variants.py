@@ -145,6 +145,19 @@ def name_of(variant: Variant) -> VariantName:
             assert_never(variant)
 
 
+def penalty_of(variant: Variant) -> float | None:
+    """The weight of the penalty that keeps activations few; None where the rule fixes their number."""
+    match variant:
+        case ReluTraining():
+            return variant.l1_coefficient
+        case JumpReluTraining():
+            return variant.l0_coefficient
+        case TopKTraining() | BatchTopKTraining() | MatryoshkaTraining():
+            return None
+        case _:
+            assert_never(variant)
+
+
 def variant_config(variant: Variant) -> dict[str, Any]:
     """The variant as plain JSON values, its name among them."""
     return {"name": str(name_of(variant))} | {key: _plain(value) for key, value in dataclasses.asdict(variant).items()}

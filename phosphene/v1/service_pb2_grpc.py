@@ -43,8 +43,8 @@ class PhospheneServiceStub:
     A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
     - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
     it may; told before an image costs any work (where look-ups in the index pile up, after it), and
-    `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
-    (`ImageLimits.byte_limit` + 1 MiB).
+    `google.rpc.RetryInfo` says when to try again. Without that detail: the request is larger than
+    `ImageLimits.byte_limit` + 1 MiB, or the answer larger than 17 MiB.
     - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
@@ -119,8 +119,8 @@ class PhospheneServiceServicer:
     A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
     - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
     it may; told before an image costs any work (where look-ups in the index pile up, after it), and
-    `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
-    (`ImageLimits.byte_limit` + 1 MiB).
+    `google.rpc.RetryInfo` says when to try again. Without that detail: the request is larger than
+    `ImageLimits.byte_limit` + 1 MiB, or the answer larger than 17 MiB.
     - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.
@@ -264,8 +264,8 @@ class PhospheneService:
     A `google.rpc.PreconditionFailure` of type IMAGE_REQUIRED: send the image's bytes instead of its digest.
     - RESOURCE_EXHAUSTED: the service is full, would answer after the caller's deadline, or the caller asks more often than
     it may; told before an image costs any work (where look-ups in the index pile up, after it), and
-    `google.rpc.RetryInfo` says when to try again. Without that detail: the message is larger than either end takes
-    (`ImageLimits.byte_limit` + 1 MiB).
+    `google.rpc.RetryInfo` says when to try again. Without that detail: the request is larger than
+    `ImageLimits.byte_limit` + 1 MiB, or the answer larger than 17 MiB.
     - UNAUTHENTICATED: the service asks for a token (metadata `authorization: Bearer TOKEN`), and this is none it knows.
     - DEADLINE_EXCEEDED: the caller's deadline passed; work that had not begun was dropped.
     - UNAVAILABLE: the service is starting or shutting down; try again.

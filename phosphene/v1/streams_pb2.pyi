@@ -37,7 +37,8 @@ class ExplainImagesRequest(_message.Message):
     answered once `Upload.size_bytes` have come. The chunks of an image follow its announcement at once: another
     message in between, more bytes than announced, or a chunk that nothing announced, and the stream ends with
     INVALID_ARGUMENT. An image that stands still for PHOSPHENE_UPLOAD_IDLE_S is given up: its item is answered with
-    DEADLINE_EXCEEDED, its further chunks are read past, and the stream goes on.
+    DEADLINE_EXCEEDED, its further chunks are read past, and the stream goes on. Where the question itself is at fault,
+    or its image above the limit, it is answered at once and its chunks are read past.
     """
     @_builtins.property
     def explain(self) -> _explain_pb2.ExplainRequest:

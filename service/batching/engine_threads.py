@@ -8,6 +8,7 @@ is told of answers on them.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -160,17 +161,24 @@ class EngineThreads:
     def _launch_all(self) -> None:
         while (flight := self._next_flight()) is not None:
             try:
-                collect = flight.operation.launch([work.item for work in flight.works])
+                self._launch(flight)
             except DeviceFailed as error:
                 self.fail(error)
-                continue
-            except Exception as error:
-                collect = _raiser(error)
-            with self._lock:
-                flight.collect = collect
-                self._may_collect.notify()
         with self._lock:
             self._is_launching_over = True
+            self._may_collect.notify()
+
+    def _launch(self, flight: Flight) -> None:
+        """Start a batch, whose memory on the device nothing but the flight keeps from then on."""
+        try:
+            collect = flight.operation.launch([work.item for work in flight.works])
+        except DeviceFailed:
+            raise
+        except Exception as error:
+            _let_go(error)
+            collect = _raiser(error)
+        with self._lock:
+            flight.collect = collect
             self._may_collect.notify()
 
     def _next_flight(self) -> Flight | None:
@@ -205,13 +213,12 @@ class EngineThreads:
 
     def _collect_all(self) -> None:
         while (flight := self._next_launched()) is not None:
-            assert flight.collect is not None, "it was launched"
             try:
-                results = flight.collect()
-                _check_count(flight, results)
+                results = _collected(flight)
             except DeviceFailed as error:
                 self.fail(error)
             except Exception as error:
+                _let_go(error)
                 self._retry(flight, error)
             else:
                 self._succeed(flight, results)
@@ -289,11 +296,24 @@ def _raiser(error: Exception) -> Callable[[], Sequence[Any]]:
     return collect
 
 
-def _check_count(flight: Flight, results: Sequence[Any]) -> None:
+def _collected(flight: Flight) -> Sequence[Any]:
+    """Wait for the results of a flight, which keeps nothing on the device any longer."""
+    assert flight.collect is not None, "it was launched"
+    collect, flight.collect = flight.collect, None
+    results = collect()
     if len(results) != len(flight.works):
         raise RuntimeError(
             f"operation {flight.operation.name} gave {len(results)} results for {len(flight.works)} items"
         )
+    return results
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames that failed hold: the error outlives them, and a smaller batch needs their memory."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _broken(error: DeviceFailed) -> Unavailable:

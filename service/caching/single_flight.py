@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeAlias, TypeVar, assert_never
 
 from service.claims import Lane
+from service.told_errors import forget_frames
 
 __all__ = ["SingleFlight"]
 
@@ -84,7 +85,11 @@ class SingleFlight(Generic[Value]):
             if flight is None:
                 flight = self._begin((name, lane), work)
                 await self._wait(flight)
-                return flight.task.result(), False
+                try:
+                    return flight.task.result(), False
+                finally:
+                    # Its result may be an error, which has this frame.
+                    del flight
             with follow():
                 await self._wait(flight)
             if not flight.task.cancelled() and flight.task.exception() is None:
@@ -122,8 +127,9 @@ class SingleFlight(Generic[Value]):
     def _end(self, flight: _Flight[Value], task: asyncio.Task[Value]) -> None:
         self._forget(flight)
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Seen: where the whole party has left, nobody else looks.
+        if not flight.party and not task.cancelled() and (error := task.exception()) is not None:
+            # The whole party has left: nobody else looks.
+            forget_frames(error)
         for ended in flight.party:
             if not ended.done():
                 ended.set_result(None)

@@ -196,6 +196,9 @@ class DecodePool:
                 self._events.dropped("cancelled", "decode")
                 self._events.decode_depth_changed(len(self._queue))
             raise
+        finally:
+            # Its answer may be an error, which has this frame.
+            del job
 
     async def _serve(self, started: asyncio.Future[None]) -> None:
         """Keep one worker alive and at work, until cancelled."""

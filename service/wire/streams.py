@@ -20,8 +20,7 @@ def stream_message(request: streams_pb2.ExplainImagesRequest, *, upload_limit_by
             except InputError as error:
                 if error.field:
                     error.field = f"explain.{error.field}"
-                announced_bytes = request.explain.image.upload.size_bytes
-                return Fault(request.item, error, announced_bytes if announced_bytes <= upload_limit_bytes else 0)
+                return Fault(request.item, error, request.explain.image.upload.size_bytes)
         case "chunk":
             return Chunk(request.item, request.chunk)
         case _:

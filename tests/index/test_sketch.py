@@ -14,6 +14,7 @@ from index.sketch import SketchSource, sketch_signs, sketches, write_sketch
 from index.values import CodeMetric
 from index.vector_index import VectorLayout, build_vectors, plan_layout
 from phosphene.codes import ImageCode
+from tests.index.fake_gpu import give_gpu
 from tests.index.random_codes import NEURON_COUNT, dense, random_codes
 from tests.index.shard_folders import write_shards
 
@@ -193,3 +194,15 @@ def test_a_code_that_shares_no_neuron_is_not_similar(tmp_path: Path, approximati
     assert [image.row for image in similar.nearest(single(1), 5)] == [1]
     assert similar.nearest(single(2), 5) == []
     assert similar.nearest(empty, 5) == []
+
+
+def test_a_search_on_a_gpu_ends_where_no_more_can_be_proposed(
+    folder: Path, shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = give_gpu(monkeypatch)
+    similar = SimilarImages(folder, shards, left_out_neuron_ids=(), sketch_seed=0, approximation=ALL, device="cuda")
+    row = 5
+    nearest = np.argsort(-_cosines(row))
+    found = similar.nearest(CODES[row], 3, exclude_rows=nearest[:2500].tolist())
+    assert not {image.row for image in found} & set(nearest[:2500].tolist())
+    assert copies[0].asked[-1] == 2048

@@ -1,5 +1,6 @@
 """Images by a vector: brute force over the stored vectors, or the share of it that was measured."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -13,6 +14,7 @@ from index.plan import Quantiser
 from index.vector_index import VectorLayout
 from index.vector_search import VectorSearch, write_vector_search
 from phosphene.errors import ArtefactDamaged, SettingError
+from tests.index.fake_gpu import GpuCopy, give_gpu
 from tests.index.random_codes import NEURON_COUNT, random_codes
 from tests.index.shard_folders import write_shards
 
@@ -102,6 +104,53 @@ def test_a_device_that_is_not_here_is_refused_in_words() -> None:
         on_device(index, "tpu")
     with pytest.raises(SettingError, match="it sees .* GPUs; install requirements/gpu.txt"):
         on_device(index, "cuda:99")
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[GpuCopy]:
+    """What was put on the one GPU of this machine."""
+    return give_gpu(monkeypatch)
+
+
+def test_threads_take_turns_on_a_gpu(vectors: ImageVectors, tmp_path: Path, copies: list[GpuCopy]) -> None:
+    write_vector_search(tmp_path / "flat.faiss", vectors, READABLE, FLAT)
+    search = VectorSearch(tmp_path / "flat.faiss", vectors, approximation=None, device="cuda")
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda row: search.nearest(search.vector(row), 5, shown=READABLE), range(40, 140)))
+    assert len(copies) == 1
+    for row, answer in zip(range(40, 140), found, strict=True):
+        due = brute_force(VECTORS[row].astype(np.float32), 5, set()) if READABLE[row] else []
+        assert [other for other, _ in answer] == [other for other, _ in due]
+
+
+def test_a_gpu_is_asked_for_no_more_than_it_finds(tmp_path: Path, copies: list[GpuCopy]) -> None:
+    count = 3000
+    rows = np.random.default_rng(1).normal(size=(count, 8)).astype(np.float32)
+    shards = write_shards(
+        tmp_path,
+        random_codes(8) * (count // 8),
+        neuron_count=NEURON_COUNT,
+        size=count,
+        embeddings=stored_vectors(rows, np.ones(count, bool)),
+    )
+    vectors = ImageVectors(shards)
+    write_vector_search(tmp_path / "flat.faiss", vectors, np.ones(count, bool), FLAT)
+    search = VectorSearch(tmp_path / "flat.faiss", vectors, approximation=None, device="cuda")
+    assert len(search.nearest(rows[0], 500, shown=np.ones(count, bool))) == 500
+    assert search.nearest(rows[0], 500, shown=np.zeros(count, bool)) == []
+    assert max(copies[0].asked) == 2048
+    deepest = Effort(probe_count=0, candidate_count=8192)
+    assert len(search.nearest(rows[0], 10, shown=np.ones(count, bool), effort=deepest)) == 10
+
+
+def test_lists_that_no_gpu_holds_are_refused_in_words(copies: list[GpuCopy]) -> None:
+    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(1024), 1024, 4, 128, 8, faiss.METRIC_INNER_PRODUCT)
+    with pytest.raises(
+        SettingError,
+        match=r"cannot hold 0 vectors of 1024 numbers in lists of 128 parts a vector on cuda \('IVFPQ.* encoded vector "
+        r"128 is not supported\); search on cpu \(PHOSPHENE_INDEX_DEVICE=cpu\)",
+    ):
+        on_device(index, "cuda")
 
 
 def test_the_least_effort_that_finds_enough_is_chosen_and_measured_on_other_rows() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -113,6 +114,17 @@ def test_the_cpu_has_no_device_memory(engine: OnnxEngine) -> None:
     assert engine.device_memory_bytes == 0
 
 
+def test_an_engine_elsewhere_leaves_the_bundle_on_the_cpu(
+    engine: OnnxEngine, bundle: Bundle, torch_engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phosphene.engine_torch.open_device", torch.device)
+    elsewhere = TorchEngine(bundle, device="meta", encoder=torch_engine.encoder)
+    assert elsewhere.sae.directions.is_meta
+    want = Want(fidelity=True)
+    (row,) = engine.run_rows(random_pixels(1, 3), [EngineRequest(want=want)])
+    assert_row(row, torch_engine.run(random_pixels(1, 3), want), want)
+
+
 def test_time_is_told_once_per_batch(engine: OnnxEngine, bundle: Bundle) -> None:
     told: list[tuple[str, float]] = []
     ticks = iter([1.0, 3.5])
@@ -197,6 +209,20 @@ def test_residuals_that_are_no_numbers_are_refused(engine: OnnxEngine, monkeypat
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is here")
 def test_a_device_that_is_not_here_is_refused(exported: Path, bundle: Bundle) -> None:
     with pytest.raises(SettingError, match="cuda"):
+        open_onnx_engine(exported, bundle, device="cuda")
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused(
+    exported: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_the_cpu(path: str, options: object, **_: object) -> object:
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("phosphene.engine_onnx.open_device", torch.device)
+    with pytest.raises(SettingError, match="'cuda' is asked for, and ONNX Runtime .* cannot load its CUDA provider"):
         open_onnx_engine(exported, bundle, device="cuda")
 
 

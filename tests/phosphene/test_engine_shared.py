@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from phosphene.encoder import Family, Site, Tokens
 from phosphene.engine import EngineName, EngineRequest, Want
 from phosphene.engine_device import bucket_size, device_errors, take_rows, used_memory_bytes
 from phosphene.engine_shared import SharedEngine, group_bundles, open_shared_engine
+from phosphene.engine_torch import TorchEngine
 from phosphene.errors import (
     ArtefactMismatch,
     DeviceFailed,
@@ -20,6 +23,7 @@ from phosphene.errors import (
     NumericError,
     ReadoutMissing,
 )
+from phosphene.readout import SimilarityReadout
 from tests.families import BLOCK_COUNT, write_encoder
 from tests.phosphene.engine_bundles import assert_row, make_bundle, random_pixels
 
@@ -150,7 +154,15 @@ def test_residuals_that_are_no_numbers_are_refused(plain: SharedEngine) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), DeviceOutOfMemory),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), DeviceOutOfMemory),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), DeviceOutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"), DeviceOutOfMemory),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), DeviceOutOfMemory),
+        (RuntimeError("CUDA error: out of memory\nmore"), DeviceOutOfMemory),
+        (RuntimeError("CUDA driver error: out of memory"), DeviceOutOfMemory),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), DeviceOutOfMemory),
         (RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), DeviceFailed),
+        (RuntimeError("CUDA driver error: device-side assert triggered"), DeviceFailed),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceFailed),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), DeviceFailed),
         (RuntimeError("shapes do not match"), RuntimeError),
     ],
 )
@@ -159,6 +171,22 @@ def test_device_errors_have_our_names(raised: Exception, due: type[Exception]) -
         raise raised
     assert type(caught.value) is due
     assert "\n" not in str(caught.value)
+
+
+def test_memory_that_ran_out_is_free_once_that_is_said(plain: SharedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = plain.engines[0].encoder._tower.blocks[0]
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def forward(hidden: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        larger = hidden.repeat(2, 1, 1)
+        held.extend(map(weakref.ref, (hidden, larger)))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(block, "forward", forward)
+    with pytest.raises(DeviceOutOfMemory) as caught:
+        plain.run_rows(random_pixels(2, 0), [EngineRequest(), EngineRequest()])
+    assert caught.value.__cause__ is not None
+    assert [tensor() for tensor in held] == [None, None]
 
 
 def test_the_cpu_has_no_device_memory(engine: SharedEngine) -> None:
@@ -184,3 +212,20 @@ def test_buckets_are_few_on_cuda_and_exact_on_the_cpu(count: int) -> None:
     assert size // 2 < count <= size
     assert size.bit_count() == 1
     assert bucket_size(count, torch.device("cpu")) == count
+
+
+def test_one_bundle_alone_and_its_texts_tell_the_devices_errors_too(
+    bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    alone = TorchEngine(bundles[0])
+    assert isinstance(alone.readout, SimilarityReadout)
+    monkeypatch.setattr(alone.encoder._tower.blocks[0], "forward", fail)
+    with pytest.raises(DeviceOutOfMemory, match="run a smaller one"):
+        alone.run(random_pixels(1, 0))
+    side = alone.readout._load_text_side()
+    monkeypatch.setattr(alone.readout, "_text_side", side._replace(embed=fail))
+    with pytest.raises(DeviceOutOfMemory, match="run a smaller one"):
+        alone.readout.text_vectors(["red"])

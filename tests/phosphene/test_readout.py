@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,30 @@ def test_similarity_equals_the_whole_model(
     torch.testing.assert_close(scores, due_scores, rtol=1e-4, atol=1e-4)
     assert float(due_scores.std()) > 0.01, "the texts all score alike: the test is blind"
     assert (readout.logit_bias == 0) == (family is Family.CLIP)
+
+
+def test_a_vocabulary_lies_on_a_device_once_and_goes_with_its_owner(
+    folders: dict[Family, Path], encoders: dict[Family, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readout = similarity(folders[Family.CLIP], encoders[Family.CLIP])
+    vocabulary = Vocabulary(TEXTS, readout.text_vectors(TEXTS))
+    copied: list[int] = []
+    from_numpy = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: copied.append(len(array)) or from_numpy(array))
+    for device in ("cpu", "meta", "meta"):
+        embedding = torch.ones(2, vocabulary.vectors.shape[1], device=device, requires_grad=True)
+        with torch.inference_mode():
+            assert readout.scores(_only(embedding), vocabulary).device.type == device
+        readout.scores(_only(embedding), vocabulary).sum().backward()
+    assert copied == [len(TEXTS)] * 2
+    del vocabulary
+    gc.collect()
+    assert not readout._vectors
+
+
+def _only(embedding: Tensor) -> EncoderOutput:
+    """An output of which nothing but the embedding is looked at."""
+    return EncoderOutput(*(embedding if name == "embedding" else None for name in EncoderOutput._fields))
 
 
 @pytest.mark.parametrize("family", DUALS)

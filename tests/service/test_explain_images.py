@@ -1,6 +1,7 @@
 """ExplainImages over a real channel: statuses per item, uploads in chunks, the bulk lane, and what ends a stream."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -10,7 +11,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from phosphene.v1 import explain_pb2, streams_pb2, values_pb2
 from service.claims import Lane
-from tests.fakes import CORPUS, png
+from tests.fakes import CORPUS, FakeEngine, FakeReader, fake_entry, png
 from tests.service.conftest import logged, serving, settings_with
 from tests.service.scraping import metric, until
 
@@ -81,6 +82,58 @@ async def test_an_upload_beyond_the_limit_fails_alone():
         assert found[1].status.code == code_pb2.INVALID_ARGUMENT
         assert "1 to 2048" in found[1].status.message
         assert found[2].explanation.neurons
+
+
+async def test_an_image_beyond_the_limit_fails_alone_with_all_its_chunks_sent():
+    async with serving(settings=settings_with(image={"limit_bytes": 2048})) as running:
+        large = uploading(1, CORPUS["red-1"] + bytes(9000), 1000)
+        found = await outcomes(running, [*large, asking(2, CORPUS["red-1"])])
+        assert found[1].status.code == code_pb2.INVALID_ARGUMENT
+        assert "1 to 2048" in found[1].status.message
+        assert found[2].explanation.neurons
+
+
+async def test_a_lone_image_in_chunks_may_be_larger_than_the_queue_as_it_may_in_one_piece():
+    async with serving(settings=settings_with(queue={"image_bytes": 2**20})) as running:
+        data = CORPUS["red-1"] + bytes(3 * 2**20)
+        found = await outcomes(running, uploading(1, data, 2**18))
+        assert found[1].explanation.neurons
+
+
+async def test_an_answer_that_no_message_holds_fails_alone():
+    class Wordy(FakeReader):
+        def image(self, row):
+            return replace(super().image(row), caption="long " * 2**19)
+
+    engine = FakeEngine()
+    shown = {"parts": [explain_pb2.EXPLAIN_PART_TOP_IMAGES, explain_pb2.EXPLAIN_PART_SIMILAR_IMAGES]}
+    async with serving([fake_entry(engine, reader=Wordy(CORPUS))], engine=engine) as running:
+        asked = [asking(1, CORPUS["blue-1"]), asking(2, CORPUS["red-1"], **shown), asking(3, CORPUS["red-1"])]
+        found = await outcomes(running, asked)
+        assert found[2].status.code == code_pb2.RESOURCE_EXHAUSTED
+        assert "the limit is 17 MiB: ask for fewer images" in found[2].status.message
+        assert not found[2].status.details
+        assert found[1].explanation.neurons
+        assert found[3].explanation.neurons
+        with pytest.raises(grpc.aio.AioRpcError, match="the limit is 17 MiB: ask for fewer images") as caught:
+            await running.stub.Explain(asked[1].explain)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await metric(running, 'phosphene_requests_total{code="RESOURCE_EXHAUSTED",method="Explain"}') == 1
+        assert await metric(running, 'phosphene_requests_total{code="OK",method="ExplainImages"}') == 1
+
+
+async def test_a_small_limit_on_uploads_is_none_on_answers():
+    class Wordy(FakeReader):
+        def image(self, row):
+            return replace(super().image(row), caption="long " * 30_000)
+
+    engine = FakeEngine()
+    async with serving(
+        [fake_entry(engine, reader=Wordy(CORPUS))], engine=engine, settings=settings_with(image={"limit_bytes": 1024})
+    ) as running:
+        asked = asking(1, CORPUS["red-1"], parts=[explain_pb2.EXPLAIN_PART_TOP_IMAGES])
+        (found,) = (await outcomes(running, [asked])).values()
+        assert found.explanation.ByteSize() > 2**20 + 1024
 
 
 async def test_a_caller_that_breaks_the_order_is_told_and_the_stream_ends(running):

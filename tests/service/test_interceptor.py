@@ -1,15 +1,19 @@
 """What goes around every method, with a context in hand: what a caller that leaves leaves behind."""
 
 import asyncio
+import gc
 import weakref
 from types import SimpleNamespace
 
+import grpc
 import pytest
+from grpc._cython.cygrpc import ExecuteBatchError
 
-from phosphene.errors import DeadlineExpired, Unavailable
+from phosphene.errors import DeadlineExpired, InputError, Unavailable
 from service.interceptor import AnswerInterceptor
 from service.observing.metric_events import Metrics
 from service.server import METHODS, SERVICE
+from tests.service.conftest import logged
 
 
 class StuckContext:
@@ -53,12 +57,32 @@ class ToldContext(StuckContext):
         self.told.append(code)
 
 
-def wrapped_unary(metrics, unary_unary, deserializer=bytes):
+def wrapped_unary(metrics, unary_unary, deserializer=bytes, **options):
     handler = SimpleNamespace(
         request_streaming=False, unary_unary=unary_unary, request_deserializer=deserializer, response_serializer=bytes
     )
-    interceptor = AnswerInterceptor(service=SERVICE, metrics=metrics, clock=lambda: 0.0)
+    interceptor = AnswerInterceptor(service=SERVICE, metrics=metrics, clock=lambda: 0.0, **options)
     return interceptor.wrapped(SERVICE, {"Explain": handler})["Explain"].unary_unary
+
+
+def wrapped_stream(metrics, stream_stream, **options):
+    handler = SimpleNamespace(
+        request_streaming=True, stream_stream=stream_stream, request_deserializer=bytes, response_serializer=bytes
+    )
+    interceptor = AnswerInterceptor(service=SERVICE, metrics=metrics, clock=lambda: 0.0, **options)
+    return interceptor.wrapped(SERVICE, {"ExplainImages": handler})["ExplainImages"].stream_stream
+
+
+class GoneContext(StuckContext):
+    """A call whose caller hung up; gRPC has said so to nobody yet."""
+
+    async def write(self, message):
+        raise ExecuteBatchError("Failed grpc_call_start_batch")
+
+
+async def nothing():
+    return
+    yield
 
 
 def counted(metrics, family, label):
@@ -142,21 +166,79 @@ async def test_a_caller_that_leaves_while_it_is_written_to_leaves_nothing_under_
         kept.append(replies(messages, context))
         return kept[-1]
 
-    handler = SimpleNamespace(
-        request_streaming=True, stream_stream=stream_stream, request_deserializer=bytes, response_serializer=bytes
-    )
-    metrics = Metrics(methods=METHODS, queue_capacity=1)
-    interceptor = AnswerInterceptor(service=SERVICE, metrics=metrics, clock=lambda: 0.0)
-    wrapped = interceptor.wrapped(SERVICE, {"ExplainImages": handler})["ExplainImages"]
     context = StuckContext()
-
-    async def messages():
-        return
-        yield
-
-    call = asyncio.create_task(wrapped.stream_stream(messages(), context))
+    answering = wrapped_stream(Metrics(methods=METHODS, queue_capacity=1), stream_stream)
+    call = asyncio.create_task(answering(nothing(), context))
     await context.is_writing.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
     assert is_over
+
+
+@pytest.mark.parametrize(("left_s", "code"), [(None, "CANCELLED"), (3.0, "CANCELLED"), (-0.1, "DEADLINE_EXCEEDED")])
+async def test_an_answer_that_no_caller_takes_any_more_is_no_defect(left_s, code):
+    async def replies(messages, context):
+        yield b"1"
+
+    metrics = Metrics(methods=METHODS, queue_capacity=1)
+    with logged() as lines:
+        # gRPC says itself that an answer was not delivered, where its caller has not gone.
+        with pytest.raises(ExecuteBatchError):
+            await wrapped_stream(metrics, replies)(nothing(), GoneContext(left_s))
+        assert not [line for line in lines() if line["event"] == "defect"]
+    assert counted(metrics, "phosphene_requests", "code") == {code: 1}
+    assert counted(metrics, "phosphene_refused_requests", "reason") == {}
+
+
+async def test_an_answer_that_no_message_holds_is_refused_with_its_size():
+    class Context(StuckContext):
+        async def abort(self, code, details, trailing_metadata):
+            self.told = code, details
+
+    async def large(request, context):
+        return b"x" * 2**20
+
+    metrics, context = Metrics(methods=METHODS, queue_capacity=1), Context()
+    answering = wrapped_unary(metrics, large, answer_limit_bytes=2**19)
+    assert await answering(b"", context) is None
+    code, details = context.told
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details.startswith("the answer has 1.0 MiB; the limit is 0.5 MiB: ask for fewer")
+    assert counted(metrics, "phosphene_requests", "code") == {"RESOURCE_EXHAUSTED": 1}
+    assert counted(metrics, "phosphene_refused_requests", "reason") == {"invalid": 1}
+
+
+async def test_the_iterator_of_a_stream_is_closed_with_it():
+    is_closed = asyncio.Event()
+
+    async def messages():
+        try:
+            yield b"1"
+            yield b"2"
+        finally:
+            is_closed.set()
+
+    async def replies(messages, context):
+        assert await anext(messages) == b"1"
+        raise InputError("no more")
+        yield
+
+    class Messages:
+        """As gRPC's: it and its generator hold each other."""
+
+        def __init__(self):
+            self.generator = messages()
+            self.myself = self
+
+        def __aiter__(self):
+            return self.generator
+
+    gc.collect()
+    gc.disable()
+    try:
+        await wrapped_stream(Metrics(methods=METHODS, queue_capacity=1), replies)(Messages(), ToldContext())
+        async with asyncio.timeout(30):
+            await is_closed.wait()
+    finally:
+        gc.enable()

@@ -1,6 +1,10 @@
 """Many questions on one call: every question gets one answer, the window holds, uploads are joined or refused."""
 
 import asyncio
+import gc
+import tracemalloc
+import weakref
+from contextlib import aclosing
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +12,7 @@ from hypothesis import strategies as st
 
 from phosphene.errors import DeadlineExpired, ImageUnreadable, InputError, Overloaded, Unavailable
 from service.queries import ExplainQuery, ImageBytes, ImageUpload, Scope
-from service.streams import Chunk, Fault, Question, UploadBudget, answer_stream
+from service.streams import Chunk, Fault, Question, UploadBudget, _Upload, answer_stream
 
 IDLE_S = 0.001
 
@@ -171,17 +175,139 @@ async def test_a_number_that_is_still_being_answered_ends_the_stream_and_its_wor
 
 
 async def test_an_upload_beyond_the_budget_fails_alone_and_is_read_to_its_end():
-    budget = uploads(3)
+    budget = uploads(4)
+    assert budget.take(1, caller="other", upload_bytes=0)
     found = await answers_to([upload(1, 4), Chunk(1, b"ab"), Chunk(1, b"cd"), question(2, b"z")], budget=budget)
     assert isinstance(found[1], Overloaded)
     assert found[2] == b"z"
+    assert budget.held_bytes == 1
+
+
+async def test_a_lone_upload_may_have_more_than_all_together():
+    budget = uploads(3)
+    found = await answers_to([upload(1, 4), Chunk(1, b"ab"), Chunk(1, b"cd")], budget=budget)
+    assert found[1] == b"abcd"
     assert budget.held_bytes == 0
+
+
+async def test_a_lone_upload_beyond_the_budget_lets_no_other_begin():
+    budget = uploads(3)
+    assert budget.take(4, caller="a", upload_bytes=0)
+    assert not budget.take(1, caller="b", upload_bytes=0)
+    assert budget.take(4, caller="a", upload_bytes=4)
+    assert budget.held_bytes == 8
+
+
+def test_small_chunks_hold_what_they_count():
+    data = bytes(200_000)
+    tracemalloc.start()
+    try:
+        coming = _Upload(upload(1, len(data)), len(data), uploads(1 << 20), "")
+        for start in range(0, len(data), 2):
+            coming.add(data[start : start + 2])
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < 1.5 * len(data)
+    assert coming.finish().query.image.data == data
 
 
 async def test_the_chunks_of_a_faulty_question_are_read_past():
     found = await answers_to([Fault(1, InputError("no"), upload_bytes=2), Chunk(1, b"ab"), question(2, b"z")])
     assert str(found[1]) == "no"
     assert found[2] == b"z"
+
+
+async def test_a_faulty_question_is_answered_before_its_chunks_come_and_they_need_not():
+    answered = asyncio.Event()
+
+    async def messages():
+        yield Fault(1, InputError("no"), upload_bytes=2**63)
+        await answered.wait()
+        yield Chunk(1, b"ab")
+        yield question(2, b"z")
+
+    stream = answer_stream(messages(), echo, window=4, budget=uploads(0))
+    async with asyncio.timeout(30):
+        assert (await anext(stream)).item == 1
+        answered.set()
+        assert [each.outcome async for each in stream] == [b"z"]
+
+
+async def test_a_stream_cancelled_again_while_it_ends_keeps_nothing_that_was_not_read():
+    class Reply:
+        pass
+
+    made, ending = [], asyncio.Event()
+
+    async def answer(query):
+        if query.image.data == b"last":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ending.set()
+        reply = Reply()
+        made.append(weakref.ref(reply))
+        return reply
+
+    async def read():
+        asked = [question(1), question(2), question(3, b"last")]
+        async with aclosing(answer_stream(source(asked), answer, window=4, budget=uploads(0))) as stream:
+            async for _ in stream:
+                await asyncio.Event().wait()
+
+    gc.collect()
+    gc.disable()
+    try:
+        reading = asyncio.create_task(read())
+        while len(made) < 2:
+            await asyncio.sleep(0)
+        reading.cancel()
+        await ending.wait()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        del reading
+        await asyncio.sleep(0)
+        assert [reply() for reply in made] == [None, None]
+    finally:
+        gc.enable()
+
+
+async def test_an_item_that_failed_is_told_with_its_traceback_and_then_holds_no_frame():
+    told = []
+
+    def on_failed(item, error):
+        told.append((item, error.__traceback__ is not None))
+
+    stream = answer_stream(source([question(1, b"bad")]), echo, window=1, budget=uploads(0), on_failed=on_failed)
+    (failed,) = [answered async for answered in stream]
+    assert told == [(1, True)]
+    assert failed.outcome.__traceback__ is None
+
+
+async def test_items_wait_where_the_answers_before_them_are_large_and_unread():
+    begun = []
+
+    async def answer(query):
+        begun.append(query.image.data)
+        return 2**23
+
+    asked = [question(item, bytes([item])) for item in range(8)]
+    stream = answer_stream(
+        source(asked),
+        answer,
+        window=8,
+        budget=uploads(0),
+        size_of=lambda reply: reply,
+        expected_bytes=lambda query: 2**22,
+    )
+    await anext(stream)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    # Four of 4 MiB, as far as their questions told.
+    assert len(begun) == 4
+    assert len([answered async for answered in stream]) == 7
+    assert len(begun) == 8
 
 
 async def test_leaving_early_gives_up_what_is_under_way():

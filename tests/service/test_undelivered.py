@@ -17,7 +17,7 @@ async def test_an_answer_that_does_not_go_out_is_one_warning_without_a_traceback
         service=SERVICE, metrics=Metrics(methods=METHODS, queue_capacity=8), clock=lambda: 0.0
     )
     with logged() as lines:
-        async with Port(ANY_PORT, message_limit_bytes=1000, interceptor=interceptor) as port:
+        async with Port(ANY_PORT, message_limit_bytes=1000, interceptor=interceptor, answer_limit_bytes=1000) as port:
             handler = grpc.unary_unary_rpc_method_handler(too_much)
             port.grpc_server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler("other.Service", {"Method": handler}),)

@@ -11,7 +11,7 @@ import torch
 
 from phosphene.corpus import open_corpus
 from phosphene.encoder import Encoder, Site, Tokens, load_encoder
-from phosphene.errors import CorpusError, NumericError, SettingError
+from phosphene.errors import CorpusError, DeviceFailed, DeviceOutOfMemory, NumericError, SettingError
 from phosphene.images import prepare
 from phosphene.manifest import open_artefact
 from tests.training.corpora import corrupt, write_corpus
@@ -21,6 +21,7 @@ from training.execution import Execution
 from training.harvest import HarvestPlan, harvest, harvest_sites, quarantined_images
 from training.harvest_settings import HarvestSettings, Storage
 from training.progress import SilentProgress
+from training.reading import ReadingSettings, open_source
 
 EMBEDDING = Site(block=None, tokens=Tokens.EMBEDDING)
 CLS, PATCHES = Site(block=1, tokens=Tokens.CLS), Site(block=1, tokens=Tokens.PATCHES)
@@ -346,3 +347,45 @@ def test_a_place_that_cannot_be_written_to_fails_before_any_image_is_encoded(
     with pytest.raises(NotADirectoryError):
         harvest(make_plan(corpus_folder, counter), tmp_path / "file" / "work", SilentProgress())
     assert counter.pass_count == 0
+
+
+class FailingEncoder(CountingEncoder):
+    """Fails at every pass as a GPU does."""
+
+    text = ""
+
+    def residuals_at(self, pixels: torch.Tensor, sites: Sequence[Site]) -> tuple[torch.Tensor, ...]:
+        raise RuntimeError(self.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "due", "message"),
+    [
+        (
+            "CUDA error: out of memory",
+            DeviceOutOfMemory,
+            "out of memory; use a smaller --images-per-batch, which is 4$",
+        ),
+        (
+            "CUDA error: an illegal memory access was encountered",
+            DeviceFailed,
+            "illegal memory access .* start it again",
+        ),
+    ],
+)
+def test_a_device_that_fails_is_told_with_the_option_that_mends_it(
+    corpus_folder: Path, encoder: Encoder, tmp_path: Path, text: str, due: type[Exception], message: str
+) -> None:
+    failing = object.__new__(FailingEncoder)
+    failing.__dict__.update(encoder.__dict__ | {"text": text})
+    with pytest.raises(due, match=message):
+        harvest(make_plan(corpus_folder, failing), tmp_path, SilentProgress())
+    streamed = open_source(
+        make_plan(corpus_folder, failing),
+        ReadingSettings(is_streamed=True),
+        seed=0,
+        folder=tmp_path,
+        progress=SilentProgress(),
+    )
+    with pytest.raises(due, match=message):
+        streamed.moments()

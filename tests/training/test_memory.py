@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import Tensor
 
 from phosphene.errors import DeviceOutOfMemory
 from tests.training.scripted_learner import ScriptedLearner, UndividedLearner
+from training.learner import StepReport
 from training.memory import RowBlocks, step_in_blocks
 
 
@@ -37,3 +39,31 @@ def test_one_row_that_does_not_fit_is_refused() -> None:
 def test_a_learner_that_takes_only_whole_batches_says_so() -> None:
     with pytest.raises(DeviceOutOfMemory, match="a step over 64 rows does not fit .* smaller --batch"):
         step_in_blocks(UndividedLearner(rows_that_fit=10), torch.ones(64, 4), RowBlocks(64))
+
+
+class FailingLearner(ScriptedLearner):
+    """Its device says in these words that it cannot go on."""
+
+    text = ""
+
+    def step(self, inputs: Tensor) -> StepReport:
+        try:
+            return super().step(inputs)
+        except torch.OutOfMemoryError:
+            raise RuntimeError(self.text) from None
+
+
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_memory_that_a_library_lacks_is_memory_too(text: str) -> None:
+    learner = FailingLearner(rows_that_fit=10)
+    learner.text = text
+    step_in_blocks(learner, torch.ones(64, 4), RowBlocks(64))
+    assert (learner.block_rows, learner.step_count) == (8, 1)
+
+
+def test_another_error_is_not_tried_again() -> None:
+    learner = FailingLearner(rows_that_fit=10)
+    learner.text = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        step_in_blocks(learner, torch.ones(64, 4), RowBlocks(64))
+    assert learner.block_rows > 64

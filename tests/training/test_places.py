@@ -2,8 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from phosphene.encoder import Site, Tokens
 from phosphene.errors import SettingError
-from training.places import bytes_below, refuse_too_full, refuse_unwritable
+from training.engine_export import export_engine
+from training.importing import ImportRequest, import_sae
+from training.places import bytes_below, refuse_nameless, refuse_too_full, refuse_unwritable
 
 
 def test_a_place_that_can_be_made_passes_and_nothing_stays(tmp_path: Path) -> None:
@@ -44,3 +47,16 @@ def test_bytes_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(b"123")
     assert bytes_below(tmp_path) == 3
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_place_without_a_name_is_refused(path: str) -> None:
+    with pytest.raises(SettingError, match="--out is '[./]', which names no folder of its own: give the name of a new"):
+        refuse_nameless(Path(path))
+    refuse_nameless(Path("bundle"))
+    with pytest.raises(SettingError, match="--out is '[./]'"):
+        export_engine(Path("bundle"), Path(path))
+    with pytest.raises(SettingError, match="--out is '[./]'"):
+        import_sae(
+            ImportRequest(sae=Path("sae"), encoder="encoder", site=Site(block=0, tokens=Tokens.CLS), out=Path(path))
+        )

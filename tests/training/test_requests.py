@@ -37,7 +37,13 @@ def test_an_impossible_autoencoder_is_refused(options: dict[str, Any], message: 
     ("options", "message"),
     [
         ({"step_count": 0}, "--steps is 0"),
+        ({"step_count": 99999999999999999999}, "--steps is 9{20}; it must be from 1 to 1,000,000,000"),
         ({"epochs": 0.0}, "--epochs is 0"),
+        ({"epochs": 1e300}, r"--epochs is 1e\+300; it must be greater than 0, and at most 1,000,000,000"),
+        ({"epochs": 1e9, "batch_rows": 100}, "10,000,000,000 steps of 100 .* lower --epochs, or raise --batch"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"seed": 2**63}, r"--seed is 9223372036854775808; it must be 0 or more and below 2\*\*63"),
+        ({"warmup_steps": 10**400}, "--warmup is 10{400} steps; it must be from 0 to 1,000,000,000"),
         ({"epochs": float("nan")}, "--epochs is nan"),
         ({"batch_rows": 0}, "--batch is 0"),
         ({"learning_rate": -1.0}, "--lr is -1"),

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from phosphene.errors import SettingError
+from phosphene.errors import DeviceFailed, SettingError
 from tests.training.recorded_progress import Killed, RecordedProgress
 from tests.training.synthetic import mixtures, write_activations
 from training.activations import Activations
 from training.checkpoint import CheckpointFolder
 from training.export import fold
 from training.journal import read_journal
+from training.learner import Learner
 from training.progress import Progress, SilentProgress
 from training.scaling import make_scaling
 from training.settings import BiasInit, InputScaling, SaeSettings, TrainingSettings
@@ -118,8 +119,10 @@ def test_one_that_diverges_stops_alone(harvest: Path, tmp_path: Path) -> None:
     assert "10 steps in a row" in str(lost)
     assert equal(found, run_one(harvest, trainee(tmp_path / "alone", "relu")))
     assert [fields["run"] for fields in progress.named("diverged")] == ["jumprelu"]
-    with pytest.raises(Diverged, match="lower --lr"):
+    with pytest.raises(Diverged, match=r"lower --lr, which is 1e\+38, or --sparsity, which is 0.001$"):
         run_one(harvest, trainee(tmp_path / "again", "jumprelu", learning_rate=1e38))
+    with pytest.raises(Diverged, match=r"lower --lr, which is 1e\+38$"):
+        run_one(harvest, trainee(tmp_path / "again", "batchtopk", learning_rate=1e38))
 
 
 def test_batches_of_several_sizes_are_refused(harvest: Path, tmp_path: Path) -> None:
@@ -186,3 +189,26 @@ def test_the_status_says_what_matters_most_first(harvest: Path, tmp_path: Path) 
     run_many(harvest, [trainee(tmp_path, name, step_count=10) for name in ("topk", "relu")], some)
     losses = [curve(tmp_path, name)[-1]["loss"] for name in ("topk", "relu")]
     assert some.advances[-1][2].startswith(f"2 runs, mean loss {sum(losses) / 2:.4f}, dead <= ")
+
+
+def test_training_without_tritons_kernels_is_told(
+    harvest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.trainer.why_plain", lambda device: "RuntimeError: Failed to find C compiler.")
+    progress = RecordedProgress()
+    some = [trainee(tmp_path, name, step_count=2) for name in ("batchtopk", "topk")]
+    run_many(harvest, some, progress)
+    told = [fields["reason"] for name, fields in progress.events if name.startswith("Triton's kernels do not run")]
+    assert told == ["RuntimeError: Failed to find C compiler."]
+    dense = RecordedProgress()
+    run_one(harvest, trainee(tmp_path, "relu", step_count=2), dense)
+    assert not any(name.startswith("Triton") for name, _ in dense.events)
+
+
+def test_a_device_that_fails_is_told(harvest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Learner:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr("training.trainer.make_learner", fail)
+    with pytest.raises(DeviceFailed, match="illegal memory access was encountered; start it again"):
+        run_one(harvest, trainee(tmp_path))

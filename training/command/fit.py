@@ -60,7 +60,7 @@ def add(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, progress: Progress) -> None:
     """Do it and say what came out; errors as `training.fit.fit`."""
-    with open_ranks() as ranks:
+    with open_ranks(options.device) as ranks:
         own = progress if ranks.is_first else SilentProgress()
         report(fit(request_of(options), own, ranks), own)
 

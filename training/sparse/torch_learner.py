@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim.adam import adam
 
+from phosphene.engine_device import is_out_of_memory
 from phosphene.errors import DeviceOutOfMemory
 from phosphene.selection import Selection
 from training.learner import StepReport, learning_rate_at
@@ -95,8 +96,8 @@ class TorchSparseLearner:
         """
         try:
             return self._step(inputs)
-        except torch.OutOfMemoryError as error:
-            if self._ranks.count == 1:
+        except RuntimeError as error:
+            if self._ranks.count == 1 or not is_out_of_memory(error):
                 raise
             raise DeviceOutOfMemory(
                 f"a step over {len(inputs)} rows does not fit into the memory of the device of process "

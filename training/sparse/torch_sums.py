@@ -1,6 +1,7 @@
 """The two sums that a sparse autoencoder is made of, in plain torch, and the choice of what computes them on a device.
 
-No atomic additions and no order that timing decides: the same numbers give the same bits. Knows nothing of encoders.
+No atomic additions and no order that timing decides: the same numbers give the same bits. Triton compiles for each
+machine and needs a C compiler there, which many containers do not have. Knows nothing of encoders.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["PlainSums", "Sums", "sums_for"]
+__all__ = ["PlainSums", "Sums", "sums_for", "triton_sums", "why_plain"]
 
 # More would not stay in the processor's cache between being copied and being multiplied: half as fast.
 _CACHED_VALUES = 1 << 19
@@ -97,11 +98,41 @@ class PlainSums:
 
 
 def sums_for(device: torch.device) -> Sums:
-    """Triton's kernels where the device is CUDA and Triton is there; else plain torch."""
-    if device.type != "cuda":
-        return PlainSums()
+    """Triton's kernels where the device is CUDA and they run there; else plain torch.
+
+    Either gives the same bits every time; the two differ in their last bits.
+    """
+    found = triton_sums(device) if device.type == "cuda" else ""
+    return PlainSums() if isinstance(found, str) else found
+
+
+def why_plain(device: torch.device) -> str | None:
+    """Why `sums_for` gives plain torch on a CUDA device, in words; None where it does not, and on the CPU."""
+    found = triton_sums(device) if device.type == "cuda" else None
+    return found if isinstance(found, str) else None
+
+
+def triton_sums(device: torch.device) -> Sums | str:
+    """Triton's kernels, compiled and launched once there; or, in words, why they do not run.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no room even for numbers.
+    """
     try:
         from training.sparse.triton_sums import TritonSums
-    except ImportError:
-        return PlainSums()
-    return TritonSums()
+
+        sums = TritonSums()
+        _try_out(sums, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no package, no compiler, no folder for a cache: what is raised shares no base class
+        reason = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {reason}"
+    return sums
+
+
+def _try_out(sums: Sums, device: torch.device) -> None:
+    one, zero = torch.ones(1, 1, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    found = sums.weighted(one, zero, one[0], zero, zero + 1)
+    found += sums.dots(one, zero, one, zero, is_wanted=zero == 0, slots_at_once=1)
+    float(found)  # Waits for the device.

@@ -1,7 +1,9 @@
 import asyncio
+import gc
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -391,6 +393,54 @@ async def test_an_item_that_does_not_fit_alone_fails_alone():
         device.memory_items = 1
         assert await queue.run(device.operation(), 3) == 9
     assert events.memory == [8]
+
+
+class Activations:
+    """What a batch holds on the device while it runs."""
+
+
+@dataclass
+class SmallDevice:
+    """A device with room for so many items, whoever holds them: it asks which batches still hold theirs."""
+
+    fails_in: str
+    memory_items: int = 1
+    held: list = field(default_factory=list)
+
+    def operation(self):
+        def launch(items):
+            activations = self.taken(items) if self.fails_in == "launch" else None
+
+            def collect():
+                mine = activations or self.taken(items)
+                return [item * item for item in items if mine]
+
+            return collect
+
+        return Operation("square", launch)
+
+    def taken(self, items):
+        activations = Activations()
+        self.held.append((len(items), weakref.ref(activations)))
+        try:
+            if sum(size for size, held in self.held if held() is not None) > self.memory_items:
+                raise RuntimeError("CUDA out of memory")
+        except RuntimeError as cause:
+            raise DeviceOutOfMemory(f"{len(items)} items do not fit") from cause
+        return activations
+
+
+@pytest.mark.parametrize("fails_in", ["launch", "collect"])
+async def test_a_batch_that_did_not_fit_leaves_the_memory_to_its_halves(fails_in):
+    device = SmallDevice(fails_in)
+    gc.disable()  # What only the collector would free is not free when the halves run.
+    try:
+        async with batcher(batch_limit=4) as queue:
+            square = device.operation()
+            assert await asyncio.gather(*(queue.run(square, item) for item in range(4))) == [0, 1, 4, 9]
+    finally:
+        gc.enable()
+    assert max(size for size, _ in device.held) > 1
 
 
 async def test_only_a_full_batch_is_launched_behind_a_running_one():

@@ -1,5 +1,7 @@
 import dataclasses
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from training.run import Run, resume
 from training.settings import TrainingSettings
 from training.sparse.torch_gradients import Batch, Parameters, TorchSparseGradients
 from training.sparse.torch_learner import TorchSparseLearner
-from training.sparse.torch_sums import PlainSums, sums_for
+from training.sparse.torch_sums import PlainSums, sums_for, triton_sums, why_plain
 from training.variants import (
     BatchTopKTraining,
     MatryoshkaTraining,
@@ -314,3 +316,41 @@ def test_a_run_reads_what_the_steps_only_promised(tmp_path: Path) -> None:
 
 def test_only_cuda_devices_have_triton() -> None:
     assert isinstance(sums_for(CPU), PlainSums)
+    assert why_plain(CPU) is None
+
+
+def give_triton(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    """A Triton that raises at every launch, or sums in plain torch."""
+
+    class TritonSums(PlainSums):
+        def weighted(self, *arguments: Tensor) -> Tensor:
+            if error is not None:
+                raise error
+            return super().weighted(*arguments)
+
+    module = ModuleType("training.sparse.triton_sums")
+    monkeypatch.setattr(module, "TritonSums", TritonSums, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_kernels_that_run_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_triton(monkeypatch, None)
+    assert type(triton_sums(CPU)).__name__ == "TritonSums"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to find C compiler.\nMore"), FileNotFoundError("gcc")])
+def test_kernels_that_cannot_be_compiled_give_way_to_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    give_triton(monkeypatch, error)
+    assert triton_sums(CPU) == f"{type(error).__name__}: {error}".partition("\n")[0]
+    monkeypatch.setattr("training.sparse.torch_sums._try_out", lambda sums, device: sums.weighted())
+    cuda = torch.device("cuda")
+    assert isinstance(sums_for(cuda), PlainSums)
+    assert why_plain(cuda) == triton_sums(cuda)
+
+
+def test_memory_that_runs_out_is_no_fault_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_triton(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        triton_sums(CPU)
