@@ -99,7 +99,9 @@ def flag_index(
         SettingError: nothing is named, or a listed neuron does not exist.
     """
     if config == SensitiveConfig():
-        raise SettingError("nothing is named; say --neuron, --name-pattern, --sha256, --label-pattern, --uri-pattern")
+        raise SettingError(
+            "nothing is named; say --neuron, --name-pattern, --sha256, --label-pattern, --uri-pattern or --list"
+        )
     manifest = open_artefact(index, kind="index")
     plan = manifest.config["plan"]
     before = None if base is None else open_flags(base, code_id=str(plan["code_id"]))

@@ -330,10 +330,11 @@ def _check(settings: Settings, *, allows_plaintext: bool) -> None:
         if address is not None and not address.is_loopback
     ]
     if public and security.certificate is None and not allows_plaintext:
+        who = "PHOSPHENE_LISTEN and PHOSPHENE_ADMIN_LISTEN reach" if len(public) > 1 else f"{public[0]} reaches"
         faults.append(
-            f"{' and '.join(public)} reach beyond this machine without TLS, so images and tokens would travel in the "
-            "clear; set PHOSPHENE_TLS_CERTIFICATE and PHOSPHENE_TLS_KEY, or PHOSPHENE_ALLOW_PLAINTEXT=yes where "
-            "something else encrypts"
+            f"{who} beyond this machine without TLS, so images and tokens would travel in the clear; set "
+            "PHOSPHENE_TLS_CERTIFICATE and PHOSPHENE_TLS_KEY, or PHOSPHENE_ALLOW_PLAINTEXT=yes where something else "
+            "encrypts"
         )
     if faults:
         raise SettingError("\n".join(faults))

@@ -338,7 +338,7 @@ def _similar(client: Client, args: argparse.Namespace, image: bytes | None) -> _
         title = repr(args.text)
     else:
         title = args.image.name if args.image is not None else f"image {args.sha256[:12]}"
-    return _Reply(answer=answer, view=image_search_view(answer, title))
+    return _Reply(answer=answer, view=image_search_view(answer, title, only_neuron_ids=args.only or ()))
 
 
 def _images(client: Client, args: argparse.Namespace) -> _Reply:

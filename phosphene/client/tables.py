@@ -135,13 +135,18 @@ def neuron_search_view(answer: SearchNeuronsResponse, title: str) -> RenderableT
     )
 
 
-def image_search_view(answer: SearchImagesResponse, title: str) -> RenderableType:
-    """Show the images that a search found."""
+def image_search_view(
+    answer: SearchImagesResponse, title: str, *, only_neuron_ids: Sequence[int] = ()
+) -> RenderableType:
+    """Show the images that a search found, by all neurons or by what some account for."""
+    metric = image_metric_words(answer.metric)
+    if only_neuron_ids:
+        metric = f"part of the {metric} from {', '.join(map(str, only_neuron_ids))}"
     heading = f"Images for {plain(title)}"
     if answer.HasField("total_count"):
         heading += f": {len(answer.images)} of {answer.total_count}"
     return Group(
-        _images(heading, answer.images, image_metric_words(answer.metric)),
+        _images(heading, answer.images, metric),
         *_how_found(answer),
         *_hidden(answer.hidden_count),
         _provenance(answer.provenance),

@@ -140,7 +140,7 @@ def test_the_other_verbs_print_tables(service: FakeService, photo: Path, capsys)
         (["similar", "--text", "red stripes"], "cosine with the words"),
         (["similar", str(photo), "--by", "residual_cosine"], "finds 96 % of the nearest"),
         (["similar", str(photo), "--by", "code_inner_product"], "inner product of codes"),
-        (["similar", str(photo), "--only", "3", "5"], "cosine of codes"),
+        (["similar", str(photo), "--only", "3", "5"], "part of the cosine of codes from 3, 5"),
         (["images", "12>0.5 & !55"], "Images for 12>0.5 & !55: 12 of 340"),
         (["images", "12"], "sum of activation / largest"),
         (["models"], "scenes: 4096 images, 2 quarantined"),

@@ -40,14 +40,14 @@ class Foreign:
     """Every file that decided its codes."""
 
 
-def read_foreign(path: Path) -> SparseAutoencoder:
+def read_foreign(path: str | Path) -> SparseAutoencoder:
     """The SAE at a path, under our inference rule: its codes are those that the library computes.
 
     Raises:
         ArtefactError: see `read`.
         NumericError: a weight is NaN or infinite.
     """
-    return read(path).sae
+    return read(Path(path)).sae
 
 
 def read(path: Path) -> Foreign:
