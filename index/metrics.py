@@ -6,7 +6,6 @@ scrape sees half of it. Knows nothing of indexing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from phosphene.errors import SettingError
+from phosphene.durable_files import replaceable_file
 
 __all__ = ["MetricsFile", "StageFigures"]
 
@@ -41,14 +40,7 @@ class MetricsFile(Collector):
         Raises:
             SettingError: a folder, a device or a pipe is there.
         """
-        if path.exists() and not path.is_file():
-            # The renamed file would take its place.
-            raise SettingError(
-                f"the metrics file {str(path)!r} is no regular file, which alone can be replaced whole; name another"
-            )
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._job_name = target, job_name
+        self._path, self._job_name = replaceable_file(path, what="metrics file"), job_name
         self._stages: Mapping[str, StageFigures] = {}
         self._outcome: Mapping[str, int | float] = {}
         self._registry = CollectorRegistry()

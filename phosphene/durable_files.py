@@ -11,7 +11,7 @@ import numpy as np
 
 from phosphene.errors import SettingError
 
-__all__ = ["hold_folder", "save_array", "sync_path", "write_durably"]
+__all__ = ["hold_folder", "replaceable_file", "save_array", "sync_path", "write_durably"]
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -23,6 +23,27 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     draft.replace(path)
     sync_path(path.parent)
+
+
+def replaceable_file(path: Path, *, what: str) -> Path:
+    """Return the file that is to be replaced whole, again and again: the path, or what a link there points to.
+
+    Its folder is made where it is missing.
+
+    Args:
+        path: as somebody named it.
+        what: what it will hold, for the message.
+
+    Raises:
+        SettingError: a folder, a device or a pipe is there, whose place a renamed file would take.
+    """
+    if path.exists() and not path.is_file():
+        raise SettingError(
+            f"the {what} {str(path)!r} is no regular file, which alone can be replaced whole; name another"
+        )
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

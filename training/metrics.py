@@ -6,7 +6,6 @@ that no scrape sees half of it. Knows nothing of training.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from phosphene.errors import SettingError
+from phosphene.durable_files import replaceable_file
 from training.journal import JournalLine
 
 _GAUGES: dict[str, tuple[str, Callable[[JournalLine], float | None]]] = {
@@ -44,14 +43,7 @@ class MetricsFile(Collector):
         Raises:
             SettingError: a folder, a device or a pipe is there.
         """
-        if path.exists() and not path.is_file():
-            # The renamed file would take its place.
-            raise SettingError(
-                f"the metrics file {str(path)!r} is no regular file, which alone can be replaced whole; name another"
-            )
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._path = target
+        self._path = replaceable_file(path, what="metrics file")
         self._newest: dict[str, JournalLine] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)

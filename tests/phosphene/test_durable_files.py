@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from phosphene.durable_files import hold_folder, write_durably
+from phosphene.durable_files import hold_folder, replaceable_file, write_durably
 from phosphene.errors import SettingError
 
 
@@ -37,3 +38,17 @@ def test_a_folder_is_held_by_one_at_a_time_and_let_go_of(tmp_path: Path) -> None
 def test_a_folder_that_was_renamed_meanwhile_is_not_held(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="another process"), hold_folder(tmp_path / "gone"):
         pass
+
+
+def test_only_a_regular_file_is_replaced_over_and_over(tmp_path: Path) -> None:
+    pipe, to_pipe, link, deep = tmp_path / "pipe", tmp_path / "to_pipe", tmp_path / "link", tmp_path / "deep" / "file"
+    os.mkfifo(pipe)
+    to_pipe.symlink_to(pipe)
+    link.symlink_to(Path("deep") / "file")
+    for path in (pipe, to_pipe, tmp_path):
+        with pytest.raises(SettingError, match=f"the figures '{path}' is no regular file"):
+            replaceable_file(path, what="figures")
+    for _ in range(2):
+        assert replaceable_file(link, what="figures") == replaceable_file(deep, what="figures") == deep.resolve()
+        deep.write_text("before")
+    assert link.is_symlink()

@@ -1,8 +1,11 @@
 import dataclasses
+import os
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from phosphene.errors import SettingError
 from tests.training.test_journal import line
 from training.metrics import MetricsFile
 
@@ -45,3 +48,15 @@ def test_types_are_told(tmp_path: Path) -> None:
     text = path.read_text()
     assert "# TYPE phosphene_training_step gauge" in text
     assert "# TYPE phosphene_training_skipped_steps_total counter" in text
+
+
+def test_a_pipe_is_refused_and_a_link_stays_one(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.prom"
+    os.mkfifo(pipe)
+    with pytest.raises(SettingError, match="metrics file .* is no regular file"):
+        MetricsFile(pipe)
+    assert pipe.is_fifo()
+    link.symlink_to("training.prom")
+    MetricsFile(link).write("run", line(10))
+    assert link.is_symlink()
+    assert samples(tmp_path / "training.prom")
