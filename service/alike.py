@@ -53,7 +53,14 @@ def images_alike(
             )
             how = code_search(reader, alike)
             metric = _CODE_METRICS[alike.metric]
-            return ImageList(images=images, metric=metric, code_search=how, recall=how.recall, engine=how.engine)
+            return ImageList(
+                images=images,
+                metric=metric,
+                code_search=how,
+                recall=how.recall,
+                engine=how.engine,
+                encoder_engine=looked_at.engine,
+            )
         case ResidualsAlike():
             residual = (
                 looked_at.coded.row.residual if isinstance(looked_at, LiveImage) else reader.residual(looked_at.row)
@@ -66,6 +73,11 @@ def images_alike(
                 own_sha256=sha,
                 with_thumbnails=search.pictures.thumbnails,
             )
-            return ImageList(images=images, metric=ImageMetric.RESIDUAL_COSINE, recall=reader.residual_recall)
+            return ImageList(
+                images=images,
+                metric=ImageMetric.RESIDUAL_COSINE,
+                recall=reader.residual_recall,
+                encoder_engine=looked_at.engine,
+            )
         case _:
             assert_never(similarity)

@@ -146,6 +146,7 @@ async def open_service(
         servicer = PhospheneServicer(
             answers,
             generations,
+            calls=port.interceptor.calls,
             uploads=UploadBudget(settings.queue.image_bytes, idle_s=settings.queue.upload_idle_s, clock=clock),
             bulk_image_limit=rooms.admission.bulk_image_limit,
             limit=None if limiter is None else limiter.check,

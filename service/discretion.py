@@ -54,7 +54,8 @@ class DiscreetReader:
         self.has_labels, self.has_text = reader.has_labels, reader.has_text
         self.residual_recall, self.text_recall = reader.residual_recall, reader.text_recall
         self.code_engine = reader.code_engine
-        self.similar_recall, self.left_out_neuron_ids = reader.similar_recall, reader.left_out_neuron_ids
+        self.similar_recall = reader.similar_recall
+        self.left_out_neuron_ids = tuple(i for i in reader.left_out_neuron_ids if i not in self._sensitive)
 
     @property
     def hidden_count(self) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 import numpy as np
 
 from index.values import ExemplarKind
 from phosphene.codes import ImageCode
-from phosphene.engine import EngineRow, Want
+from phosphene.engine import EngineName, EngineRow, Want
 from phosphene.errors import Unanswerable
 from service.caching.coded_image import CodedImage
 from service.generation import Generation
@@ -45,6 +45,8 @@ class StoredImage:
     """An image of the corpus, of which the index holds the code."""
 
     row: int
+    engine: ClassVar[str] = str(EngineName.TORCH)
+    """With which every index is built."""
 
 
 def check_parts(generation: Generation, query: ExplainQuery) -> None:
@@ -99,7 +101,7 @@ def explain(generation: Generation, query: ExplainQuery, image: LiveImage | Stor
     encoded = image.coded.row if isinstance(image, LiveImage) else None
     similar = ExplainPart.SIMILAR_IMAGES in parts
     return Explanation(
-        engine=image.engine if isinstance(image, LiveImage) else "",
+        engine=image.engine,
         image=queried,
         fidelity=_fidelity(generation, image, code) if ExplainPart.FIDELITY in parts else None,
         neurons=_active_neurons(generation, query, code, encoded) if ExplainPart.NEURONS in parts else (),

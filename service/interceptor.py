@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 from phosphene.errors import InputError, Unavailable
 from service.answer_size import ANSWER_LIMIT_BYTES, check_answer_size
 from service.callers import Caller, Callers
+from service.calls_in_hand import CallsInHand
 from service.claims import Claim, Lane
 from service.observing.logs import log_event, log_soon, new_request_id, request_id
 from service.observing.metric_events import Metrics
@@ -104,16 +105,8 @@ class AnswerInterceptor:
         self._limit = limit
         self._tracer: Tracer = tracer if tracer is not None else NoTracer()
         self._answer_limit_bytes = answer_limit_bytes
-        self._is_leaving = False
-        self._taken_count = 0
-        self._idle = asyncio.Event()
-
-    async def leave(self) -> None:
-        """Refuse what comes from now on, and wait until what was taken before is answered."""
-        self._is_leaving = True
-        while self._taken_count:
-            self._idle.clear()
-            await self._idle.wait()
+        self.calls = CallsInHand()
+        """What is being answered."""
 
     def wrapped(self, service: str, handlers: Mapping[str, Any]) -> dict[str, Any]:
         """The methods of a service by name, with all this around them where it is the one that is wrapped."""
@@ -166,19 +159,6 @@ class AnswerInterceptor:
 
         return answering
 
-    @contextmanager
-    def _in_hand(self) -> Iterator[None]:
-        """Hold a call until its answer is made; raises `Unavailable` once the service leaves."""
-        if self._is_leaving:
-            raise Unavailable("the service is shutting down; try again, or ask another replica")
-        self._taken_count += 1
-        try:
-            yield
-        finally:
-            self._taken_count -= 1
-            if not self._taken_count:
-                self._idle.set()
-
     async def _account(self, method: str, context: CallContext, work: Callable[[], Awaitable[Reply]]) -> Reply | None:
         """Answer one call; whatever happens, it ends with one outcome, which is counted once."""
         begun_s = self._clock()
@@ -192,7 +172,7 @@ class AnswerInterceptor:
             try:
                 # With the status: sending it ahead would cost a message of its own.
                 context.set_trailing_metadata(((_REQUEST_ID_KEY, identity),))
-                with self._in_hand():
+                with self.calls.take():
                     caller = self._identify(metadata.get(_AUTHORIZATION_KEY), context.peer())
                     _CALLER.set(caller.name)
                     if self._limit is not None:

@@ -178,7 +178,7 @@ class Server:
         self._grpc_server = port.grpc_server
         # Generated code asks for a whole server, and uses this much of it.
         self._methods: Any = _Methods(port.grpc_server, port.interceptor)
-        self._interceptor = port.interceptor
+        self._calls = port.interceptor.calls
         self._servicer = servicer
         self._drain_s = drain_s
         self._health = HealthServicer()
@@ -216,7 +216,7 @@ class Server:
         # and it waits for half-open calls and for who watches the health.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_s):
-                await self._interceptor.leave()
+                await self._calls.leave()
         await self._grpc_server.stop(_LAST_WORDS_S)
 
 

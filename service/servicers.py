@@ -24,6 +24,7 @@ from phosphene.v1 import (
 )
 from service.answer_size import ANSWER_LIMIT_BYTES, check_answer_size
 from service.answers import Answers
+from service.calls_in_hand import CallsInHand
 from service.claims import Claim, Lane
 from service.generations import Generations
 from service.interceptor import claim_of
@@ -32,6 +33,7 @@ from service.observing.metric_events import Metrics
 from service.outcomes import outcome_of
 from service.queries import ExplainPart, ExplainQuery
 from service.replica import Replica
+from service.stream_window import UnreadBudget
 from service.streams import Answered, StreamMessage, UploadBudget, answer_stream
 from service.wire import models, replies, requests, streams
 
@@ -54,6 +56,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
         answers: Answers,
         generations: Generations,
         *,
+        calls: CallsInHand,
         uploads: UploadBudget,
         bulk_image_limit: int,
         limit: Callable[[str], Awaitable[None]] | None,
@@ -67,6 +70,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
         Args:
             answers: makes answers.
             generations: what they are made from.
+            calls: told of streams that have nothing to answer.
             uploads: what unfinished uploads may hold.
             bulk_image_limit: most images of streams in hand; one stream alone never asks for more.
             limit: raises `RateLimited` for a caller who asks too often, counted for each item of a stream.
@@ -77,7 +81,9 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
         """
         self._answers = answers
         self._generations = generations
+        self._calls = calls
         self._uploads = uploads
+        self._unread = UnreadBudget()
         self._window = min(_WINDOW_LIMIT, bulk_image_limit)
         self._limit = limit
         self._metrics = metrics
@@ -116,6 +122,8 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
                 answer,
                 window=self._window,
                 budget=self._uploads,
+                unread=self._unread,
+                calls=self._calls,
                 caller=caller,
                 size_of=self._item_bytes,
                 expected_bytes=_expected_bytes,

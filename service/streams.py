@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar, assert_never
 
 from phosphene.errors import DeadlineExpired, InputError, Overloaded, PhospheneError, Unavailable
+from service.calls_in_hand import CallsInHand
 from service.queries import ExplainQuery, ImageBytes, ImageUpload
-from service.stream_window import StreamWindow
+from service.stream_window import StreamWindow, UnreadBudget
 from service.told_errors import forget_frames
 
 __all__ = ["Answered", "Chunk", "Fault", "Question", "StreamMessage", "UploadBudget", "answer_stream"]
@@ -126,6 +127,8 @@ async def answer_stream(
     *,
     window: int,
     budget: UploadBudget,
+    unread: UnreadBudget | None = None,
+    calls: CallsInHand | None = None,
     caller: str = "",
     size_of: Callable[[Reply], int] = lambda reply: 0,
     expected_bytes: Callable[[ExplainQuery], int] = lambda query: 0,
@@ -138,6 +141,8 @@ async def answer_stream(
         answer: answers one question whose image is whole.
         window: most questions under way.
         budget: what unfinished uploads may hold.
+        unread: what answers that are not read may hold, over all streams; None: there is no other stream.
+        calls: told when nothing is under way and the caller says nothing; None: nobody wants to know.
         caller: whose stream it is.
         size_of: bytes that a reply holds until its caller has read it; what it raises is the outcome in its place.
         expected_bytes: the same as far as the question tells.
@@ -148,7 +153,8 @@ async def answer_stream(
     """
     ready: asyncio.Queue[Answered[Reply] | None] = asyncio.Queue()
     under_way: dict[int, asyncio.Task[None]] = {}
-    room = StreamWindow(window)
+    room = StreamWindow(window, budget=unread, caller=caller)
+    idling = _Idling(room, calls if calls is not None else CallsInHand())
 
     async def settle(question: Question | Fault, kept_bytes: int) -> None:
         outcome: Reply | Exception
@@ -178,7 +184,9 @@ async def answer_stream(
 
     async def read() -> None:
         async with asyncio.TaskGroup() as answering, aclosing(_whole(messages, budget, caller)) as questions:
+            idling.reading(True)
             async for question in questions:
+                idling.reading(False)
                 kept_bytes = await room.begin(expected_bytes(question.query) if isinstance(question, Question) else 0)
                 if question.item in under_way:
                     raise InputError(
@@ -186,6 +194,8 @@ async def answer_stream(
                         field="item",
                     )
                 under_way[question.item] = answering.create_task(settle(question, kept_bytes))
+                idling.reading(True)
+            idling.reading(False)
 
     reading = asyncio.create_task(read())
     reading.add_done_callback(_forget_cancellation)
@@ -196,11 +206,13 @@ async def answer_stream(
             yield answered
             # Only now: a caller that does not read its answers is not read from either.
             room.read(answered.size_bytes)
+            idling.tell()
         try:
             await reading
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
     finally:
+        idling.reading(False)
         reading.cancel()
         try:
             await asyncio.gather(reading, return_exceptions=True)
@@ -208,6 +220,26 @@ async def answer_stream(
             # gRPC may cancel this as well, and what its caller has left unread is nobody's any more.
             while not ready.empty():
                 ready.get_nowait()
+            room.close()
+
+
+class _Idling:
+    """Tells when a stream has nothing under way and waits for its caller."""
+
+    def __init__(self, room: StreamWindow, calls: CallsInHand) -> None:
+        self._room = room
+        self._calls = calls
+        self._is_reading = False
+
+    def reading(self, is_reading: bool) -> None:
+        self._is_reading = is_reading
+        self.tell()
+
+    def tell(self) -> None:
+        if self._is_reading and self._room.is_empty:
+            self._calls.rest(self)
+        else:
+            self._calls.wake(self)
 
 
 def _is_cancelled() -> bool:

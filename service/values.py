@@ -161,8 +161,8 @@ class Explanation:
     """What lights up on an image; parts that were not asked for are None or empty."""
 
     image: QueriedImage
-    engine: str = ""
-    """What encoded the image; empty where the index answered."""
+    engine: str
+    """What encoded the image, now or for the index."""
     fidelity: FidelityReport | None = None
     neurons: tuple[ActiveNeuron, ...] = ()
     grid: PatchGrid | None = None
@@ -251,6 +251,8 @@ class ImageList:
     """Share of the nearest that the search finds; None where there is no nearest."""
     engine: SearchEngine = SearchEngine.INDEX
     """What found them."""
+    encoder_engine: str = ""
+    """What encoded the queried image; empty where the query is none."""
 
 
 Vector = Float32[np.ndarray, " width"]

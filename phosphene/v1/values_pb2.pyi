@@ -188,8 +188,8 @@ class Provenance(_message.Message):
     """Where in the encoder the residual is read, in words: "block 10, cls"."""
     engine: _builtins.str
     """What ran the encoder: "torch", "onnxruntime", or "onnxruntime-int8", whose codes are close to those of the index and
-    not equal to them. An explanation of what the index stored of an image says "torch", with which every index is built;
-    an answer about no image of the request says what runs the encoder as a rule.
+    not equal to them. An answer from what the index stored of an image says "torch", with which every index is built; an
+    answer about no image of the request says what runs the encoder as a rule.
     """
     device: _builtins.str
     """The device on which the service runs it: "cpu", "cuda:0"."""
@@ -507,7 +507,9 @@ class CodeSearch(_message.Message):
     """What found them."""
     @_builtins.property
     def left_out_neuron_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Neurons that do not count, because they fire on too many images to tell them apart, ascending. Empty: all count."""
+        """Neurons that do not count, because they fire on too many images to tell them apart, ascending; sensitive ones only
+        where they are asked for. Empty: all count, or what does not is sensitive.
+        """
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import socket
 import threading
 from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import WSGIApplication
 
@@ -17,6 +17,7 @@ from service.settings import ListenAddress
 __all__ = ["MetricsServer", "ScrapedPage"]
 
 _IDLE_LIMIT_S = 10.0
+_CONNECTION_LIMIT = 64
 
 
 @runtime_checkable
@@ -39,10 +40,30 @@ class _Handler(WSGIRequestHandler):
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
-    def __init__(self, listen: ListenAddress) -> None:
+    def __init__(self, listen: ListenAddress, connection_limit: int) -> None:
         """Bind, over IPv6 where the host is such an address."""
         self.address_family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        self._free = threading.BoundedSemaphore(connection_limit)
         super().__init__((listen.host, listen.port), _Handler)
+
+    def verify_request(self, request: object, client_address: object) -> bool:
+        """Hang up on whoever comes while all connections are taken."""
+        return self._free.acquire(blocking=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own."""
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and leave the place to the next."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def server_bind(self) -> None:
         """Bind without looking up the host's name, which can take seconds where there is no resolver."""
@@ -57,17 +78,20 @@ class _Server(ThreadingMixIn, WSGIServer):
 class MetricsServer:
     """Shows a page on a port; an async context manager that owns both."""
 
-    def __init__(self, metrics: ScrapedPage, listen: ListenAddress) -> None:
-        """Keep what to show and where."""
+    def __init__(
+        self, metrics: ScrapedPage, listen: ListenAddress, *, connection_limit: int = _CONNECTION_LIMIT
+    ) -> None:
+        """Keep what to show, where, and on how many connections at a time: each has a thread."""
         self._metrics = metrics
         self._listen = listen
+        self._connection_limit = connection_limit
         self.address = listen
         """The bound address, once entered."""
 
     async def __aenter__(self) -> Self:
         """Bind the port and answer scrapes; raises `SettingError` where the port is taken."""
         try:
-            self._server = _Server(self._listen)
+            self._server = _Server(self._listen, self._connection_limit)
         except OSError as error:
             raise SettingError(
                 f"PHOSPHENE_METRICS_LISTEN is {self._listen}, which cannot be bound ({error.strerror}); "

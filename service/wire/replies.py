@@ -8,7 +8,6 @@ from typing import assert_never
 import phosphene
 from index.values import NameSource, NeuronName, SearchEngine
 from phosphene.codes import ImageCode
-from phosphene.engine import EngineName
 from phosphene.v1 import explain_pb2, images_pb2, neurons_pb2, values_pb2
 from service.generation import Generation
 from service.queries import LikeNeuron, LikeText, NeuronSearch
@@ -45,7 +44,6 @@ _NAME_SOURCES = {
     NameSource.CAPTION: values_pb2.NAME_SOURCE_CAPTION,
     NameSource.VOCABULARY: values_pb2.NAME_SOURCE_VOCABULARY,
 }
-_INDEX_ENGINE = str(EngineName.TORCH)
 """What every index is built with, whatever the service runs."""
 _IMAGE_METRICS = {
     ImageMetric.CODE_COSINE: images_pb2.IMAGE_METRIC_CODE_COSINE,
@@ -65,7 +63,7 @@ def explain_response(generation: Generation, explanation: Explanation) -> explai
     """The reply to Explain."""
     response = explain_pb2.ExplainResponse(
         hidden_count=generation.hidden_count,
-        provenance=_provenance(generation, engine=explanation.engine or _INDEX_ENGINE),
+        provenance=_provenance(generation, engine=explanation.engine),
         image=_queried_image(explanation.image),
     )
     if explanation.fidelity is not None:
@@ -172,7 +170,7 @@ def image_search_response(generation: Generation, found: ImageList) -> images_pb
     """The reply to SearchImages."""
     return images_pb2.SearchImagesResponse(
         hidden_count=generation.hidden_count,
-        provenance=_provenance(generation),
+        provenance=_provenance(generation, engine=found.encoder_engine),
         metric=_IMAGE_METRICS[found.metric],
         images=_image_matches(found.images),
         total_count=found.total_count,

@@ -203,3 +203,36 @@ async def test_a_stream_counts_as_one_request_and_leaves_nothing_behind(running)
     # The next answer comes only once the batcher and the pool are free of what the stream had asked.
     assert (await running.stub.Explain(asking(0, CORPUS["red-2"]).explain)).neurons
     assert running.replica.status().image_count == 0
+
+
+async def test_a_replica_that_leaves_waits_for_no_stream_that_has_nothing_to_answer():
+    async with serving(settings=settings_with(network={"drain_s": 600.0})) as running:
+        call = running.stub.ExplainImages()
+        await call.write(asking(1, CORPUS["red-1"]))
+        assert (await call.read()).explanation.neurons
+        async with asyncio.timeout(60):
+            await running.server.__aexit__(None, None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def test_a_replica_that_leaves_answers_what_its_streams_have_asked():
+    async with serving(settings=settings_with(network={"drain_s": 600.0})) as running:
+        running.engine.gate.clear()
+        call = running.stub.ExplainImages()
+        await call.write(asking(1, CORPUS["red-1"]))
+        await asyncio.to_thread(running.engine.entered.acquire)
+        leaving = asyncio.create_task(running.server.__aexit__(None, None, None))
+        status = grpc.StatusCode.INVALID_ARGUMENT
+        while status is grpc.StatusCode.INVALID_ARGUMENT:
+            # It takes calls until it has begun to leave.
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await running.stub.Explain(asking(0, b"no image").explain)
+            status = caught.value.code()
+        assert status is grpc.StatusCode.UNAVAILABLE
+        assert not leaving.done()
+        running.engine.gate.set()
+        assert (await call.read()).explanation.neurons
+        async with asyncio.timeout(60):
+            await leaving

@@ -25,7 +25,7 @@ def generation():
 
 def summary_of(generation, row, **active):
     shown = ActiveNeuron(NeuronView(neuron_id=0, row=row), 0.0, **active)
-    response = replies.explain_response(generation, Explanation(image=QUERIED, neurons=(shown,)))
+    response = replies.explain_response(generation, Explanation(image=QUERIED, engine="torch", neurons=(shown,)))
     (neuron,) = response.neurons
     assert neuron.HasField("neuron")
     assert neuron.HasField("quantile") is ("quantile" in active)
@@ -52,15 +52,6 @@ def test_the_first_name_is_the_one_of_a_list(generation):
     assert name.source == values_pb2.NAME_SOURCE_LABEL
 
 
-@pytest.mark.parametrize(("encoded_by", "said"), [("onnxruntime-int8", "onnxruntime-int8"), ("", "torch")])
-def test_a_stored_code_is_not_said_to_be_of_the_engine_that_is_served(encoded_by, said):
-    bundle, corpora = fake_entry(FakeEngine())
-    facts = dataclasses.replace(bundle.facts, engine="onnxruntime-int8", engine_id="7" * 64)
-    served = Generation(bundle=dataclasses.replace(bundle, facts=facts), corpus=corpora[0], id="g")
-    response = replies.explain_response(served, Explanation(image=QUERIED, engine=encoded_by))
-    assert response.provenance.engine == said
-
-
 def test_parts_that_were_not_asked_for_are_absent(generation):
-    response = replies.explain_response(generation, Explanation(image=QUERIED))
+    response = replies.explain_response(generation, Explanation(image=QUERIED, engine="torch"))
     assert {field.name for field, _ in response.ListFields()} == {"provenance", "image"}

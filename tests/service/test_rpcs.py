@@ -1,12 +1,13 @@
 """Every method over a real channel; what the fakes do can be worked out by hand."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
 
 from index.values import NameSource, NeuronName
-from phosphene.engine import Want
+from phosphene.engine import EngineName, Want
 from phosphene.images import image_sha256
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
 from tests.fakes import CORPUS, NEURON_COUNT, FakeEngine, FakeReader, fake_entry, png
@@ -330,6 +331,23 @@ async def test_an_unknown_neuron_among_those_that_count_is_not_found(running):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await running.stub.SearchImages(images_pb2.SearchImagesRequest(image=stored(RED), only_neuron_ids=[1, 999]))
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_every_answer_about_an_image_says_what_encoded_that_image():
+    engine = FakeEngine()
+    engine.name = EngineName.ONNXRUNTIME_INT8
+    bundle, corpora = fake_entry(engine)
+    bundle = replace(bundle, facts=replace(bundle.facts, engine=EngineName.ONNXRUNTIME_INT8, engine_id="7" * 64))
+    said = {}
+    async with serving([(bundle, corpora)], engine=engine) as running:
+        for name, query in {"stored": stored(RED), "sent": values_pb2.ImageQuery(data=png((250, 60, 70)))}.items():
+            said[name] = {
+                (await running.stub.Explain(explain_pb2.ExplainRequest(image=query))).provenance.engine,
+                (await running.stub.SearchImages(images_pb2.SearchImagesRequest(image=query))).provenance.engine,
+            }
+        by_neuron = await running.stub.SearchImages(images_pb2.SearchImagesRequest(neuron_id=0))
+    assert said == {"stored": {"torch"}, "sent": {"onnxruntime-int8"}}
+    assert by_neuron.provenance.engine == "onnxruntime-int8"
 
 
 async def test_answers_by_code_say_how_the_images_were_looked_for():

@@ -18,9 +18,9 @@ LIVE = values_pb2.ImageQuery(data=png((250, 60, 70)))
 
 
 def flagged_entry(engine, **changes):
-    return fake_entry(
-        engine, reader=FakeReader(CORPUS, sensitive_neurons=[BRIGHT], sensitive_rows=[SENSITIVE_ROW]), **changes
-    )
+    reader = FakeReader(CORPUS, sensitive_neurons=[BRIGHT], sensitive_rows=[SENSITIVE_ROW])
+    reader.left_out_neuron_ids = (1, BRIGHT)
+    return fake_entry(engine, reader=reader, **changes)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def named(message):
                 more = named(each)
                 neurons |= more[0]
                 rows |= more[1]
-            elif field.name in ("neuron_id", "neuron_ids", "shared_neuron_ids"):
+            elif field.name in ("neuron_id", "neuron_ids", "shared_neuron_ids", "left_out_neuron_ids"):
                 neurons.add(each)
     if message.DESCRIPTOR.name == "CorpusImage":
         rows.add(message.row)

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.stream_window import StreamWindow
+from service.stream_window import StreamWindow, UnreadBudget
 
 
 def begins(window, expected_bytes):
@@ -54,6 +54,27 @@ async def test_one_large_answer_is_forgotten():
         window.made(window.held_bytes, size_bytes)
         window.read(size_bytes)
     assert [begins(window, 1) for _ in range(64)] == [True] * 64
+
+
+async def test_streams_share_what_answers_may_hold_and_no_caller_keeps_the_others_out():
+    budget = UnreadBudget(100)
+    first, second = (StreamWindow(9, budget=budget, caller="a") for _ in range(2))
+    other = StreamWindow(9, budget=budget, caller="b")
+    assert begins(first, 30)
+    # A stream with nothing under way waits for nobody.
+    assert begins(second, 30)
+    assert not begins(second, 1)
+    assert [begins(other, 20) for _ in range(3)] == [True, True, False]
+    waiting = asyncio.create_task(second.begin(5))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    first.close()
+    async with asyncio.timeout(10):
+        assert await waiting == 5
+    assert budget.held_bytes == 30 + 5 + 40
+    for window in (second, other):
+        window.close()
+    assert budget.held_bytes == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=30), st.integers(1, 5))

@@ -27,6 +27,7 @@ from phosphene.v1 import (
     values_pb2,
 )
 from service.answers import Answers
+from service.calls_in_hand import CallsInHand
 from service.catalogue import Catalogue
 from service.explain import StoredImage, explain
 from service.generations import Generations
@@ -325,6 +326,7 @@ async def test_a_stream_that_is_read_slowly_gets_no_answer_from_before():
         servicer = PhospheneServicer(
             FromTheIndex(),
             generations,
+            calls=CallsInHand(),
             uploads=UploadBudget(2**20, idle_s=1.0, clock=lambda: 0.0),
             bulk_image_limit=8,
             limit=None,

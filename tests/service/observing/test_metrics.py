@@ -1,6 +1,7 @@
 """The page of metrics: complete from the start, clean by Prometheus' own rules, right in its arithmetic, and cheap."""
 
 import asyncio
+import contextlib
 import gzip
 import math
 import shutil
@@ -294,3 +295,33 @@ async def test_the_server_shows_the_page_and_frees_its_port(metrics):
             await MetricsServer(metrics, server.address).__aenter__()
     async with MetricsServer(metrics, server.address) as again:
         assert again.address == server.address
+
+
+async def closed(writer):
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def scraped(address):
+    """The page, or nothing where the server hangs up."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        await closed(writer)
+
+
+async def test_no_more_connections_are_held_than_there_may_be(metrics):
+    async with MetricsServer(metrics, ANY_PORT, connection_limit=2) as server:
+        held = [await asyncio.open_connection(server.address.host, server.address.port) for _ in range(2)]
+        assert await scraped(server.address) == b""
+        for _, writer in held:
+            await closed(writer)
+        async with asyncio.timeout(60):
+            while not (answer := await scraped(server.address)):
+                await asyncio.sleep(0.01)
+        assert b"phosphene_requests_received_total" in answer
