@@ -29,6 +29,7 @@ from pathlib import Path
 from rich.console import Console
 
 from index.job_command import add_job_commands, run_job
+from index.options import new_folder, row_count, seconds
 from phosphene.errors import PhospheneError, SettingError
 from phosphene.freed_memory import keep_freed_memory
 from phosphene.open_files import allow_open_files
@@ -37,7 +38,6 @@ __all__ = ["main"]
 
 _PLAIN_WIDTH = 120
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_DAY_S = 24 * 60 * 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +91,8 @@ def _remedy(error: OSError) -> str:
             return "raise the limit (ulimit -n)"
         case errno.ENOENT:
             return "name one that is there"
+        case errno.EISDIR:
+            return "name a file"
         case _:
             return "make room or mend access, or choose another place"
 
@@ -102,17 +104,17 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print what is in an index")
     show.add_argument("index", type=Path)
     show.add_argument("--tombstones", type=Path, help="what was taken down from it")
-    show.add_argument("--names", type=int, default=20, help="named neurons to list (%(default)s)")
+    show.add_argument("--names", type=row_count, default=20, help="named neurons to list (%(default)s)")
     verify = commands.add_parser("verify", help="check every file of an index, and that they say the same")
     verify.add_argument("index", type=Path)
     diff = commands.add_parser("diff", help="list the neurons that fire more in another index of the same bundle")
     diff.add_argument("first", type=Path)
     diff.add_argument("second", type=Path)
     diff.add_argument("--tombstones", type=Path, help="what was taken down from the second: no exemplar of the list")
-    diff.add_argument("--count", type=int, default=20, help="neurons to list (%(default)s)")
+    diff.add_argument("--count", type=row_count, default=20, help="neurons to list (%(default)s)")
     down = commands.add_parser("take-down", help="name images that no answer may show any more")
     down.add_argument("index", type=Path)
-    down.add_argument("--out", type=Path, required=True, help="folder of the tombstones to be")
+    down.add_argument("--out", type=new_folder, required=True, help="folder of the tombstones to be")
     down.add_argument("--from", dest="base", type=Path, help="tombstones to add to")
     down.add_argument("--sha256", nargs="+", default=[], metavar="HEX", help="images by the digest of their bytes")
     down.add_argument("--uri", nargs="+", default=[], metavar="NAME", help="images by their name in the index")
@@ -126,10 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--shard-number", type=int, help="parts of the collection; Qdrant's choice unless said")
     push.add_argument("--replication", type=int, help="copies of each part; Qdrant's choice unless said")
     push.add_argument("--api-key-file", type=Path, help="file with the key that Qdrant asks for, in one line")
-    push.add_argument("--timeout-s", type=_seconds, default=60, help="seconds that one call may take (%(default)s)")
+    push.add_argument("--timeout-s", type=seconds, default=60, help="seconds that one call may take (%(default)s)")
     flag = commands.add_parser("flag", help="say which neurons and images are sensitive: hidden unless asked for")
     flag.add_argument("index", type=Path)
-    flag.add_argument("--out", type=Path, required=True, help="folder of the flags to be")
+    flag.add_argument("--out", type=new_folder, required=True, help="folder of the flags to be")
     flag.add_argument("--from", dest="base", type=Path, help="flags to add to")
     flag.add_argument("--neuron", nargs="+", type=int, default=[], metavar="ID", help="neurons by id")
     flag.add_argument("--name-pattern", nargs="+", default=[], metavar="PATTERN", help="neurons by name, as *nude*")
@@ -142,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     name.add_argument("index", type=Path)
     name.add_argument("--bundle", type=Path, required=True, help="the one that the index was built for")
     name.add_argument("--vocabulary", type=Path, required=True, help="file of words, one a line")
-    name.add_argument("--out", type=Path, required=True, help="folder of the names to be")
+    name.add_argument("--out", type=new_folder, required=True, help="folder of the names to be")
     name.add_argument("--device", default="cpu", help="where the text tower runs (%(default)s)")
     activate = commands.add_parser("activate", help="name the generation that a service serves after its next reload")
     activate.add_argument("current", type=Path, help="the file that PHOSPHENE_CURRENT names")
@@ -163,12 +165,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     activate.add_argument("--put-back", action="store_true", help="show again what is down or hidden now")
     return parser
-
-
-def _seconds(value: str) -> int:
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= _DAY_S:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of seconds from 1 to {_DAY_S} (a day)")
-    return int(value)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -297,7 +293,8 @@ def _read_api_key(path: Path) -> str:
 
 
 def _flag(options: argparse.Namespace) -> None:
-    from index.flags import flag_index, read_flag_list
+    from index.flags import flag_index, read_flag_list, shortened
+    from index.progress import open_progress
     from index.sensitive import SensitiveConfig
 
     listed = SensitiveConfig() if options.list is None else read_flag_list(options.list)
@@ -308,15 +305,23 @@ def _flag(options: argparse.Namespace) -> None:
         label_patterns=(*options.label_pattern, *listed.label_patterns),
         uri_patterns=(*options.uri_pattern, *listed.uri_patterns),
     )
-    flags, was_finished = flag_index(options.index, options.out, config, base=options.base, names=options.names)
+    result = flag_index(options.index, options.out, config, base=options.base, names=options.names)
+    if result.unmatched:
+        with open_progress(Console(stderr=True)) as progress:
+            progress.say(
+                f"nothing in {options.index.name!r} matches {shortened(result.unmatched)}: look for typing errors"
+            )
     _answer(
         {
             "event": "flagged",
             "out": str(options.out),
-            "id": flags.id,
-            "neurons": len(flags.neuron_ids),
-            "images": len(flags.image_digests),
-            "was_finished": was_finished,
+            "id": result.flags.id,
+            "neurons": len(result.flags.neuron_ids),
+            "images": len(result.flags.image_digests),
+            "matched_neurons": result.neuron_count,
+            "matched_images": result.image_count,
+            "unmatched": list(result.unmatched),
+            "was_finished": result.was_finished,
         }
     )
 

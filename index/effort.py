@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -36,6 +36,10 @@ class Effort:
     """Inverted lists that are scanned; not looked at where there are none."""
     candidate_count: int
     """Rows that are ranked exactly, at least."""
+
+    def widened(self, list_count: int) -> Effort:
+        """Return one that scans eight times as many lists, or all of them."""
+        return replace(self, probe_count=min(8 * max(1, self.probe_count), list_count))
 
 
 @dataclass(frozen=True, kw_only=True)

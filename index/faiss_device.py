@@ -15,7 +15,7 @@ from phosphene.errors import SettingError
 __all__ = ["GPU_PROPOSAL_LIMIT", "on_device"]
 
 GPU_PROPOSAL_LIMIT = 2048
-"""Most rows that FAISS finds by one search on a GPU."""
+"""Most rows that FAISS finds by one search on a GPU, and most lists that it looks through."""
 
 
 def on_device(index: Any, device: str) -> Any:

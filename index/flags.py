@@ -7,7 +7,8 @@ for. Flags fit every index of the same codes, so that they outlive appends.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,20 @@ from index.image_table import ImageTable
 from index.names import open_names
 from index.neuron_table import NeuronTable
 from index.plan import stored_shards
-from index.sensitive import SensitiveConfig, sensitive_images, sensitive_neurons
+from index.sensitive import SensitiveConfig, Unmatched, sensitive_images, sensitive_neurons
 from index.shards import open_shards
 from index.tables import read_table, write_table
 from phosphene.current import read_current
 from phosphene.durable_files import save_array
-from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, SettingError
+from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, NotFound, SettingError
 from phosphene.manifest import find_artefact, is_digest, open_artefact, publish
 
-__all__ = ["Flags", "check_flags_stay", "flag_index", "open_flags", "read_flag_list"]
+__all__ = ["FlagResult", "Flags", "check_flags_stay", "flag_index", "open_flags", "read_flag_list", "shortened"]
 
 _NEURONS, _IMAGES = "neurons.npy", "images.parquet"
 _SCHEMA = pa.schema([pa.field("sha256", pa.string(), nullable=False)])
+_SHOWN = 10
+_NEURON_ID = re.compile("[0-9]{1,18}")
 _KINDS = {
     "neuron": "neuron_ids",
     "name": "name_patterns",
@@ -53,6 +56,22 @@ class Flags:
     """Sensitive neurons, ascending."""
     image_digests: tuple[str, ...]
     """sha256 of the bytes of every sensitive image, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlagResult:
+    """What lies at `out` now, and what the lists and patterns found."""
+
+    flags: Flags
+    """What is sensitive, what was added to included."""
+    neuron_count: int
+    """Neurons that are listed or match."""
+    image_count: int
+    """Images of the index that are listed or match, those with the same bytes once."""
+    unmatched: tuple[str, ...]
+    """Patterns and digests that nothing in the index has, as a list names them: `label:*weapon*`."""
+    was_finished: bool
+    """Whether it lay there already."""
 
 
 def open_flags(path: Path, *, code_id: str | None = None) -> Flags:
@@ -81,8 +100,10 @@ def open_flags(path: Path, *, code_id: str | None = None) -> Flags:
 
 def flag_index(
     index: Path, out: Path, config: SensitiveConfig, *, base: Path | None = None, names: Path | None = None
-) -> tuple[Flags, bool]:
+) -> FlagResult:
     """Publish what is sensitive in an index; run twice, it finds the flags there.
+
+    A digest that no row has is kept: it hides the image once the index is appended to with it. A pattern is not.
 
     Args:
         index: its folder.
@@ -91,11 +112,9 @@ def flag_index(
         base: flags to add to.
         names: what neurons are called, where not as the index says.
 
-    Returns:
-        What lies at `out` now, and whether it lay there before.
-
     Raises:
         ArtefactError: the index or `base` is missing or damaged, or `out` holds something else.
+        NotFound: there are patterns alone, and nothing matches any of them.
         SettingError: nothing is named, or a listed neuron does not exist.
     """
     if config == SensitiveConfig():
@@ -108,14 +127,30 @@ def flag_index(
     named = None if names is None else open_names(names, code_id=str(plan["code_id"]))
     table = NeuronTable(index, None if named is None else named.column)
     called = [[name.name for name in table.neuron(neuron_id).names] for neuron_id in range(table.neuron_count)]
+    by_name = Unmatched(config.name_patterns)
+    by_name.hear(name for own in called for name in own)
     neuron_ids = set(np.flatnonzero(sensitive_neurons(config, called)).tolist())
-    digests = _image_digests(index, plan, config)
+    found, unmatched = _image_digests(index, plan, config)
+    unmatched = [*(f"name:{pattern}" for pattern in by_name.patterns), *unmatched]
+    digests = found | {digest.lower() for digest in config.image_digests}
+    if not neuron_ids and not digests:
+        raise NotFound(
+            f"nothing in {index.name!r} matches {shortened(unmatched)}; look for typing errors (nothing was flagged)"
+        )
+    neuron_count = len(neuron_ids)
     inputs = {"index": manifest.id} | ({} if named is None else {"names": named.id})
     if before is not None:
         neuron_ids |= set(before.neuron_ids)
         digests |= set(before.image_digests)
         inputs["flags"] = before.id
-    return _save(out, sorted(neuron_ids), sorted(digests), inputs=inputs, code_id=str(plan["code_id"]))
+    flags, was_finished = _save(out, sorted(neuron_ids), sorted(digests), inputs=inputs, code_id=str(plan["code_id"]))
+    return FlagResult(
+        flags=flags,
+        neuron_count=neuron_count,
+        image_count=len(found),
+        unmatched=tuple(unmatched),
+        was_finished=was_finished,
+    )
 
 
 def check_flags_stay(current: Path, indexes: Mapping[str, Path], flags: Mapping[str, Path]) -> None:
@@ -164,7 +199,7 @@ def read_flag_list(path: Path) -> SensitiveConfig:
         kind, colon, what = (part.strip(" \t\r") for part in line.partition(":"))
         if not line.strip():
             continue
-        if not colon or not what or kind not in _KINDS or (kind == "neuron" and not what.isdecimal()):
+        if not colon or not what or kind not in _KINDS or (kind == "neuron" and not _NEURON_ID.fullmatch(what)):
             wrong.append(number)
         else:
             named[_KINDS[kind]].append(int(what) if kind == "neuron" else what)
@@ -173,15 +208,30 @@ def read_flag_list(path: Path) -> SensitiveConfig:
     return SensitiveConfig(**{field: tuple(values) for field, values in named.items()})
 
 
-def _image_digests(index: Path, plan: dict[str, Any], config: SensitiveConfig) -> set[str]:
-    """The digests of sensitive images, those that are listed and in no row included; a shard in memory."""
+def shortened(unmatched: Sequence[str]) -> str:
+    """Name the first few of what nothing matches, for people."""
+    shown = ", ".join(repr(each) for each in unmatched[:_SHOWN])
+    return shown if len(unmatched) <= _SHOWN else f"{shown} and {len(unmatched) - _SHOWN} more"
+
+
+def _image_digests(index: Path, plan: dict[str, Any], config: SensitiveConfig) -> tuple[set[str], list[str]]:
+    """The digests of sensitive images that rows have, and what no row has; a shard in memory."""
     images = ImageTable(index, open_shards(index, stored_shards(plan)))
-    found = {digest.lower() for digest in config.image_digests}
+    by_label, by_uri = Unmatched(config.label_patterns), Unmatched(config.uri_patterns)
+    found: set[str] = set()
     columns = (images.columns(name) for name in ("label", "uri", "sha256"))
     for labels, uris, digests in zip(*columns, strict=True):
         flags = sensitive_images(config, labels=labels, uris=uris, digests=digests)
         found |= {digest for digest, is_sensitive in zip(digests, flags, strict=True) if is_sensitive and digest}
-    return found
+        # A row whose bytes could not be read is in no answer: nothing of it can be hidden.
+        by_label.hear(label for label, digest in zip(labels, digests, strict=True) if digest)
+        by_uri.hear(uri for uri, digest in zip(uris, digests, strict=True) if digest)
+    absent = [digest for digest in dict.fromkeys(map(str.lower, config.image_digests)) if digest not in found]
+    return found, [
+        *(f"label:{pattern}" for pattern in by_label.patterns),
+        *(f"uri:{pattern}" for pattern in by_uri.patterns),
+        *(f"sha256:{digest}" for digest in absent),
+    ]
 
 
 def _save(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from index.options import new_folder
 from phosphene.errors import SettingError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def add_job_commands(commands: argparse._SubParsersAction[argparse.ArgumentParse
         command.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
         command.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     for command in (build, append, compact, plan, part, finish):
-        command.add_argument("--out", type=Path, required=True, help="folder of the index to be")
+        command.add_argument("--out", type=new_folder, required=True, help="folder of the index to be")
         command.add_argument("--metrics-file", type=Path, help="Prometheus textfile to keep")
     for command in (build, plan):
         _add_plan(command)

@@ -29,7 +29,7 @@ from phosphene.manifest import partial_path, read_manifest
 
 __all__ = ["Part", "finish_parts", "plan_parts", "planned", "run_part"]
 
-_PART = re.compile(r"(\d{1,6})/(\d{1,6})")
+_PART = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,9 @@ class Part:
         match = _PART.fullmatch(text)
         part = None if match is None else cls(number=int(match[1]), count=int(match[2]))
         if part is None or part.number >= part.count:
-            raise SettingError(f"part {text!r} must be NUMBER/COUNT with 0 <= NUMBER < COUNT, such as 3/8 (--part)")
+            raise SettingError(
+                f"part {text!r} must be NUMBER/COUNT with 0 <= NUMBER < COUNT <= 999999, such as 3/8 (--part)"
+            )
         return part
 
     def of(self, shards: Sequence[ShardRows]) -> Sequence[ShardRows]:

@@ -42,6 +42,15 @@ _BOUNDS = {
     "sketch_from_images": (0, 2**40),
     "ivf_from_images": (1, 2**40),
 }
+_OPTIONS = {
+    "shard_image_count": "--shard-images",
+    "batch_images": "--batch",
+    "thread_count": "--threads",
+    "top_count": "--top",
+    "spread_count": "--spread",
+    "sketch_from_images": "--sketch-from",
+    "ivf_from_images": "--ivf-from",
+}
 
 
 class Quantiser(StrEnum):
@@ -87,7 +96,7 @@ class IndexConfig:
             SettingError: one or more fields are out of bounds; all of them in one error.
         """
         wrong = [
-            f"{name} is {getattr(self, name)}; the limits are {least} to {most}"
+            f"{_OPTIONS.get(name, name)} is {getattr(self, name)}; the limits are {least} to {most}"
             for name, (least, most) in _BOUNDS.items()
             if not least <= getattr(self, name) <= most
         ]

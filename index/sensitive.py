@@ -6,12 +6,15 @@ is hidden from answers unless it is asked for; who answers does the hiding. Know
 
     config = SensitiveConfig(neuron_ids=(12,), label_patterns=("*weapon*",))
     sensitive_neurons(config, neuron_names=...); sensitive_images(config, labels=..., uris=..., digests=...)
+
+    unmatched = Unmatched(config.label_patterns)
+    unmatched.hear(labels); unmatched.patterns
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 
@@ -21,7 +24,7 @@ from jaxtyping import Bool
 from phosphene.errors import SettingError
 from phosphene.manifest import is_digest
 
-__all__ = ["SensitiveConfig", "sensitive_images", "sensitive_neurons"]
+__all__ = ["SensitiveConfig", "Unmatched", "sensitive_images", "sensitive_neurons"]
 
 _PATTERN_LIMIT = 1000
 _LENGTH_LIMIT = 256
@@ -108,6 +111,25 @@ def sensitive_images(
         ],
         dtype=bool,
     )
+
+
+class Unmatched:
+    """Patterns that no word has matched so far."""
+
+    patterns: list[str]
+    """They, each once, in the order in which they were given."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        """Begin with all of them."""
+        self.patterns = list(dict.fromkeys(patterns))
+        self._matcher = _matcher(self.patterns)
+
+    def hear(self, words: Iterable[str | None]) -> None:
+        """Drop the patterns that match one of the words; None is no word."""
+        for word in words:
+            if word is not None and self._matcher.fullmatch(word.casefold()):
+                self.patterns = [each for each in self.patterns if not _matcher([each]).fullmatch(word.casefold())]
+                self._matcher = _matcher(self.patterns)
 
 
 def _matcher(patterns: Sequence[str]) -> re.Pattern[str]:

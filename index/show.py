@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from index.dense_clusters import dense_density
 from index.plan import SHARDS_FOLDER
 from index.reader import IndexReader
+from index.summary import Summary
 from index.terminal_text import printable
-from index.values import NeuronFilter, NeuronOrder
+from index.values import NeuronFilter, NeuronOrder, NeuronRow
 from phosphene.manifest import read_manifest
 
 __all__ = ["describe_index"]
@@ -30,9 +34,16 @@ def describe_index(folder: Path, index: IndexReader, *, name_count: int = 20) ->
         name_count: how many named neurons to list.
     """
     parts: list[RenderableType] = [_figures(folder, index), Text(), _densities(index)]
-    if name_count > 0 and index.list_neurons(filter=NeuronFilter(alive_only=True)):
-        parts += [Text(), _names(index, name_count)]
+    named = _best_named(index, name_count)
+    if named:
+        parts += [Text(), _names(named)]
     return Group(*parts, Text(), _sizes(folder))
+
+
+def _best_named(index: IndexReader, count: int) -> list[NeuronRow]:
+    """The first `count` of the neurons that have a name, by descending score."""
+    ranked = index.list_neurons(NeuronOrder.NAME_SCORE, NeuronFilter(alive_only=True))
+    return list(islice(takewhile(lambda neuron: neuron.names, map(index.neuron, ranked)), count))
 
 
 def _figures(folder: Path, index: IndexReader) -> Table:
@@ -58,11 +69,19 @@ def _figures(folder: Path, index: IndexReader) -> Table:
     table.add_row("mean L0", f"{summary.mean_l0:.2f} neurons per image; {summary.cut_image_count} codes cut")
     table.add_row("mean FVU", f"{summary.mean_fvu:.3f} of the residual variance unexplained")
     how = "exact" if index.similarity_is_exact else f"the sketch finds {summary.similar_recall:.1%} of the ten nearest"
-    table.add_row("similar images", f"{how}; {len(summary.left_out_neuron_ids)} dense neurons are left out")
+    table.add_row("similar images", f"{how}; {_left_out(summary)}")
     table.add_row("labels", "yes" if summary.has_labels else "no")
     table.add_row("captions", "yes" if summary.has_captions else "no")
     table.add_row("text search", "yes" if index.has_text else "no (the encoder has no text tower)")
     return table
+
+
+def _left_out(summary: Summary) -> str:
+    count = len(summary.left_out_neuron_ids)
+    if not count:
+        return "0 dense neurons are left out"
+    share = dense_density(mean_l0=summary.mean_l0, neuron_count=summary.neuron_count)
+    return f"{count} dense neurons, which fire on more than {share:.0%} of the images, are left out"
 
 
 def _densities(index: IndexReader) -> Table:
@@ -83,28 +102,24 @@ def _densities(index: IndexReader) -> Table:
     return table
 
 
-def _names(index: IndexReader, count: int) -> Table:
+def _names(neurons: Sequence[NeuronRow]) -> Table:
     table = Table(title="best named neurons", title_justify="left", box=None)
     for heading in ("neuron", "density", "maximum", "entropy", "score", "margin"):
         table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("name", overflow="fold")
-    for neuron_id in index.list_neurons(NeuronOrder.NAME_SCORE, NeuronFilter(alive_only=True))[:count]:
-        neuron = index.neuron(neuron_id)
-        if not neuron.names:
-            break
+    for heading in ("name", "from", "other names"):
+        table.add_column(heading, overflow="fold")
+    for neuron in neurons:
         best, others = neuron.names[0], ", ".join(name.name for name in neuron.names[1:])
         table.add_row(
-            str(neuron_id),
+            str(neuron.neuron_id),
             f"{neuron.density:.4f}",
             f"{neuron.maximum:.3g}",
             "" if neuron.label_entropy is None else f"{neuron.label_entropy:.2f}",
             f"{best.score:.2f}",
             f"{best.margin:.2f}",
-            Text.assemble(
-                printable(best.name),
-                (f" {best.source.value}", "dim"),
-                (f" ({printable(others)})" if others else "", "dim"),
-            ),
+            Text(printable(best.name)),
+            Text(best.source.value, style="dim"),
+            Text(printable(others), style="dim"),
         )
     return table
 

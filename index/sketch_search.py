@@ -66,12 +66,17 @@ class SketchSearch:
     ) -> tuple[Int64[np.ndarray, " found"], Float64[np.ndarray, " found"]]:
         """Return up to `count` rows and their cosines, best first, ties by row; rows that share no neuron never."""
         query = sketches(np.array([0, len(neuron_ids)], dtype=np.int64), neuron_ids, values, self._signs)[0]
-        wanted = _CANDIDATES_PER_RESULT * count
+        wanted = min(_CANDIDATES_PER_RESULT * count, self._index.quick_count)
         while True:
-            rows, _ = self._index.propose(query, effort, count=wanted)
+            proposed, _ = self._index.propose(query, effort, count=wanted)
+            rows = proposed[proposed >= 0]
             # Rows that may not be found can crowd the others out.
-            crowded = len(excluded_rows) > count and 2 * np.isin(rows, excluded_rows).sum() > len(rows)
-            if not crowded or len(rows) >= self._index.proposal_limit:
+            if len(excluded_rows) <= count or 2 * np.isin(rows, excluded_rows).sum() <= len(rows):
                 break
-            wanted = 8 * len(rows)
+            if len(rows) == len(proposed) < self._index.row_count:
+                wanted = 8 * len(proposed)
+            elif effort.probe_count < self._index.list_count:
+                effort = effort.widened(self._index.list_count)
+            else:
+                break
         return self._codes.ranked(neuron_ids, values, rows, count, left_out=self._left_out, excluded_rows=excluded_rows)

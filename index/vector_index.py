@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, assert_never, runtime_checkable
@@ -142,19 +141,19 @@ class VectorIndex:
     """Proposes rows by their vectors; several threads may ask at a time."""
 
     def __init__(self, file: Path, *, device: str = "cpu") -> None:
-        """Load a file whose digest has been checked; flat vectors stay on the disk, mapped, unless a GPU takes them.
+        """Load a file whose digest has been checked; vectors stay on the disk, mapped, and a GPU gets a copy.
 
         Raises:
             SettingError: the device cannot hold it.
         """
-        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC if device == "cpu" else 0)
-        self.list_count = int(getattr(index, "nlist", 0))
-        self.row_count, self.width = int(index.ntotal), int(index.d)
-        self.proposal_limit = self.row_count if device == "cpu" else min(self.row_count, GPU_PROPOSAL_LIMIT)
-        """Most rows that one search proposes."""
-        self._index: Any = on_device(index, device)
+        self._index: Any = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+        self._copy: Any = None if device == "cpu" else on_device(faiss.read_index(str(file)), device)
+        self.list_count = int(getattr(self._index, "nlist", 0))
+        self.row_count, self.width = int(self._index.ntotal), int(self._index.d)
+        self.quick_count = self.row_count if device == "cpu" else min(self.row_count, GPU_PROPOSAL_LIMIT)
+        """Most rows that the device proposes; more come from the disk."""
         # FAISS on a GPU is not thread-safe, not even for searches.
-        self._turn: AbstractContextManager[object] = nullcontext() if device == "cpu" else threading.Lock()
+        self._turn = threading.Lock()
 
     def propose(
         self, vector: Float32[np.ndarray, " width"], effort: Effort, *, count: int = 0
@@ -163,16 +162,20 @@ class VectorIndex:
 
         Args:
             vector: of norm 1.
-            effort: how far to look.
-            count: at least so many rows, where the index has them and `proposal_limit` allows it.
+            effort: how far to look; no farther than `quick_count` where `count` does not ask for it.
+            count: at least so many rows, where the index has them.
         """
         # Set for this thread alone: an answer must not depend on how many processors are free.
         faiss.omp_set_num_threads(1)
-        wanted = max(1, min(self.proposal_limit, max(effort.candidate_count, count)))
         options: dict[str, Any] = {}
+        probe_count = min(effort.probe_count, self.list_count)
         if self.list_count:
             options["params"] = faiss.IVFSearchParameters()
-            options["params"].nprobe = max(1, min(effort.probe_count, self.list_count))
-        with self._turn:
-            estimates, rows = self._index.search(vector[None], wanted, **options)
+            options["params"].nprobe = max(1, probe_count)
+        wanted = max(effort.candidate_count, count)
+        if self._copy is not None and count <= self.quick_count and probe_count <= GPU_PROPOSAL_LIMIT:
+            with self._turn:
+                estimates, rows = self._copy.search(vector[None], max(1, min(wanted, self.quick_count)), **options)
+        else:
+            estimates, rows = self._index.search(vector[None], max(1, min(wanted, self.row_count)), **options)
         return rows[0], estimates[0]

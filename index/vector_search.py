@@ -150,7 +150,7 @@ class VectorSearch:
             return []
         query, excluded = _unit(vector), np.array(list(exclude_rows), dtype=np.int64)
         chosen = effort or (_EXACT if self._approximation is None else self._approximation.effort)
-        wanted = _CANDIDATES_PER_RESULT * count
+        wanted = min(_CANDIDATES_PER_RESULT * count, self._index.quick_count)
         while True:
             proposed, estimates = self._index.propose(query, chosen, count=wanted)
             rows = np.sort(proposed[proposed >= 0])
@@ -159,7 +159,10 @@ class VectorSearch:
             cosines = (self._vectors.take(rows).astype(np.float64) * query).sum(axis=1)
             order = np.lexsort((rows, -cosines))[:count]
             # Rows that may not be found, and of equal vectors those of later rows, can crowd the others out.
-            is_all = len(proposed) >= self._index.proposal_limit or proposed[-1] < 0
+            is_all = len(proposed) >= self._index.row_count or proposed[-1] < 0
+            if is_all and len(order) < count and chosen.probe_count < self._index.list_count:
+                chosen = chosen.widened(self._index.list_count)
+                continue
             is_enough = len(order) == count and (
                 self._index.list_count > 0 or cosines[order[-1]] > estimates[-1] + self.width * _FLOAT32_STEP
             )

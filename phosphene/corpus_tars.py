@@ -22,6 +22,11 @@ __all__ = ["TarListing", "scan_tar"]
 
 _TEXT_LIMIT_BYTES = 2**20
 _FILE_LIMIT_BYTES = 2**63 - 1
+_EXTENSION_LIMIT_BYTES = 2**20
+# Headers that extend the next one: tarfile reads what follows them into memory, whatever its size.
+_EXTENSIONS = frozenset(
+    {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+)
 _SHOWN = 5
 
 
@@ -65,6 +70,7 @@ def scan_tar(storage: Storage, name: str, image_suffixes: AbstractSet[str]) -> T
     try:
         with storage.open(name) as stream, _open(stream) as tar:
             for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header that it has read
                 if member.isdir():
                     continue
                 if PurePosixPath(member.name).name.startswith("."):
@@ -104,11 +110,15 @@ class _Header(tarfile.TarInfo):
         """Read one header.
 
         Raises:
-            TarError: it is none, or its size is negative.
+            TarError: it is none, its size is negative, or it extends the next one by more than anybody needs.
         """
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0:
             raise tarfile.ReadError(f"a header has the size {header.size}")
+        if header.type in _EXTENSIONS and header.size > _EXTENSION_LIMIT_BYTES:
+            raise tarfile.ReadError(
+                f"an extended header has {header.size} bytes; the limit is {_EXTENSION_LIMIT_BYTES}"
+            )
         return header
 
     @classmethod

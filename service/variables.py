@@ -84,7 +84,8 @@ VARIABLES: dict[str, Variable] = {
         "What is served",
         "Where FAISS searches images; cuda needs a FAISS with GPUs, and indexes without fast-scan lists "
         "(`index build --quantiser eight-bit`) whose width divided by 8 is 1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, "
-        "48, 56, 64 or 96 (not 1024). There searches run one after the other and look at 2048 images at most.",
+        "48, 56, 64 or 96 (not 1024). There searches run one after the other; one that has to look at more than 2048 "
+        "images runs on the CPU.",
         Device("cpu"),
     ),
     "PHOSPHENE_QDRANT_URL": _variable(

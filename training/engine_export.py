@@ -40,7 +40,7 @@ from phosphene.engine_torch import TorchEngine
 from phosphene.errors import NumericError
 from phosphene.manifest import Manifest, partial_path, seal
 from phosphene.selection import JumpReLU, Selection, TopK
-from training.places import refuse_nameless
+from training.places import refuse_nameless, refuse_taken
 
 __all__ = ["EngineExport", "Selector", "export_engine", "write_graph"]
 
@@ -76,6 +76,7 @@ def export_engine(bundle_path: Path, out: Path, *, is_int8: bool = False) -> Eng
         NumericError: the graph's codes are not torch's.
     """
     refuse_nameless(out)
+    refuse_taken(out, "engine")
     name = EngineName.ONNXRUNTIME_INT8 if is_int8 else EngineName.ONNXRUNTIME
     bundle = load_bundle(bundle_path)
     if out.exists():

@@ -17,7 +17,7 @@ from phosphene.bundle import Bundle, load_bundle
 from phosphene.durable_files import hold_folder
 from phosphene.encoder import Site
 from phosphene.errors import ArtefactMismatch, NumericError, PhospheneError
-from phosphene.manifest import MANIFEST_NAME, differences, digest_of
+from phosphene.manifest import differences, digest_of
 from training.checkpoint import CheckpointFolder
 from training.gate import NotPublished
 from training.plan import FitPlan, FitRequest, plan_fits
@@ -146,14 +146,12 @@ def _find_finished(plan: FitPlan) -> Bundle | None:
     """The bundle at `out` where it is the one that this plan makes; None where nothing lies there.
 
     Raises:
-        ArtefactMismatch: it is another bundle, or no bundle at all.
+        ArtefactMismatch: it is another bundle.
         ArtefactDamaged: it is not sound.
     """
     out = plan.request.out
     if not out.exists():
         return None
-    if not (out / MANIFEST_NAME).is_file():
-        raise ArtefactMismatch(f"{str(out)!r} exists and is no bundle: choose another --out, or remove it")
     bundle = load_bundle(out)
     found = bundle.training.get("plan", {})
     if found != plan.config:

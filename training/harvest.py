@@ -9,9 +9,9 @@ nothing of autoencoders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from phosphene.corpus import Corpus
 from phosphene.encoder import Encoder, Site
 from phosphene.engine_device import device_errors
-from phosphene.errors import CorpusError, SettingError
+from phosphene.errors import CorpusError, DeviceOutOfMemory, SettingError
 from phosphene.manifest import digest_of, find_artefact, partial_path, seal
 from training.artefact_tokens import first_patch_place
 from training.execution import Execution
@@ -151,6 +151,7 @@ def harvest_sites(plans: Sequence[HarvestPlan], folder: Path, progress: Progress
     Raises:
         SettingError: the plans do not share their images, encoder or batches, or the disk has no room for them.
         NumericError: the encoder gave NaN or infinity; names shard and row.
+        EncoderOutOfMemory: a batch of images does not fit.
         CorpusError: there are no images, or one changed since the plan was made.
         ArtefactDamaged: a finished harvest of a plan lies there and is not sound.
         OSError: no room or no access; nothing half-done is taken for done.
@@ -238,13 +239,26 @@ class _SiteHarvest:
         )
 
 
-def encoder_errors(plan: HarvestPlan) -> AbstractContextManager[None]:
-    """Tell errors of the encoder's device, with the option that mends them; see `device_errors`."""
+class EncoderOutOfMemory(DeviceOutOfMemory):
+    """A batch of images does not fit, whatever is trained on what the encoder makes of them."""
+
+
+@contextmanager
+def encoder_errors(plan: HarvestPlan) -> Iterator[None]:
+    """Tell errors of the encoder's device, with the option that mends them; see `device_errors`.
+
+    Raises:
+        EncoderOutOfMemory: the batch did not fit.
+        DeviceFailed: CUDA reported an error that sticks to the process.
+    """
     device = plan.encoder.device
     elsewhere = "" if device.type == "cpu" else ", or --device cpu"
-    return device_errors(
-        device, remedy=f"use a smaller --images-per-batch, which is {plan.settings.batch_images}{elsewhere}"
-    )
+    remedy = f"use a smaller --images-per-batch, which is {plan.settings.batch_images}{elsewhere}"
+    try:
+        with device_errors(device, remedy=remedy):
+            yield
+    except DeviceOutOfMemory as error:
+        raise EncoderOutOfMemory(str(error)) from error
 
 
 def _read(harvests: Sequence[_SiteHarvest], advance: Advance) -> None:

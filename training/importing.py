@@ -16,7 +16,7 @@ from phosphene.errors import ArtefactMismatch, SettingError
 from phosphene.manifest import differences, file_sha256
 from phosphene.selection import JumpReLU, Selection, TopK
 from training.exchange import Foreign, read
-from training.places import refuse_nameless
+from training.places import refuse_nameless, refuse_taken
 from training.plan import WIDEST_TOKEN_CODE
 
 __all__ = ["ImportRequest", "ImportResult", "import_sae"]
@@ -73,6 +73,7 @@ def import_sae(request: ImportRequest) -> ImportResult:
     """
     request.check()
     refuse_nameless(request.out)
+    refuse_taken(request.out, "bundle")
     foreign = read(request.sae)
     limits = _limits(request, foreign.sae.selection)
     encoder = load_encoder(request.encoder, revision=request.revision)

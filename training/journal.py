@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from phosphene.durable_files import write_durably
+from phosphene.durable_files import replaceable_file, write_durably
 from phosphene.errors import SettingError
 
 
@@ -56,14 +56,14 @@ class Journal:
         """Go on after `step`: keep the lines up to it, drop the others.
 
         Args:
-            path: the file; made where it is missing.
+            path: the file, or a link to it; made where it is missing.
             run: id of the run.
             step: where the run goes on from.
 
         Raises:
-            SettingError: the file is no journal, or another run's.
+            SettingError: the file is no journal, or another run's; or a folder, a device or a pipe is there.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = replaceable_file(path, what="journal")
         kept = [line for line in read_journal(path, run=run) if line["step"] <= step]
         write_durably(path, b"".join(map(_text, kept)))
         self._file = path.open("ab")

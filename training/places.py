@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from phosphene.errors import SettingError
+from phosphene.errors import ArtefactMismatch, SettingError
+from phosphene.manifest import MANIFEST_NAME, Kind, find_artefact
 
 FreeBytes = Callable[[Path], int]
 """Bytes that the file system of an existing folder has left."""
@@ -33,6 +35,23 @@ def refuse_nameless(path: Path, option: str = "--out") -> None:
         )
 
 
+def refuse_taken(path: Path, kind: Kind) -> None:
+    """Refuse a place where an artefact neither lies nor can be made.
+
+    Args:
+        path: where it is to be.
+        kind: of the artefact.
+
+    Raises:
+        ArtefactMismatch: something else lies there.
+        SettingError: it is a link or a mount point, or lies in another artefact.
+    """
+    if not path.exists():
+        find_artefact(path, kind=kind)
+    elif not (path / MANIFEST_NAME).is_file():
+        raise ArtefactMismatch(f"{str(path)!r} exists and is no {kind}: choose another --out, or remove it")
+
+
 def refuse_unwritable(path: Path, option: str, *, is_file: bool = False) -> None:
     """Refuse a place that this process cannot create.
 
@@ -42,13 +61,20 @@ def refuse_unwritable(path: Path, option: str, *, is_file: bool = False) -> None
         is_file: whether a file is to be written, not a folder.
 
     Raises:
-        SettingError: a file stands in the way, or the folder takes no files: it is read-only, full, or not ours.
+        SettingError: a file stands in the way, or a device or a pipe where a file is to be replaced; or the folder
+            takes no files: it is read-only, full, or not ours.
     """
     if is_file and path.is_dir():
         raise SettingError(f"{option} {str(path)!r} is a folder; give the name of a file")
+    if is_file and path.exists() and not path.is_file():
+        raise SettingError(
+            f"{option} {str(path)!r} is no regular file, which alone can be replaced whole; name another"
+        )
     if not is_file and path.exists() and not path.is_dir():
         raise SettingError(f"{option} {str(path)!r} is a file; give the name of a folder")
-    folder = nearest_folder(path.parent if is_file or not path.exists() else path)
+    # A link to a file stays: what it points to is written.
+    place = Path(os.path.realpath(path)) if is_file else path
+    folder = nearest_folder(place.parent if is_file or not path.exists() else place)
     if not folder.is_dir():
         raise SettingError(f"{option} {str(path)!r} cannot be made: {str(folder)!r} is no folder; choose another place")
     try:
@@ -62,12 +88,18 @@ def refuse_unwritable(path: Path, option: str, *, is_file: bool = False) -> None
         ) from cause
 
 
-def refuse_too_full(needs: Mapping[Path, int], *, free_bytes: FreeBytes | None = None) -> None:
+def refuse_too_full(
+    needs: Mapping[Path, int],
+    *,
+    free_bytes: FreeBytes | None = None,
+    remedy: str = "use --storage float16 or a smaller --limit",
+) -> None:
     """Refuse work that the disks cannot hold.
 
     Args:
         needs: bytes that will be written below each place.
         free_bytes: how much is left; None asks the file system.
+        remedy: what makes it less work, for the message.
 
     Raises:
         SettingError: naming a place on the disk, what is needed there and what is left.
@@ -84,7 +116,7 @@ def refuse_too_full(needs: Mapping[Path, int], *, free_bytes: FreeBytes | None =
         if needed + _SLACK_BYTES > free:
             raise SettingError(
                 f"the disk of {str(path)!r} has {free / 1e9:.2f} GB left; this job needs about {needed / 1e9:.2f} GB "
-                "there: make room, choose another --work or --out, or use --storage float16 or a smaller --limit"
+                f"there: make room, choose another --work or --out, or {remedy}"
             )
 
 

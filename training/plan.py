@@ -23,7 +23,7 @@ from training.execution import Execution, check_bfloat16
 from training.harvest import HarvestPlan
 from training.harvest_settings import HarvestSettings
 from training.initial import Initial, read_initial
-from training.places import FreeBytes, bytes_below, refuse_nameless, refuse_too_full, refuse_unwritable
+from training.places import FreeBytes, bytes_below, refuse_nameless, refuse_taken, refuse_too_full, refuse_unwritable
 from training.progress import Progress, SilentProgress
 from training.reading import ReadingSettings
 from training.reports import RunReports, check_reports
@@ -173,11 +173,12 @@ def plan_fits(
             too full.
         CorpusError: the corpus is empty, too small or cannot be listed.
         EncoderError, SiteError: the encoder cannot be loaded or has no such site.
-        ArtefactError: what to go on from cannot be read.
+        ArtefactError: what to go on from cannot be read, or something else than a bundle lies at an `out`.
     """
     first = requests[0]
     for request in requests:
         refuse_nameless(request.out)
+        refuse_taken(request.out, "bundle")
     _refuse_unlike(requests)
     for request in requests:
         request.sae.check()
@@ -232,7 +233,11 @@ def plan_fits(
         for request, harvest, sae in zip(requests, harvests, saes, strict=True)
     ]
     _refuse_other_batches(drafts)
-    refuse_too_full(_needs([draft for draft in drafts if draft.request in unmade]), free_bytes=free_bytes)
+    refuse_too_full(
+        _needs([draft for draft in drafts if draft.request in unmade]),
+        free_bytes=free_bytes,
+        remedy="use --storage float16, a smaller --limit or fewer --neurons",
+    )
     digests = digest_images(corpus, image_count, progress or SilentProgress())
     return [dataclasses.replace(draft, harvest=dataclasses.replace(draft.harvest, digests=digests)) for draft in drafts]
 
@@ -276,8 +281,11 @@ def _shared_config(request: FitRequest) -> dict[str, Any]:
 def _refuse_places(requests: Sequence[FitRequest]) -> None:
     check_reports([request.reports for request in requests])
     for request in requests:
+        work = work_of(request)
         refuse_unwritable(request.out, "--out")
-        refuse_unwritable(work_of(request), "--work")
+        refuse_unwritable(work, "--work")
+        if not work.exists():
+            refuse_taken(work, "activations")  # They will lie in it.
 
 
 def _resolve_sae(request: FitRequest, encoder: Encoder, initial: Initial | None) -> SaeSettings:

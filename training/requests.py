@@ -39,6 +39,7 @@ DEFAULT_L1 = 1e-3
 DEFAULT_L0 = 1e-3
 """Weight of the L0 penalty on inputs of mean square one."""
 
+_NEURON_LIMIT = 2**31 - 1  # codes hold the numbers of neurons in 32 bits, one of them for the sign
 _DEFAULT_STEP_COUNT = 2000
 _STEP_LIMIT = 10**9
 _SEED_LIMIT = 2**63
@@ -78,14 +79,21 @@ class SaeRequest:
             SettingError: naming the option, its value, the limit and the remedy.
         """
         if (self.neuron_count is None) == (self.expansion is None):
-            raise SettingError("give exactly one of --neurons and --expansion", field="neurons")
-        if self.expansion is not None and self.expansion < 1:
             raise SettingError(
-                f"--expansion is {self.expansion}; the least is 1: give how many neurons each residual dimension gets",
+                "give exactly one of --neurons and --expansion: how many neurons there are, from 2 on, or how many "
+                "each residual dimension gets, from 1 on",
+                field="neurons",
+            )
+        if self.expansion is not None and not 1 <= self.expansion <= _NEURON_LIMIT:
+            raise SettingError(
+                f"--expansion is {self.expansion}; the least is 1, and the most gives {_NEURON_LIMIT:,} neurons: give "
+                "how many neurons each residual dimension gets",
                 field="expansion",
             )
-        if self.neuron_count is not None and self.neuron_count < 2:
-            raise SettingError(f"--neurons is {self.neuron_count}; the least is 2", field="neurons")
+        if self.neuron_count is not None and not 2 <= self.neuron_count <= _NEURON_LIMIT:
+            raise SettingError(
+                f"--neurons is {self.neuron_count}; the least is 2, and the most {_NEURON_LIMIT:,}", field="neurons"
+            )
         if self.variant in FIXED_L0:
             self._check_k()
         else:
@@ -106,10 +114,16 @@ class SaeRequest:
         """Fix the number of neurons for residuals of this width.
 
         Raises:
-            SettingError: as `check`, and where k exceeds the resolved number of neurons.
+            SettingError: as `check`, and where that number exceeds its limit, or k exceeds it.
         """
         self.check()
         neuron_count = self.neuron_count if self.neuron_count is not None else (self.expansion or 0) * width
+        if neuron_count > _NEURON_LIMIT:
+            raise SettingError(
+                f"--expansion is {self.expansion}, which are {neuron_count:,} neurons for residuals of width {width}; "
+                f"the limit is {_NEURON_LIMIT:,}: lower --expansion",
+                field="expansion",
+            )
         if self.k is not None and self.k > neuron_count:
             raise SettingError(_k_too_large(self.k, neuron_count), field="k")
         return SaeSettings(neuron_count=neuron_count, variant=self._variant(neuron_count), inputs=self.inputs)
@@ -120,7 +134,13 @@ class SaeRequest:
                 f"--sparsity goes with --variant relu and jumprelu; {self.variant} takes --k", field="sparsity"
             )
         if self.k is None:
-            raise SettingError(f"--variant {self.variant} needs --k, the active neurons per token", field="k")
+            most = "the number of neurons" if self.neuron_count is None else f"{self.neuron_count}, all neurons"
+            others = ", ".join(variant for variant in VariantName if variant not in FIXED_L0)
+            raise SettingError(
+                f"--k is missing: --variant {self.variant} needs --k, the active neurons per token; give a number from "
+                f"1 to {most}, or a variant that takes --sparsity ({others})",
+                field="k",
+            )
         if self.k < 1:
             raise SettingError(f"--k is {self.k}; the least is 1 active neuron per token", field="k")
         if self.neuron_count is not None and self.k > self.neuron_count:

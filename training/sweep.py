@@ -8,7 +8,7 @@ nothing of the command line.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -17,6 +17,7 @@ from phosphene.bundle import Bundle
 from phosphene.encoder import Site, load_encoder
 from phosphene.errors import DeviceOutOfMemory, PhospheneError
 from training.fit import FitRefused, FitResult, fit_many
+from training.harvest import EncoderOutOfMemory
 from training.plan import FitRequest
 from training.progress import Progress
 from training.quality import Quality
@@ -116,10 +117,19 @@ def _run_pass(
         results = fit_several([run.request for run in group], progress)
     except DeviceOutOfMemory as error:
         seconds = (clock_s() - begun_s) / len(group)
-        return [_failed(run, f"{error}; lower --at-once", seconds, progress) for run in group]
+        return [_failed(run, f"{error}{_more_room(error, group)}", seconds, progress) for run in group]
     made_count = sum(isinstance(result, FitRefused) or result.is_new for result in results)
     seconds = (clock_s() - begun_s) / max(made_count, 1)
     return [_outcome(run, result, seconds, progress) for run, result in zip(group, results, strict=True)]
+
+
+def _more_room(error: DeviceOutOfMemory, group: Sequence[Run]) -> str:
+    """What a pass that did not fit can do beside what its error says; nothing where it trained no two together."""
+    is_streamed = group[0].request.sources.reading.is_streamed
+    together = max(Counter(run.request.site for run in group).values())
+    if together == 1 or (isinstance(error, EncoderOutOfMemory) and not is_streamed):
+        return ""
+    return f"; or lower --at-once: {together} autoencoders were trained together"
 
 
 def _outcome(run: Run, result: FitResult | FitRefused, seconds: float, progress: Progress) -> Outcome:

@@ -27,6 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ID_DIGITS = 16
 _BATCH_POINTS = 256
 _SAMPLE_POINTS = 64
+_COUNT_LIMIT = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,9 @@ def push_index(
         ArtefactDamaged: Qdrant holds points that are not the index's.
         Unavailable: Qdrant does not answer; what was written stays, and the same command goes on.
     """
-    for what, number in (("shards", shard_count), ("replicas", replica_count)):
-        if number is not None and number < 1:
-            raise SettingError(f"{number} {what} of a collection; at least 1")
+    for option, number in (("--shard-number", shard_count), ("--replication", replica_count)):
+        if number is not None and not 1 <= number <= _COUNT_LIMIT:
+            raise SettingError(f"{option} is {number}; the limits are 1 to {_COUNT_LIMIT:,}, those of Qdrant")
     collection = Collection(client, collection_name(name, index.id))
     was_published = collection.is_published()
     if not was_published:

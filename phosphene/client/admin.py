@@ -39,7 +39,7 @@ class AdminClient:
 
         Args:
             address: `host:port` of the admin port.
-            timeout_s: seconds for each call; a reload takes as long as its files take to load.
+            timeout_s: seconds for each call, a day at most; a reload takes as long as its files take to load.
             **access: API token, TLS, client certificate; see `AccessOptions`.
 
         Raises:

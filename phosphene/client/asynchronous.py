@@ -68,13 +68,14 @@ class AsyncClient:
 
         Args:
             address: `host:port`, or any other gRPC target.
-            timeout_s: seconds for each call, repeats included; of `explain_images`, the longest silence.
+            timeout_s: seconds for each call, repeats included; of `explain_images`, the longest silence. A day at most.
             retries: how often a call is repeated that found no service or a full one; other failures are final.
             image_limit_bytes: largest image to send; the service has its own limit.
             **access: API token, TLS, client certificate; see `AccessOptions`.
 
         Raises:
-            SettingError: `timeout_s` or `retries` is out of its bounds, or `access` is refused; see `access_to`.
+            SettingError: `timeout_s`, `retries` or `image_limit_bytes` is out of its bounds, or `access` is refused;
+                see `access_to`.
         """
         self.address = address
         self._terms = terms = CallTerms(
@@ -86,6 +87,7 @@ class AsyncClient:
             else grpc.aio.secure_channel(address, terms.credentials, options=terms.channel_options)
         )
         self._stub = PhospheneServiceStub(self._channel)
+        self._closed = asyncio.Event()
 
     async def __aenter__(self) -> AsyncClient:
         """Return the client itself."""
@@ -99,6 +101,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """End calls under way and the connection; closing twice is fine."""
+        self._closed.set()
         await self._channel.close(grace=None)
 
     async def explain(
@@ -139,6 +142,7 @@ class AsyncClient:
             self._terms.open_questions(**options),
             lambda: self._stub.ExplainImages(metadata=self._terms.metadata),  # type: ignore[call-arg]  # one that is written to
             timeout_s=self._terms.timeout_s,
+            wait=self._is_closed_within,
         )
 
     async def neuron(self, neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuronResponse:
@@ -216,7 +220,24 @@ class AsyncClient:
                 return await method(request, timeout=attempts.remaining_s(), metadata=self._terms.metadata)
             except grpc.aio.AioRpcError as failure:
                 error = self._terms.error(failure)
+            except asyncio.CancelledError:
+                if not self._closed.is_set() or _is_cancelled():
+                    raise
+                # gRPC cancels whoever waits for a call that ends with its channel; nobody cancelled this task.
+                raise self._terms.closed() from None
             delay_s = attempts.delay_s(error)
-            if delay_s is None:
+            if delay_s is None or await self._is_closed_within(delay_s):
                 raise error
-            await asyncio.sleep(delay_s)
+
+    async def _is_closed_within(self, wait_s: float) -> bool:
+        """Wait that long, or until the client is closed."""
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._closed.wait()
+        except TimeoutError:
+            return False
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -12,8 +12,8 @@
     phosphene admin status --address 127.0.0.1:50052
 
 Exit status: 0 with an answer; 1 where the service refuses, fails or is not there, be it for one of many images, or
-where standard output cannot be written; 2 where what was typed is wrong, told before anything is asked. Answers go to
-standard output, all else to standard error.
+where standard output or a page cannot be written; 2 where what was typed is wrong, told before anything is asked; 130
+where the user interrupts. Answers go to standard output, all else to standard error.
 """
 
 from __future__ import annotations
@@ -27,14 +27,23 @@ from rich.console import RenderableType
 
 from phosphene.client.access import AccessOptions, read_token
 from phosphene.client.admin import AdminClient
-from phosphene.client.arguments import build_parser
+from phosphene.client.arguments import parse_arguments
 from phosphene.client.bulk import Tally, explain_files, image_files
 from phosphene.client.canonical import to_json
+from phosphene.client.option_pairs import wants_thumbnails
 from phosphene.client.options import ExplainPartName, ListNeuronsOptions, NeuronPartName, Place, SearchImagesOptions
 from phosphene.client.page import explanation_page, neuron_page
 from phosphene.client.page_file import write_page
 from phosphene.client.requests import read_image
-from phosphene.client.standard_streams import answer_console, progress_console, run_with_output, say, write
+from phosphene.client.standard_streams import (
+    answer_console,
+    progress_console,
+    run_with_output,
+    say,
+    streams_at,
+    write,
+    write_utf8,
+)
 from phosphene.client.sync import Client
 from phosphene.client.tables import (
     explanation_view,
@@ -78,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what was typed after `phosphene`; None takes the process's own.
 
     Raises:
-        SystemExit: with 2 where the arguments cannot be parsed, with 0 after `--help`.
+        SystemExit: with 2 where the arguments are wrong, with 0 after `--help`, with 1 where that cannot be written.
     """
-    args = build_parser().parse_args(arguments)
+    args = parse_arguments(arguments)
     return run_with_output(lambda: _run(args))
 
 
@@ -107,16 +116,7 @@ def _answer(args: argparse.Namespace) -> int:
             reply = _ask(client, args, image)
     except PhospheneError as error:
         return _fail(error, 1, hint=_older_service(error, args.verb))
-    except KeyboardInterrupt:
-        return 130
-    try:
-        if reply.page is not None:
-            write_page(reply.page, args.html)
-            say(f"wrote {args.html}")
-    except SettingError as error:
-        return _fail(error, 2)
-    _show(reply, args)
-    return 0
+    return _give(reply, args)
 
 
 def _explain_images(args: argparse.Namespace) -> int:
@@ -133,7 +133,7 @@ def _explain_images(args: argparse.Namespace) -> int:
                 client,
                 files,
                 tally,
-                write_line=lambda line: write(f"{line}\n"),
+                write_line=lambda line: (write_utf8 if args.json_lines else write)(f"{line}\n"),
                 as_json=args.json_lines,
                 progress=progress_console(),
                 parts=args.parts or ["fidelity", "neurons"],
@@ -160,9 +160,10 @@ def _admin(args: argparse.Namespace) -> int:
             answer = _operated(client, args.action)
     except PhospheneError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return 130
-    write(to_json(answer) if args.json else f"{operation_words(answer)}\n")
+    if args.json:
+        write_utf8(to_json(answer))
+    else:
+        write(f"{operation_words(answer)}\n")
     return 0
 
 
@@ -220,7 +221,7 @@ def _explain(client: Client, args: argparse.Namespace, image: bytes | None) -> _
         top_n=args.top,
         exemplars_per_neuron=args.exemplars,
         similar_count=args.similar,
-        include_thumbnails=_wants_thumbnails(args),
+        include_thumbnails=wants_thumbnails(args),
         include_patch_maps=args.html is not None,
         **_place(args),
     )
@@ -253,7 +254,8 @@ def _neuron(client: Client, args: argparse.Namespace) -> _Reply:
         # Nobody asked for these parts by name, so an older service's answer without them will do.
         answer = _asked_neuron(client, args, parts)
         left_out = ", ".join(_LATER_NEURON_PARTS)
-        say(f"the service is older than this command; the answer is without {left_out}")
+        if args.html is None or "error" not in streams_at(args.html):
+            say(f"the service is older than this command; the answer is without {left_out}")
     page = neuron_page(answer, similar=_relatives(client, args, answer)) if args.html else None
     return _Reply(answer=answer, view=neuron_view(answer), page=page)
 
@@ -265,7 +267,7 @@ def _asked_neuron(client: Client, args: argparse.Namespace, parts: Sequence[Neur
         exemplar_count=args.exemplars,
         similar_count=args.similar,
         co_active_count=args.co_active,
-        include_thumbnails=_wants_thumbnails(args),
+        include_thumbnails=wants_thumbnails(args),
         include_patch_maps=args.html is not None,
         **_place(args),
     )
@@ -313,7 +315,7 @@ def _search(client: Client, args: argparse.Namespace) -> _Reply:
         count=args.top,
         include_top_images=True,
         exemplars_per_neuron=args.exemplars,
-        include_thumbnails=_wants_thumbnails(args),
+        include_thumbnails=wants_thumbnails(args),
         **_place(args),
     )
     title = repr(args.text) if args.text is not None else f"neuron {args.neuron}"
@@ -325,7 +327,7 @@ def _similar(client: Client, args: argparse.Namespace, image: bytes | None) -> _
         "bundle": args.bundle,
         "corpus": args.corpus,
         "count": args.top,
-        "include_thumbnails": _wants_thumbnails(args),
+        "include_thumbnails": wants_thumbnails(args),
     }
     if args.by is not None:
         options["similarity"] = args.by
@@ -343,7 +345,7 @@ def _similar(client: Client, args: argparse.Namespace, image: bytes | None) -> _
 
 def _images(client: Client, args: argparse.Namespace) -> _Reply:
     answer = client.search_images(
-        expression=args.expression, count=args.top, include_thumbnails=_wants_thumbnails(args), **_place(args)
+        expression=args.expression, count=args.top, include_thumbnails=wants_thumbnails(args), **_place(args)
     )
     return _Reply(answer=answer, view=image_search_view(answer, args.expression))
 
@@ -357,13 +359,27 @@ def _place(args: argparse.Namespace) -> Place:
     return Place(bundle=args.bundle, corpus=args.corpus, include_sensitive=args.include_sensitive)
 
 
-def _wants_thumbnails(args: argparse.Namespace) -> bool:
-    return (args.json and args.thumbnails) or getattr(args, "html", None) is not None
+def _give(reply: _Reply, args: argparse.Namespace) -> int:
+    """Write the page, where one was asked for, and show the answer, even where the page cannot be written."""
+    status = 0
+    if reply.page is not None:
+        streams = streams_at(args.html)
+        try:
+            write_page(reply.page, args.html)
+            if not streams:
+                say(f"wrote {args.html}")
+        except SettingError as error:
+            status = _fail(error, 1)
+        if "output" in streams:
+            # Tables behind it would spoil it.
+            return status
+    _show(reply, args)
+    return status
 
 
 def _show(reply: _Reply, args: argparse.Namespace) -> None:
     if args.json:
-        write(to_json(reply.answer, include_thumbnails=args.thumbnails))
+        write_utf8(to_json(reply.answer, include_thumbnails=args.thumbnails))
     else:
         answer_console().print(reply.view)
 

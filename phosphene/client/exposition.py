@@ -122,7 +122,8 @@ def parse_scrape(page: str) -> Scrape:
         ValueError: a line is not of that format.
     """
     series: dict[str, list[Series]] = {}
-    for number, line in enumerate(page.splitlines(), start=1):
+    # Only this ends a line: a label may hold what else Python would end one at.
+    for number, line in enumerate(page.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         found = _SAMPLE.fullmatch(line.strip())

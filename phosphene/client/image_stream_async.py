@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -65,6 +65,7 @@ async def explain_each(
     call: Callable[[], Any],
     *,
     timeout_s: float,
+    wait: Callable[[float], Awaitable[bool]],
 ) -> AsyncIterator[Answer]:
     """Yield each image's answer as soon as it is there.
 
@@ -73,6 +74,7 @@ async def explain_each(
         questions: none is open yet.
         call: begins an ExplainImages call.
         timeout_s: longest silence of the service while something is open.
+        wait: waits that many seconds; true where the client was closed meanwhile.
 
     Raises:
         PhospheneError: a call failed, and a new one cannot mend it.
@@ -87,9 +89,8 @@ async def explain_each(
                     return
                 except _CallEnded as ended:
                     end = ended.end
-            if end.is_closed:
+            if end.is_closed or await wait(questions.broke_off(questions.error_from(end.failure))):
                 raise questions.closed()
-            await asyncio.sleep(questions.broke_off(questions.error_from(end.failure)))
 
 
 async def _converse(

@@ -1,14 +1,18 @@
 """The file that a page is written to: checked before anything is asked, then written whole; knows nothing of pages.
 
-A device or a pipe is written as it is: a file renamed over it would take it away.
+A device or a pipe is written as it is: a file renamed over it would take it away. So is the file that a standard stream
+goes to, through the stream: what is printed there would go to a file that has no name any more.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from phosphene.client.paths import kind_of
+from phosphene.client.standard_streams import streams_at, write_utf8
 from phosphene.errors import SettingError
 
 __all__ = ["check_page_path", "write_page"]
@@ -22,6 +26,8 @@ def check_page_path(path: Path) -> None:
     """
     try:
         kind = kind_of(path)
+        if streams_at(path):
+            return
         if kind == "folder":
             raise SettingError(f"{str(path)!r} is a folder; name a file")
         if kind == "other":
@@ -39,16 +45,37 @@ def write_page(page: str, path: Path) -> None:
 
     Raises:
         SettingError: the system does not let it be written.
+        OSError: it goes to standard output, which cannot be written.
     """
+    streams = streams_at(path)
+    if "output" in streams:
+        write_utf8(page)
+        return
     try:
-        if kind_of(path) == "other":
+        if streams:
+            write_utf8(page, "error")
+        elif kind_of(path) == "other":
             path.write_text(page, encoding="utf-8")
-            return
-        target = _target(path)
-        _draft(target).write_text(page, encoding="utf-8")
-        _draft(target).replace(target)
+        else:
+            _replace(_target(path), page)
     except OSError as error:
         raise _refused(path, error) from error
+
+
+def _replace(target: Path, page: str) -> None:
+    draft = _draft(target)
+    file = draft.open("w", encoding="utf-8")
+    try:
+        with file:
+            # What only some may read stays so; where there is nothing yet, there is nothing to keep.
+            with suppress(OSError):
+                shutil.copymode(target, draft)
+            file.write(page)
+        draft.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def _target(path: Path) -> Path:

@@ -10,11 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 
 from phosphene.errors import Overloaded, PhospheneError, ServiceUnreachable, SettingError, Unavailable
 
-__all__ = ["Attempts", "RetryPolicy", "retry_delay_s"]
+__all__ = ["TIMEOUT_LIMIT_S", "Attempts", "RetryPolicy", "retry_delay_s"]
+
+TIMEOUT_LIMIT_S = 24 * 60 * 60
+"""The longest time for a call: a day. Far above it nothing can wait: from some 10^10 seconds on gRPC takes a deadline
+for one that has passed, and the queues of threads overflow."""
+# So that the power of two is one that a float holds.
+_DOUBLING_LIMIT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,7 @@ class RetryPolicy:
     """How patient a client is."""
 
     timeout_s: float = 30.0
-    """Seconds for a whole call, waits and repeats included; above 0."""
+    """Seconds for a whole call, waits and repeats included; above 0, and `TIMEOUT_LIMIT_S` at most."""
     retry_count: int = 2
     """Repeats after the first attempt; 0 for none."""
     first_delay_s: float = 0.1
@@ -36,10 +41,13 @@ class RetryPolicy:
         """Refuse what cannot be waited for.
 
         Raises:
-            SettingError: `timeout_s` is not above 0, or `retry_count` is negative.
+            SettingError: `timeout_s` is not above 0 or is more than a day, or `retry_count` is negative.
         """
-        if not (isfinite(self.timeout_s) and self.timeout_s > 0):
-            raise SettingError(f"timeout_s is {self.timeout_s}; it is a number of seconds above 0", field="timeout_s")
+        if not 0 < self.timeout_s <= TIMEOUT_LIMIT_S:
+            raise SettingError(
+                f"timeout_s is {self.timeout_s}; give seconds above 0, and {TIMEOUT_LIMIT_S} (a day) at most",
+                field="timeout_s",
+            )
         if self.retry_count < 0:
             raise SettingError(f"retries is {self.retry_count}; it is 0 or more", field="retries")
 
@@ -61,7 +69,7 @@ def retry_delay_s(
     """
     if retry_count >= policy.retry_count:
         return None
-    doubled_s = policy.first_delay_s * 2.0**retry_count
+    doubled_s = policy.first_delay_s * 2.0 ** min(retry_count, _DOUBLING_LIMIT)
     delay_s = min(doubled_s, policy.longest_delay_s) * (1.0 + policy.jitter * chance())
     match error:
         case Overloaded():

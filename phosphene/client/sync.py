@@ -70,13 +70,14 @@ class Client:
 
         Args:
             address: `host:port`, or any other gRPC target.
-            timeout_s: seconds for each call, repeats included; of `explain_images`, the longest silence.
+            timeout_s: seconds for each call, repeats included; of `explain_images`, the longest silence. A day at most.
             retries: how often a call is repeated that found no service or a full one; other failures are final.
             image_limit_bytes: largest image to send; the service has its own limit.
             **access: API token, TLS, client certificate; see `AccessOptions`.
 
         Raises:
-            SettingError: `timeout_s` or `retries` is out of its bounds, or `access` is refused; see `access_to`.
+            SettingError: `timeout_s`, `retries` or `image_limit_bytes` is out of its bounds, or `access` is refused;
+                see `access_to`.
         """
         self.address = address
         self._terms = terms = CallTerms(

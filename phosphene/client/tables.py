@@ -27,7 +27,7 @@ from phosphene.client.words import (
     provenance_words,
     verdict,
 )
-from phosphene.v1.explain_pb2 import ActiveNeuron, ExplainResponse, NearestNeuron, Score
+from phosphene.v1.explain_pb2 import ActiveNeuron, Code, ExplainResponse, NearestNeuron, Score
 from phosphene.v1.images_pb2 import SearchImagesResponse
 from phosphene.v1.models_pb2 import CorpusSummary, Model, ReadoutKind
 from phosphene.v1.neurons_pb2 import (
@@ -65,6 +65,8 @@ def explanation_view(answer: ExplainResponse, title: str) -> RenderableType:
         parts.append(line.append(f"{judged.reason} (FVU {number(answer.fidelity.fvu)})", style="not bold default"))
     if answer.neurons:
         parts.append(_active_neurons(answer.neurons))
+    elif answer.fidelity.HasField("l0") and answer.fidelity.l0 == 0.0:
+        parts.append(Text("\nNo neuron fires on this image."))
     if answer.nearest_neurons:
         parts.append(_nearest_neurons(answer.nearest_neurons))
     if answer.scores:
@@ -72,6 +74,8 @@ def explanation_view(answer: ExplainResponse, title: str) -> RenderableType:
     if answer.similar_images:
         parts.append(_images("Similar images", answer.similar_images, "cosine of codes"))
         parts += _code_search(answer.code_search)
+    if answer.HasField("code"):
+        parts.append(_code(answer.code))
     return Group(*parts, *_hidden(answer.hidden_count), _provenance(answer.provenance))
 
 
@@ -163,7 +167,7 @@ def models_view(models: Sequence[Model]) -> RenderableType:
             Text(plain(model.encoder.model)),
             Text(plain(model.site.text)),
             str(model.neuron_count),
-            ReadoutKind.Name(model.readout).removeprefix("READOUT_KIND_").lower(),
+            _readout(model),
             Text("\n".join(corpora) or "none"),
         )
     return _titled("Bundles (the first is the default)", table)
@@ -172,6 +176,13 @@ def models_view(models: Sequence[Model]) -> RenderableType:
 def _corpus(corpus: CorpusSummary) -> str:
     quarantined = f", {corpus.quarantined_image_count} quarantined" if corpus.quarantined_image_count else ""
     return f"{plain(corpus.corpus)}: {corpus.image_count} images{quarantined}"
+
+
+def _readout(model: Model) -> str:
+    if model.readout not in ReadoutKind.values():
+        # That of a service that is newer than this client.
+        return f"unknown ({model.readout})"
+    return ReadoutKind.Name(model.readout).removeprefix("READOUT_KIND_").lower()
 
 
 def _active_neurons(neurons: Sequence[ActiveNeuron]) -> Group:
@@ -221,7 +232,7 @@ def _neuron_matches(title: str, matches: Sequence[NeuronMatch], metric: str) -> 
 
 def _histogram(histogram: ActivationHistogram) -> Group:
     table = _table("activation", "images")
-    most = max(histogram.counts)
+    most = max(histogram.counts, default=0)
     for lower, upper, count in zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False):
         table.add_row(f"{number(lower)} to {number(upper)}", _bar(float(count), float(most), said=str(count)))
     return _titled("How strongly it fires", table)
@@ -238,6 +249,14 @@ def _co_active(neurons: Iterable[CoActiveNeuron]) -> Group:
             _density(other.neuron),
         )
     return _titled("Neurons that fire with it", table)
+
+
+def _code(code: Code) -> Group:
+    table = _table("neuron", "activation")
+    for neuron_id, activation in zip(code.neuron_ids, code.activations, strict=False):
+        table.add_row(str(neuron_id), number(activation))
+    cut = f" (activations cut from it: {code.cut_count})" if code.cut_count else ""
+    return _titled(f"Its whole code{cut}", table)
 
 
 def _how_found(answer: SearchImagesResponse) -> list[RenderableType]:

@@ -6,15 +6,17 @@ import time
 from typing import Unpack
 
 import grpc
+from google.rpc import code_pb2
+from google.rpc.status_pb2 import Status
 
 from phosphene.client.access import AccessOptions, access_to
-from phosphene.client.failures import error_from
+from phosphene.client.failures import error_from, error_of
 from phosphene.client.options import ExplainImagesOptions, ExplainOptions, SearchImagesOptions
 from phosphene.client.questions import OpenQuestions
 from phosphene.client.requests import ImageSource, by_digest, explain_request, image_query, search_images_request
 from phosphene.client.retries import Attempts, RetryPolicy
-from phosphene.client.transport import channel_options
-from phosphene.errors import PhospheneError
+from phosphene.client.transport import LARGEST_IMAGE_LIMIT_BYTES, channel_options
+from phosphene.errors import PhospheneError, SettingError
 from phosphene.v1.explain_pb2 import ExplainRequest
 from phosphene.v1.images_pb2 import SearchImagesRequest
 
@@ -36,13 +38,20 @@ class CallTerms:
         """Agree on them; see `Client`.
 
         Raises:
-            SettingError: `timeout_s` or `retries` is out of its bounds, or `access` is refused; see `access_to`.
+            SettingError: `timeout_s`, `retries` or `image_limit_bytes` is out of its bounds, or `access` is refused;
+                see `access_to`.
         """
         self.address = address
         """The service."""
         self.timeout_s = float(timeout_s)
         """Seconds for a call, repeats included; of a stream, the longest silence."""
         self._policy = RetryPolicy(timeout_s=self.timeout_s, retry_count=retries)
+        if not 1 <= image_limit_bytes <= LARGEST_IMAGE_LIMIT_BYTES:
+            raise SettingError(
+                f"image_limit_bytes is {image_limit_bytes}; give 1 to {LARGEST_IMAGE_LIMIT_BYTES}, which is what a "
+                "message can hold",
+                field="image_limit_bytes",
+            )
         self._image_limit_bytes = image_limit_bytes
         allowed = access_to(address, **access)
         self.credentials = allowed.credentials
@@ -59,6 +68,10 @@ class CallTerms:
     def error(self, failure: grpc.RpcError | grpc.aio.AioRpcError) -> PhospheneError:
         """The error to raise for a failed call."""
         return error_from(failure, address=self.address, timeout_s=self.timeout_s)
+
+    def closed(self) -> PhospheneError:
+        """The error to raise for a call that ends because the client is closed."""
+        return error_of(Status(code=code_pb2.CANCELLED), address=self.address)
 
     def open_questions(self, **options: Unpack[ExplainImagesOptions]) -> OpenQuestions:
         """The questions of an `explain_images`; raises `InputError` where the options are wrong."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar, runtime_checkable
 
-__all__ = ["DEFAULT_ADDRESS", "Method", "channel_options"]
+__all__ = ["DEFAULT_ADDRESS", "LARGEST_IMAGE_LIMIT_BYTES", "Method", "channel_options"]
 
 Request = TypeVar("Request", contravariant=True)
 Answer = TypeVar("Answer", covariant=True)
@@ -12,6 +12,9 @@ Answer = TypeVar("Answer", covariant=True)
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 _MIB = 2**20
+
+LARGEST_IMAGE_LIMIT_BYTES = 2**31 - 1 - _MIB
+"""The largest that an image may be allowed to be: gRPC counts the bytes of a message in 31 bits."""
 
 
 @runtime_checkable

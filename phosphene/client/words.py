@@ -235,7 +235,7 @@ def meaning_words(neuron: NeuronSummary) -> str:
     if neuron.HasField("monosemanticity"):
         said.append(f"monosemanticity {neuron.monosemanticity:.2f} (1: its images are all alike)")
     if neuron.is_dense:
-        said.append("dense: it fires on too many images to tell them apart")
+        said.append("dense: so many images share it that it says little of each")
     return ", ".join(said)
 
 

@@ -507,8 +507,8 @@ class CodeSearch(_message.Message):
     """What found them."""
     @_builtins.property
     def left_out_neuron_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Neurons that do not count, because they fire on too many images to tell them apart, ascending; sensitive ones only
-        where they are asked for. Empty: all count, or what does not is sensitive.
+        """Neurons that do not count, because they are dense (`NeuronSummary.is_dense`), ascending; sensitive ones only where
+        they are asked for. Empty: all count, or what does not is sensitive.
         """
 
     def __init__(

@@ -211,7 +211,6 @@ def test_no_admin_port_ends_with_1(deserted_address: str, capsys) -> None:
     [
         (["models", "--server", "10.0.0.1:1"], "would travel in clear"),
         (["admin", "status", "--address", "10.0.0.1:1"], "would travel in clear"),
-        (["models", "--key", "x"], "key is set and tls is not"),
     ],
 )
 def test_what_access_refuses_ends_with_2(arguments: list[str], said: str, tmp_path: Path, capsys) -> None:

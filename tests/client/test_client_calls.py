@@ -1,11 +1,12 @@
 """Client and AsyncClient against a service in this process: what they send, and what they give back."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, get_args
 
 import pytest
 
-from phosphene.client import AsyncClient, Client
+from phosphene.client import AdminClient, AsyncClient, Client
 from phosphene.client.options import ExplainPartName, NeuronOrderName, NeuronPartName
 from phosphene.client.requests import explain_request, image_query
 from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError, SettingError
@@ -97,10 +98,39 @@ def test_an_image_at_the_limit_passes_both_ends(tmp_path) -> None:
     assert explain_request(image_query(image)).ByteSize() < limit_bytes + 2**20
 
 
-@pytest.mark.parametrize("settings", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"retries": -1}])
-def test_impatience_has_bounds(settings: dict[str, Any]) -> None:
-    with pytest.raises(SettingError):
-        Client(**settings)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"timeout_s": 0}, "timeout_s is 0.0; give seconds above 0, and 86400 (a day) at most"),
+        ({"timeout_s": float("nan")}, "timeout_s is nan"),
+        ({"timeout_s": float("inf")}, "timeout_s is inf"),
+        ({"timeout_s": 1e300}, "timeout_s is 1e+300; give seconds above 0, and 86400 (a day) at most"),
+        ({"timeout_s": 1e12}, "timeout_s is 1000000000000.0"),
+        ({"timeout_s": 86401}, "timeout_s is 86401.0"),
+        ({"retries": -1}, "retries is -1"),
+        ({"image_limit_bytes": 0}, "image_limit_bytes is 0; give 1 to 2146435071"),
+        ({"image_limit_bytes": 2**31 - 2**20}, "image_limit_bytes is 2146435072; give 1 to 2146435071"),
+    ],
+)
+async def test_what_no_call_can_keep_to_is_refused(settings: dict[str, Any], said: str) -> None:
+    kinds: list[Any] = [Client, AsyncClient]
+    if "timeout_s" in settings:
+        kinds.append(AdminClient)
+    for kind in kinds:
+        with pytest.raises(SettingError, match=re.escape(said)) as caught:
+            kind("127.0.0.1:1", **settings)
+        assert caught.value.field == next(iter(settings))
+
+
+async def test_the_widest_bounds_are_kept(service: FakeService) -> None:
+    widest: dict[str, Any] = {"timeout_s": 24 * 60 * 60, "image_limit_bytes": 2**31 - 1 - 2**20}
+    with Client(service.address, **widest) as client:
+        client.model()
+        assert [position for position, _ in client.explain_images([b"\xff\xd8"])] == [0]
+    async with AsyncClient(service.address, **widest) as client:
+        await client.model()
+        assert [position async for position, _ in client.explain_images([b"\xff\xd8"])] == [0]
+    assert all(86000 < left_s < 86500 for left_s in (service.remaining_s[0], service.remaining_s[2]))
 
 
 def test_names_of_choices_are_those_of_the_contract() -> None:

@@ -167,7 +167,7 @@ def test_a_neuron_is_shown_with_its_meaning_its_range_and_its_company(service: F
     assert main(["search", "red", "--server", service.address]) == 0
     assert re.search("density +exemplars show", capsys.readouterr().out)
     assert main(["neuron", "9", "--server", service.address]) == 0
-    assert "dense: it fires on too many images to tell them apart" in capsys.readouterr().out
+    assert "dense: so many images share it that it says little of each" in capsys.readouterr().out
 
 
 def test_similar_images_come_with_what_their_search_misses(service: FakeService, photo: Path, capsys) -> None:

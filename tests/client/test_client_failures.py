@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, PreconditionFailure, RequestInfo, RetryInfo
 
 from phosphene.client import AsyncClient, Client
-from phosphene.client.retries import Attempts, RetryPolicy
+from phosphene.client.retries import Attempts, RetryPolicy, retry_delay_s
 from phosphene.errors import (
     DeadlineExpired,
     ImageRequired,
@@ -185,6 +185,31 @@ def test_closing_a_client_ends_the_wait_for_a_retry(service: FakeService) -> Non
     assert len(service.requests) == 1
 
 
+async def test_closing_an_asynchronous_client_ends_the_wait_for_a_retry(service: FakeService) -> None:
+    service.failures.append(Failure(CODE.RESOURCE_EXHAUSTED, "full", (retry_info(500),)))
+    client = AsyncClient(service.address, timeout_s=1000)
+    asking = asyncio.create_task(client.model())
+    while service.failures:
+        await asyncio.sleep(0.01)
+    # The failure is on its way to the client; it is there when nothing else is left to do.
+    await asyncio.sleep(0.2)
+    await client.close()
+    with pytest.raises(Overloaded):
+        await asyncio.wait_for(asking, timeout=20)
+    assert len(service.requests) == 1
+
+
+async def test_closing_an_asynchronous_client_cancels_no_task(service: FakeService) -> None:
+    service.hold.clear()
+    client = AsyncClient(service.address, timeout_s=1000)
+    asking = asyncio.create_task(client.model())
+    while not service.requests:
+        await asyncio.sleep(0.01)
+    await client.close()
+    with pytest.raises(ServiceError, match="was cancelled before its answer came"):
+        await asyncio.wait_for(asking, timeout=20)
+
+
 def test_a_full_service_that_says_when_to_try_again_is_quoted_once(service: FakeService) -> None:
     service.failures.append(Failure(CODE.RESOURCE_EXHAUSTED, "9 images; try again in 60 s", (retry_info(60),)))
     with Client(service.address, retries=0) as client, pytest.raises(Overloaded) as caught:
@@ -228,6 +253,11 @@ def test_delays_double_up_to_their_limit() -> None:
     each = attempts(Clock(), timeout_s=100.0, retry_count=6, first_delay_s=0.5, longest_delay_s=3.0)
     delays_s = [each.delay_s(ServiceUnreachable("x")) for _ in range(7)]
     assert delays_s == [0.5, 1.0, 2.0, 3.0, 3.0, 3.0, None]
+
+
+def test_delays_have_a_limit_however_often_a_call_is_repeated() -> None:
+    policy = RetryPolicy(retry_count=10_000)
+    assert retry_delay_s(policy, ServiceUnreachable("x"), retry_count=9_999, chance=lambda: 0.0) == 2.0
 
 
 def test_the_service_s_delay_is_honoured() -> None:

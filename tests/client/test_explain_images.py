@@ -315,6 +315,20 @@ async def test_closing_a_client_ends_its_streams(service: FakeService) -> None:
         await asyncio.wait_for(pending, timeout=20)
 
 
+async def test_closing_a_client_ends_the_wait_for_a_new_call(service: FakeService) -> None:
+    service.failures.append(Failure(CODE.RESOURCE_EXHAUSTED, "full", (retry_info(500),)))
+    client = AsyncClient(service.address, timeout_s=1000)
+    pending = asyncio.ensure_future(anext(client.explain_images([image(0)])))
+    while service.failures:
+        await asyncio.sleep(0.01)
+    # The end of the call is on its way to the client; it is there when nothing else is left to do.
+    await asyncio.sleep(0.2)
+    await client.close()
+    with pytest.raises(StreamBroken, match="was closed"):
+        await asyncio.wait_for(pending, timeout=20)
+    assert len(service.requests) == 1
+
+
 @pytest.mark.parametrize("ends", ["all is said", "the loop is left", "the call breaks", "the call is refused"])
 def test_no_ended_call_is_left_to_the_garbage_collector(service: FakeService, ends: str) -> None:
     """Freed as the process ends, a call would wait for a lock that a thread of gRPC may have died with."""

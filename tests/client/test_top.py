@@ -238,6 +238,11 @@ def test_parsing_agrees_with_prometheus_own_parser(metrics):
     assert ours == theirs
 
 
+def test_a_label_may_hold_what_else_could_end_a_line():
+    scrape = parse_scrape('x{a="b\u2028c\x85d"} 1\r\nx{a="e"} 2\n')
+    assert scrape.by("x", "a") == {"b\u2028c\x85d": 1.0, "e": 2.0}
+
+
 @pytest.mark.parametrize("page", ["", "# HELP x y\n", "not a sample at all\n", "x{a=1\n", "x one\n"])
 def test_a_damaged_page_is_an_error(page):
     with pytest.raises(ValueError, match=r"sample|float"):

@@ -352,7 +352,7 @@ def test_an_encoder_without_its_tokenizer_is_indexed(corpus: Path, tmp_path: Pat
 
 
 def test_settings_out_of_bounds_are_named_all_at_once() -> None:
-    with pytest.raises(SettingError, match=r"shard_image_count is 0.*top_count is -1"):
+    with pytest.raises(SettingError, match=r"--shard-images is 0; the limits are 1 to 65536.*--top is -1"):
         IndexConfig(shard_image_count=0, top_count=-1)
     with pytest.raises(SettingError, match="max_bad_ratio is 2"):
         BuildJob(corpus="x", bundle=Path("b"), out=Path("o"), config=SMALL, max_bad_ratio=2.0)

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from index.__main__ import main
+from index.dense_clusters import dense_density
 from index.metrics import MetricsFile
 from index.progress import LineProgress, open_progress
 from index.reader import open_index
@@ -60,8 +61,46 @@ def test_show_prints_a_summary(built: Path, capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     with open_index(built) as index:
         assert index.id in text
-    for part in ("39 indexed, 1 quarantined", "density of the living neurons", "best named neurons", "thumbnails"):
+        summary, is_named = index.summary, any(index.neuron(neuron_id).names for neuron_id in range(96))
+    for part in ("39 indexed, 1 quarantined", "density of the living neurons", "thumbnails"):
         assert part in text
+    assert ("best named neurons" in text) == is_named
+    least = dense_density(mean_l0=summary.mean_l0, neuron_count=summary.neuron_count)
+    count = len(summary.left_out_neuron_ids)
+    assert f"{count} dense neurons, which fire on more than {least:.0%} of the images, are left out" in text
+
+
+@pytest.mark.parametrize("number", ["-1", "1000001", "nan", "1.5", "9" * 5000])
+def test_a_number_of_rows_has_limits(built: Path, capsys: pytest.CaptureFixture[str], number: str) -> None:
+    for command in (["show", str(built), "--names"], ["diff", str(built), str(built), "--count"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, number])
+        told = capsys.readouterr().err
+        assert f"argument {command[-1]}: {number!r} is not a whole number of rows from 0 to 1,000,000" in told
+
+
+@pytest.mark.parametrize("place", ["", ".", "..", "/"])
+def test_a_place_without_a_name_is_refused_before_any_work(
+    corpus: Path,
+    bundle: Path,
+    built: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for command in (
+        ["build", str(corpus), "--bundle", str(bundle)],
+        ["compact", str(built)],
+        ["take-down", str(built), "--uri", "0001.png"],
+        ["flag", str(built), "--neuron", "3"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, "--out", place])
+        assert f"argument --out: {place!r} names no folder of its own" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == [tmp_path / "inside"]
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -86,6 +125,8 @@ def test_a_list_that_is_not_there_is_named(built: Path, tmp_path: Path, capsys: 
     listed = tmp_path / "none.txt"
     assert main(["take-down", str(built), "--list", str(listed), "--out", str(tmp_path / "down")]) == 2
     assert f"({listed}); name one that is there" in capsys.readouterr().err
+    assert main(["flag", str(built), "--list", str(tmp_path), "--out", str(tmp_path / "flags")]) == 2
+    assert f"({tmp_path}); name a file" in capsys.readouterr().err
 
 
 def test_verify_passes_and_refuses(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,13 +40,14 @@ def test_names_digests_and_uris_are_heard_and_added_to(built: Path, flags: Path,
         named = [n for n in range(NEURON_COUNT) if any("red" in name.name for name in index.neuron(n).names)]
         one = index.image(11).sha256
     config = SensitiveConfig(name_patterns=("*red*",), image_digests=(one.upper(), "0" * 64), uri_patterns=("*20.png",))
-    found, was_there = flag_index(built, tmp_path / "more", config, base=flags)
-    before = open_flags(flags)
-    assert not was_there
+    result = flag_index(built, tmp_path / "more", config, base=flags)
+    found, before = result.flags, open_flags(flags)
+    assert not result.was_finished
     assert set(found.neuron_ids) == {3, 7, *named}
     assert set(before.image_digests) < set(found.image_digests)
     assert {one, "0" * 64} <= set(found.image_digests)
-    assert flag_index(built, tmp_path / "more", config, base=flags) == (found, True) or found.id
+    again = flag_index(built, tmp_path / "more", config, base=flags)
+    assert (again.flags.id, again.was_finished) == (found.id, True)
     with pytest.raises(ArtefactMismatch, match="holds other flags"):
         flag_index(built, tmp_path / "more", CIRCLES)
 
@@ -84,7 +85,7 @@ def test_flags_of_other_neurons_and_damaged_ones_are_refused(
 ) -> None:
     with pytest.raises(ArtefactMismatch, match="made for the code_id"):
         open_index(patches_index, flags=flags)
-    found, _ = flag_index(built, tmp_path / "flags", CIRCLES)
+    found = flag_index(built, tmp_path / "flags", CIRCLES).flags
     array = np.load(tmp_path / "flags" / "neurons.npy")
     array[0] += 1
     np.save(tmp_path / "flags" / "neurons.npy", array)
@@ -100,6 +101,33 @@ def test_nothing_named_and_unknown_neurons_are_refused(built: Path, tmp_path: Pa
         flag_index(built, tmp_path / "flags", SensitiveConfig(neuron_ids=(NEURON_COUNT,)))
 
 
+def test_what_matches_nothing_is_told_and_what_matches_is_counted(
+    built: Path, flags: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_index(built) as index:
+        circles = {index.image(row).sha256 for row in range(40) if index.image(row).label == "circle"}
+    patterns = ("--label-pattern", "cyrcle", "CIRC*", "--uri-pattern", "none/*", "--name-pattern", "*weapon*")
+    command = ["flag", str(built), "--out", str(tmp_path / "more"), "--from", str(flags), *patterns]
+    assert main([*command, "--sha256", "0" * 64]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert told["unmatched"] == ["name:*weapon*", "label:cyrcle", "uri:none/*", f"sha256:{'0' * 64}"]
+    assert (told["matched_neurons"], told["matched_images"]) == (0, len(circles))
+    assert (told["neurons"], told["images"]) == (2, len(circles) + 1)
+    assert "nothing in 'index' matches 'name:*weapon*', 'label:cyrcle'" in json.loads(err)["text"]
+
+
+def test_patterns_that_all_match_nothing_are_refused(
+    built: Path, flags: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["flag", str(built), "--out", str(tmp_path / "none"), "--from", str(flags)]
+    assert main([*command, "--label-pattern", "cyrcle", "--uri-pattern", *(f"{each}.gif" for each in range(12))]) == 2
+    told = capsys.readouterr().err
+    assert "error: nothing in 'index' matches 'label:cyrcle', 'uri:0.gif'" in told
+    assert told.endswith("'uri:8.gif' and 3 more; look for typing errors (nothing was flagged)\n")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_list_names_each_kind(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text(f"neuron: 12\nname:*nude*\n\nsha256:{'a' * 64}\nlabel:weapon\nuri:private/*\n")
@@ -113,8 +141,8 @@ def test_a_list_names_each_kind(tmp_path: Path) -> None:
     # What ends a line for Python, and for no editor, is part of a name.
     path.write_text("uri: a\u2028label:b\x0b \r\n", encoding="utf-8")
     assert read_flag_list(path) == SensitiveConfig(uri_patterns=("a\u2028label:b\x0b",))
-    path.write_text("neuron:12\nneuron:x\nweapon\nlabel:\n")
-    with pytest.raises(SettingError, match=r"lines \[2, 3, 4\]"):
+    path.write_text("neuron:12\nneuron:x\nweapon\nlabel:\nneuron:" + "9" * 5000 + "\n")
+    with pytest.raises(SettingError, match=r"lines \[2, 3, 4, 5\]"):
         read_flag_list(path)
 
 
@@ -124,7 +152,8 @@ def test_the_command_flags_and_activates(
     out = tmp_path / "flags"
     assert main(["flag", str(built), "--out", str(out), "--neuron", "3", "--label-pattern", "circle"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["event"], told["neurons"]) == ("flagged", 1)
+    assert (told["event"], told["neurons"], told["matched_neurons"], told["unmatched"]) == ("flagged", 1, 1, [])
+    assert told["matched_images"] == told["images"] > 3
     current = tmp_path / "CURRENT"
     base = ["activate", str(current), "--bundle", f"b={bundle}", "--index", f"i={built}"]
     assert main([*base, "--flags", f"other={out}"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from index.reader import open_index
 from index.sensitive import SensitiveConfig
 from index.values import NameSource, NeuronFilter, NeuronOrder
 from phosphene.current import load_current
-from phosphene.errors import ArtefactDamaged, ArtefactMismatch, SettingError
+from phosphene.errors import ArtefactDamaged, ArtefactMismatch, NotFound, SettingError
 from tests.index.quiet import Notes
 from tests.index.small_world import NEURON_COUNT, write_corpus
 
@@ -112,8 +113,25 @@ def test_patterns_are_held_against_the_names_that_are_served(built: Path, names:
     ]
     assert list(open_flags(tmp_path / "flags").neuron_ids) == called
     assert called
-    flag_index(built, tmp_path / "plain", of_vocabulary)
-    assert not open_flags(tmp_path / "plain").neuron_ids
+    with pytest.raises(NotFound, match="nothing in 'index' matches"):
+        flag_index(built, tmp_path / "plain", of_vocabulary)
+
+
+def test_what_is_no_terminal_gets_names_in_a_column_of_their_own(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_index(built) as index:
+        ranked = map(index.neuron, index.list_neurons(NeuronOrder.NAME_SCORE, NeuronFilter(alive_only=True)))
+        named = [neuron for neuron in ranked if neuron.names]
+    assert len(named) > 2
+    assert main(["show", str(built), "--names", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index(next(line for line in lines if line.startswith("best named neurons"))) + 1
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines[first : first + 4]]
+    assert cells[0][-3:] == ["name", "from", "other names"]
+    for cell, neuron in zip(cells[1:3], named, strict=False):
+        assert (cell[0], cell[6:8]) == (str(neuron.neuron_id), [neuron.names[0].name, neuron.names[0].source.value])
+    assert cells[3] == [""]
 
 
 def test_the_command_names_verifies_and_activates(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from index.sensitive import SensitiveConfig, sensitive_images, sensitive_neurons
+from index.sensitive import SensitiveConfig, Unmatched, sensitive_images, sensitive_neurons
 from phosphene.errors import SettingError
 
 NAMES = [("red", "Fire Arm"), (), ("arm",), ("[x]",)]
@@ -50,6 +50,15 @@ def test_neurons_that_are_listed_or_match(config: SensitiveConfig, due: list[int
 def test_neurons_that_do_not_exist_are_all_named() -> None:
     with pytest.raises(SettingError, match=r"no neurons \[4, 9\]; neurons are 0 to 3"):
         sensitive_neurons(SensitiveConfig(neuron_ids=(9, 1, 4)), NAMES)
+
+
+def test_patterns_that_nothing_matches_are_left() -> None:
+    unmatched = Unmatched(("*ARM*", "x", "[ab]", "cat", "x", "dog"))
+    unmatched.hear(["Water", None, "firearm"])
+    assert unmatched.patterns == ["x", "[ab]", "cat", "dog"]
+    unmatched.hear(["B", "cat"])
+    unmatched.hear(["cats", "xx", ""])
+    assert unmatched.patterns == ["x", "dog"]
 
 
 def test_what_is_out_of_bounds_is_named_all_at_once() -> None:

@@ -196,13 +196,27 @@ def test_a_code_that_shares_no_neuron_is_not_similar(tmp_path: Path, approximati
     assert similar.nearest(empty, 5) == []
 
 
-def test_a_search_on_a_gpu_ends_where_no_more_can_be_proposed(
+@pytest.mark.parametrize("quantiser", list(Quantiser))
+def test_lists_that_hold_hidden_rows_alone_are_not_the_last(
+    shards: Shards, tmp_path: Path, quantiser: Quantiser
+) -> None:
+    write_sketch(tmp_path, shards, left_out=NONE, seed=0, layout=VectorLayout(list_count=55, quantiser=quantiser))
+    similar = _similar(tmp_path, shards, approximation=Approximation(probe_count=1, candidate_count=16, recall=0.5))
+    cosines = _cosines(5)
+    nearest = np.argsort(-cosines)[: int((cosines > 0).sum())]
+    found = similar.nearest(CODES[5], 3, exclude_rows=nearest[:-60].tolist())
+    assert len({image.row for image in found} & set(nearest[-60:].tolist())) == 3
+
+
+def test_a_search_on_a_gpu_goes_on_from_the_disk_where_hidden_rows_crowd_it_out(
     folder: Path, shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = give_gpu(monkeypatch)
+    monkeypatch.setattr("index.vector_index.GPU_PROPOSAL_LIMIT", 512)
     similar = SimilarImages(folder, shards, left_out_neuron_ids=(), sketch_seed=0, approximation=ALL, device="cuda")
     row = 5
-    nearest = np.argsort(-_cosines(row))
-    found = similar.nearest(CODES[row], 3, exclude_rows=nearest[:2500].tolist())
-    assert not {image.row for image in found} & set(nearest[:2500].tolist())
-    assert copies[0].asked[-1] == 2048
+    cosines = _cosines(row)
+    nearest = np.argsort(-cosines)[: int((cosines > 0).sum())]
+    found = similar.nearest(CODES[row], 3, exclude_rows=nearest[:-3].tolist())
+    assert {image.row for image in found} == set(nearest[-3:].tolist())
+    assert copies[0].asked == [512]

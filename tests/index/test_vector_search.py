@@ -91,6 +91,21 @@ def test_lists_find_the_share_that_was_measured(vectors: ImageVectors, tmp_path:
     assert hits / (10 * len(range(11, ROWS, 40))) == pytest.approx(search.recall, abs=0.05)
 
 
+@pytest.mark.parametrize("quantiser", list(Quantiser))
+def test_lists_that_hold_hidden_rows_alone_are_not_the_last(
+    vectors: ImageVectors, tmp_path: Path, quantiser: Quantiser
+) -> None:
+    file, query = tmp_path / "lists.faiss", VECTORS[0].astype(np.float32)
+    write_vector_search(file, vectors, READABLE, VectorLayout(list_count=45, quantiser=quantiser))
+    search = VectorSearch(file, vectors, approximation=Approximation(probe_count=1, candidate_count=16, recall=0.5))
+    hidden = {row for row, _ in brute_force(query, 1800, set())}
+    shown = READABLE & ~np.isin(np.arange(ROWS), sorted(hidden))
+    found = search.nearest(query, 20, shown=shown)
+    assert len({row for row, _ in found} - hidden) == 20
+    assert search.nearest(query, ROWS, shown=shown) == search.nearest(query, int(shown.sum()), shown=shown)
+    assert search.nearest(query, 20, shown=np.zeros(ROWS, dtype=bool)) == []
+
+
 def test_an_index_of_other_vectors_is_refused(vectors: ImageVectors, tmp_path: Path) -> None:
     faiss.write_index(faiss.IndexFlatIP(7), str(tmp_path / "other.faiss"))
     with pytest.raises(ArtefactDamaged, match="holds 0 vectors of 7 numbers; due are 2000 of 24"):
@@ -141,6 +156,22 @@ def test_a_gpu_is_asked_for_no_more_than_it_finds(tmp_path: Path, copies: list[G
     assert max(copies[0].asked) == 2048
     deepest = Effort(probe_count=0, candidate_count=8192)
     assert len(search.nearest(rows[0], 10, shown=np.ones(count, bool), effort=deepest)) == 10
+
+
+def test_a_gpu_that_hidden_rows_crowd_out_answers_as_brute_force_does(
+    vectors: ImageVectors, tmp_path: Path, copies: list[GpuCopy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.vector_index.GPU_PROPOSAL_LIMIT", 64)
+    write_vector_search(tmp_path / "flat.faiss", vectors, READABLE, FLAT)
+    search = VectorSearch(tmp_path / "flat.faiss", vectors, approximation=None, device="cuda")
+    query = VECTORS[0].astype(np.float32)
+    hidden = {row for row, _ in brute_force(query, 1500, set())}
+    shown = READABLE & ~np.isin(np.arange(ROWS), sorted(hidden))
+    found = search.nearest(query, 20, shown=shown)
+    assert [row for row, _ in found] == [row for row, _ in brute_force(query, 20, hidden)]
+    found = search.nearest(query, 100, shown=READABLE)
+    assert [row for row, _ in found] == [row for row, _ in brute_force(query, 100, set())]
+    assert set(copies[0].asked) == {64}
 
 
 def test_lists_that_no_gpu_holds_are_refused_in_words(copies: list[GpuCopy]) -> None:

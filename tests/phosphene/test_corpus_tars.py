@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,31 @@ class TestHeaders:
     def test_headers_that_make_no_sense_are_no_fault_of_the_program(self, tmp_path, content):
         refused(tmp_path, member("a.jpg", b"a") + content, r"'s\.tar'")
         refused(tmp_path, content, r"'s\.tar'")
+
+    @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, b"g", b"X"])
+    def test_one_that_would_fill_the_memory_is_refused_unread(self, tmp_path, kind):
+        long = member("l", size=2**20 + 1, kind=kind)
+        (tmp_path / "s.tar").write_bytes(member("a.jpg", b"a") + long)
+        os.truncate(tmp_path / "s.tar", 2**34)  # Sparse: what is read of it would be in memory.
+        tracemalloc.start()
+        try:
+            with pytest.raises(CorpusError, match="an extended header has 1048577 bytes; the limit is 1048576"):
+                open_corpus(str(tmp_path / "s.tar"))
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()
+
+    def test_headers_that_were_read_are_not_kept(self, tmp_path):
+        fields = {"comment": "x" * 2**19}
+        content = b"".join(pax(f"{number}.txt", fields) for number in range(40)) + member("a.jpg", b"a") + END
+        put(tmp_path, {"s.tar": content})
+        tracemalloc.start()
+        try:
+            corpus = open_corpus(str(tmp_path / "s.tar"))
+            assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+        finally:
+            tracemalloc.stop()
+        assert [row.uri for row in corpus.rows] == ["s.tar/a.jpg"]
 
     def test_an_extended_header_may_give_the_size(self, tmp_path):
         content = pax("ä.jpg", {"size": "3"}) + b"abc" + bytes(509) + member("b.jpg", b"b") + END

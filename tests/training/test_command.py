@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import math
 import random
@@ -149,8 +150,16 @@ def test_a_wrong_list_is_named_with_its_value_and_the_remedy(
     [
         (("--block", "1", "--k", "4"), "give exactly one of --neurons and --expansion"),
         (("--block", "1", "--k", "4", "--expansion", "0"), "--expansion is 0; the least is 1"),
-        (("--block", "1", "--neurons", "48"), "--variant batchtopk needs --k"),
-        (("--neurons", "48", "--k", "4"), "the site names block None and tokens cls"),
+        (("--block", "1", "--neurons", "48"), "--k is missing: --variant batchtopk needs --k"),
+        (("--neurons", "48", "--k", "4"), "--block is missing: --tokens cls reads what one of the encoder's blocks"),
+        (
+            ("--recipe", "he_captioner", "--tokens", "mean"),
+            "--block is missing; the recipe he_captioner leaves it open: ",
+        ),
+        (
+            ("--block", "1", "--tokens", "embedding", "--neurons", "48", "--k", "4"),
+            "--block is 1, and --tokens embedding",
+        ),
     ],
 )
 def test_what_is_missing_is_named(
@@ -161,9 +170,42 @@ def test_what_is_missing_is_named(
     options: tuple[str, ...],
     message: str,
 ) -> None:
-    command = ["fit", str(corpus_folder), "--encoder", str(encoder_folder), "--out", str(tmp_path / "b"), *options]
-    assert exit_code(command) == 2
-    assert message in capsys.readouterr().err
+    rest = [str(corpus_folder), "--encoder", str(encoder_folder), "--out", str(tmp_path / "b"), *options]
+    for command in ("fit", "sweep"):
+        assert exit_code([command, *rest]) == 2
+        assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_an_import_without_its_block_says_what_to_give(
+    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["import", "sae", "--encoder", str(encoder_folder), "--out", str(tmp_path / "b")]) == 2
+    assert "error: --block is missing: --tokens cls reads what one of" in capsys.readouterr().err
+
+
+def test_a_locale_without_letters_gets_the_recipes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("training.command.recipes._WIDTH", 60)  # too narrow for the table
+    assert main(["recipes"]) == 0
+    sys.stdout.flush()
+    assert b"he_captioner" in written.getvalue()
+
+
+def test_short_memory_is_told_with_what_needs_less(
+    corpus_folder: Path,
+    encoder_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fit(*parts: object) -> None:
+        raise MemoryError("Unable to allocate 3.00 GiB")
+
+    monkeypatch.setattr("training.command.fit.fit", fit)
+    assert main(arguments(corpus_folder, encoder_folder, tmp_path / "b")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: memory is short (Unable to allocate 3.00 GiB); free some, or use a smaller --batch")
 
 
 def test_without_encoder_the_remedy_is_named(

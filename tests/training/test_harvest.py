@@ -11,14 +11,14 @@ import torch
 
 from phosphene.corpus import open_corpus
 from phosphene.encoder import Encoder, Site, Tokens, load_encoder
-from phosphene.errors import CorpusError, DeviceFailed, DeviceOutOfMemory, NumericError, SettingError
+from phosphene.errors import CorpusError, DeviceFailed, NumericError, SettingError
 from phosphene.images import prepare
 from phosphene.manifest import open_artefact
 from tests.training.corpora import corrupt, write_corpus
 from tests.training.recorded_progress import Killed, RecordedProgress
 from training.contents import digest_images
 from training.execution import Execution
-from training.harvest import HarvestPlan, harvest, harvest_sites, quarantined_images
+from training.harvest import EncoderOutOfMemory, HarvestPlan, harvest, harvest_sites, quarantined_images
 from training.harvest_settings import HarvestSettings, Storage
 from training.progress import SilentProgress
 from training.reading import ReadingSettings, open_source
@@ -363,7 +363,7 @@ class FailingEncoder(CountingEncoder):
     [
         (
             "CUDA error: out of memory",
-            DeviceOutOfMemory,
+            EncoderOutOfMemory,
             "out of memory; use a smaller --images-per-batch, which is 4$",
         ),
         (

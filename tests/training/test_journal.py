@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_lines_are_json_and_readable_at_once(tmp_path: Path) -> None:
             "samples_per_s": 1000.0,
             "threshold_ema": 0.75,
         }
+
+
+def test_a_pipe_is_refused_and_a_link_stays_one(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(SettingError, match="journal .* is no regular file"):
+        Journal(pipe, run="r1", step=0)
+    assert pipe.is_fifo()
+    link.symlink_to("journal.jsonl")
+    with Journal(link, run="r1", step=0) as journal:
+        journal.write(line(10))
+    assert link.is_symlink()
+    assert steps(tmp_path / "journal.jsonl") == [10]
 
 
 def test_what_came_after_the_checkpoint_is_cut_off(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from phosphene.encoder import Site, Tokens
-from phosphene.errors import SettingError
+from phosphene.errors import ArtefactMismatch, SettingError
+from phosphene.manifest import publish
 from training.engine_export import export_engine
 from training.importing import ImportRequest, import_sae
-from training.places import bytes_below, refuse_nameless, refuse_too_full, refuse_unwritable
+from training.places import bytes_below, refuse_nameless, refuse_taken, refuse_too_full, refuse_unwritable
 
 
 def test_a_place_that_can_be_made_passes_and_nothing_stays(tmp_path: Path) -> None:
@@ -24,6 +26,37 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         refuse_unwritable(tmp_path / "file", "--work")
     with pytest.raises(SettingError, match="--journal .* is a folder; give the name of a file"):
         refuse_unwritable(tmp_path, "--journal", is_file=True)
+
+
+@pytest.mark.parametrize("option", ["--journal", "--metrics-file"])
+def test_a_pipe_where_a_file_is_to_be_is_refused(tmp_path: Path, option: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(SettingError, match=f"{option} .*{name}' is no regular file, which alone can be replaced"):
+            refuse_unwritable(tmp_path / name, option, is_file=True)
+
+
+def test_a_link_to_a_file_is_judged_by_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "b")
+    with pytest.raises(SettingError, match="--journal .*link' cannot be made: .*file' is no folder"):
+        refuse_unwritable(tmp_path / "link", "--journal", is_file=True)
+    (tmp_path / "good").symlink_to(tmp_path / "new" / "b")
+    refuse_unwritable(tmp_path / "good", "--journal", is_file=True)
+
+
+def test_a_place_where_something_else_lies_or_nothing_can_be_made_is_refused(tmp_path: Path) -> None:
+    refuse_taken(tmp_path / "new", "bundle")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtefactMismatch, match="empty' exists and is no bundle: choose another --out"):
+        refuse_taken(tmp_path / "empty", "bundle")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(SettingError, match="link' is a symbolic link"):
+        refuse_taken(tmp_path / "link", "bundle")
+    publish(tmp_path / "flags", kind="flags", inputs={}, config={}, write=lambda folder: None)
+    with pytest.raises(SettingError, match="flags', which is an artefact of kind 'flags' and holds nothing else"):
+        refuse_taken(tmp_path / "flags" / "bundle", "bundle")
 
 
 def test_a_read_only_file_system_is_refused() -> None:

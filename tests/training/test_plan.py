@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from phosphene.encoder import Family, Site, Tokens
 from phosphene.errors import (
     ArtefactError,
+    ArtefactMismatch,
     CorpusError,
     EncoderMissing,
     InputError,
@@ -15,6 +17,7 @@ from phosphene.errors import (
     SettingError,
     SiteError,
 )
+from phosphene.manifest import MANIFEST_NAME, publish
 from phosphene.sae import SparseAutoencoder, save_sae
 from phosphene.selection import TopK
 from tests.families import write_encoder
@@ -161,12 +164,42 @@ def test_places_that_cannot_be_written_are_refused_before_any_image_is_read(
         assert progress.advances == []
 
 
+def test_a_place_where_no_file_can_be_replaced_is_refused_before_any_image_is_read(
+    request_: FitRequest, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for reports in (RunReports(metrics_file=tmp_path / "pipe"), RunReports(journal=tmp_path / "pipe")):
+        progress = RecordedProgress()
+        with pytest.raises(SettingError, match="pipe' is no regular file, which alone can be replaced whole"):
+            plan_fit(dataclasses.replace(request_, reports=reports), progress)
+        assert progress.advances == []
+
+
+def test_a_place_where_no_bundle_can_be_made_is_refused_before_any_image_is_read(
+    request_: FitRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "thesis").mkdir()
+    publish(tmp_path / "flags", kind="flags", inputs={}, config={}, write=lambda folder: None)
+    for changes, error, message in (
+        ({"out": tmp_path / "link"}, SettingError, "link' is a symbolic link"),
+        ({"out": tmp_path / "thesis"}, ArtefactMismatch, "thesis' exists and is no bundle: choose another --out"),
+        ({"out": tmp_path / "flags" / "b"}, SettingError, "flags', which is an artefact"),
+        ({"work": tmp_path / "flags" / "w"}, SettingError, "flags', which is an artefact"),
+    ):
+        progress = RecordedProgress()
+        with pytest.raises(error, match=message):
+            plan_fit(dataclasses.replace(request_, **changes), progress)
+        assert progress.advances == []
+
+
 def test_a_disk_too_full_is_refused_before_any_image_is_read(request_: FitRequest) -> None:
     progress = RecordedProgress()
-    with pytest.raises(SettingError, match=r"has 0\.01 GB left; this job needs about .* GB there: make room"):
+    with pytest.raises(SettingError, match=r"has 0\.01 GB left; .* GB there: make room.* or fewer --neurons$"):
         plan_fits([request_], progress, free_bytes=lambda folder: 10_000_000)
     assert progress.advances == []
-    request_.out.mkdir()  # What is finished takes no room.
+    request_.out.mkdir()
+    (request_.out / MANIFEST_NAME).touch()  # What is finished takes no room.
     plan_fits([request_], free_bytes=lambda folder: 0)
 
 

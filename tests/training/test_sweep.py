@@ -17,11 +17,13 @@ from tests.training.scenes import EMBEDDED_ENCODER, write_scenes
 from training.__main__ import main
 from training.execution import Execution
 from training.fit import FitRefused, FitResult
+from training.harvest import EncoderOutOfMemory
 from training.harvest_settings import HarvestSettings
 from training.pareto import Point, draw_pareto, pareto_front
 from training.plan import FitRequest, Sources
 from training.progress import Progress, SilentProgress
 from training.quality import Quality
+from training.reading import ReadingSettings
 from training.requests import SaeRequest, TrainingRequest
 from training.sweep import NothingPublished, Outcome, run_sweep
 from training.sweep_grid import Grid, SweepRequest, plan_runs
@@ -190,8 +192,44 @@ def test_what_does_not_fit_into_memory_stops_no_other_pass(tmp_path: Path) -> No
     request = make_request(tmp_path, Grid(sites=(SITE,), ks=(2, 4)), runs_at_once=1)
     with pytest.raises(NothingPublished):
         run_sweep(request, SilentProgress(), save=save, fit_several=fit_several)
-    assert saved[0]["reason"] == "one row does not fit; lower --at-once"
+    assert saved[0]["reason"] == "one row does not fit"
     assert saved[1]["reason"].startswith("loss of")
+
+
+TOGETHER = "; or lower --at-once: 2 autoencoders were trained together"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_streamed", "more"),
+    [
+        (DeviceOutOfMemory("it does not fit"), False, TOGETHER),
+        (EncoderOutOfMemory("it does not fit"), False, ""),
+        (EncoderOutOfMemory("it does not fit"), True, TOGETHER),
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_helps(
+    tmp_path: Path, error: DeviceOutOfMemory, is_streamed: bool, more: str
+) -> None:
+    def fit_several(requests: Sequence[FitRequest], progress: Progress) -> list[FitResult | FitRefused]:
+        raise error
+
+    saved: list[dict[str, Any]] = []
+
+    def save(outcomes: Sequence[Outcome]) -> None:
+        saved[:] = [row_of(outcome) for outcome in outcomes]
+
+    sites = (SITE, dataclasses.replace(SITE, block=4))
+    sources = Sources(corpus="corpus", encoder=str(EMBEDDED_ENCODER), reading=ReadingSettings(is_streamed=is_streamed))
+    request = make_request(tmp_path, Grid(sites=sites, ks=(2, 4, 8)), runs_at_once=2, sources=sources)
+    with pytest.raises(NothingPublished):
+        run_sweep(request, SilentProgress(), save=save, fit_several=fit_several)
+    reasons = {row["run"]: row["reason"] for row in saved}
+    for block in (4, 5):
+        assert [reasons[f"block{block}-cls-batchtopk-n64-k{k}-seed0"] for k in (2, 4, 8)] == [
+            f"it does not fit{more}",
+            f"it does not fit{more}",
+            "it does not fit",
+        ]
 
 
 def make_row(run: str, **values: Any) -> dict[str, Any]:

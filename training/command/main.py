@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from training.progress import LineProgress, Progress, TerminalProgress
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # Bars and recipes need letters that the locale may not have.
     progress: Progress = TerminalProgress(Console()) if sys.stdout.isatty() else LineProgress(_write_line)
     try:
         match options.command:
@@ -36,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = "" if error.filename is None else f" ({error.filename})"
         sys.stderr.write(
             f"error: {error.strerror or error}{place}; make room or mend access, or choose another --out\n"
+        )
+        return 2
+    except MemoryError as error:
+        sys.stderr.write(
+            f"error: memory is short ({error or 'no more could be had'}); free some, or use a smaller --batch, fewer "
+            "--neurons or a smaller --images-per-batch: with the same options it goes on from here\n"
         )
         return 2
     except KeyboardInterrupt:

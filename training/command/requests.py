@@ -49,7 +49,7 @@ def site_of(block: int | None, tokens: Tokens | None, recipe: Recipe | None) -> 
     """Where to listen: what was given, then the recipe's, then the class token.
 
     Raises:
-        SiteError: a block for the embedding, or none for other tokens.
+        SettingError: a block for the embedding, or none for other tokens.
     """
     site = None if recipe is None else recipe.site
     if site is not None and tokens is None and not (block is not None and site.tokens is Tokens.EMBEDDING):
@@ -57,6 +57,20 @@ def site_of(block: int | None, tokens: Tokens | None, recipe: Recipe | None) -> 
     tokens = tokens or Tokens.CLS
     if site is not None and block is None and tokens is not Tokens.EMBEDDING:
         block = site.block
+    if block is None and tokens is not Tokens.EMBEDDING:
+        left_open = "" if recipe is None else f"; the recipe {recipe.name} leaves it open"
+        raise SettingError(
+            f"--block is missing{left_open}: --tokens {tokens} reads what one of the encoder's blocks gives. Give its "
+            "number, from 0 to one less than the encoder has blocks, or --tokens embedding, which is of no block",
+            field="block",
+        )
+    if block is not None and tokens is Tokens.EMBEDDING:
+        others = ", ".join(each for each in Tokens if each is not Tokens.EMBEDDING)
+        raise SettingError(
+            f"--block is {block}, and --tokens embedding is of no block: leave --block out, or give other --tokens "
+            f"({others})",
+            field="block",
+        )
     return Site(block=block, tokens=tokens)
 
 

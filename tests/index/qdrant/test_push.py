@@ -200,7 +200,8 @@ def test_the_command_pushes_and_says_what_it_did(
         said = json.loads(capsys.readouterr().out)
         assert (said["points"], said["written"], said["event"]) == (39, written, "pushed")
         assert said["collection"] == f"photos-{said['id'][:16]}"
-    assert main([*asked[:-1], "0"]) == 2
-    assert "0 shards of a collection; at least 1" in capsys.readouterr().err
+    for number in ("0", "4294967296"):
+        assert main([*asked[:-1], number]) == 2
+        assert f"--shard-number is {number}; the limits are 1 to 4,294,967,295" in capsys.readouterr().err
     assert main(["push", str(built), "--qdrant", "here", "--collection", "photos"]) == 2
     assert "'here' is no URL of a Qdrant" in capsys.readouterr().err
