@@ -137,6 +137,8 @@ class AsyncClient:
         `images` may be asynchronous: answers come while the next image is waited for. A loop that is left early should
         close the iterator (`contextlib.aclosing`), which cancels the call.
         """
+        if self._closed.is_set():
+            raise self._terms.used_after()
         return explain_each(
             images,
             self._terms.open_questions(**options),
@@ -220,6 +222,10 @@ class AsyncClient:
                 return await method(request, timeout=attempts.remaining_s(), metadata=self._terms.metadata)
             except grpc.aio.AioRpcError as failure:
                 error = self._terms.error(failure)
+            except grpc.aio.UsageError:
+                if not self._closed.is_set():
+                    raise
+                raise self._terms.used_after() from None
             except asyncio.CancelledError:
                 if not self._closed.is_set() or _is_cancelled():
                     raise

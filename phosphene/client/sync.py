@@ -161,10 +161,12 @@ class Client:
                 answered: the call broke, and some image was asked `retries` times again.
             DeadlineExpired: nothing was said for `timeout_s` seconds, although something was open.
             InputError: the options are wrong, or one of `images` is no image.
-            ServiceError: the call was refused as a whole, for example `Unauthenticated`.
+            ServiceError: the call was refused as a whole, for example `Unauthenticated`, or the client is closed.
 
             What taking the next of `images` raises is raised too. Any of these ends the call.
         """
+        if self._closed.is_set():
+            raise self._terms.used_after()
         return explain_each(
             images,
             self._terms.open_questions(**options),
@@ -245,6 +247,11 @@ class Client:
                 return method(request, timeout=attempts.remaining_s(), metadata=self._terms.metadata)
             except grpc.RpcError as failure:
                 error = self._terms.error(failure)
+            except ValueError:
+                # So gRPC calls it, and a deadline or metadata that it does not take.
+                if not self._closed.is_set():
+                    raise
+                raise self._terms.used_after() from None
             delay_s = attempts.delay_s(error)
             if delay_s is None or self._closed.wait(delay_s):
                 raise error

@@ -16,7 +16,7 @@ from phosphene.client.questions import OpenQuestions
 from phosphene.client.requests import ImageSource, by_digest, explain_request, image_query, search_images_request
 from phosphene.client.retries import Attempts, RetryPolicy
 from phosphene.client.transport import LARGEST_IMAGE_LIMIT_BYTES, channel_options
-from phosphene.errors import PhospheneError, SettingError
+from phosphene.errors import PhospheneError, ServiceError, SettingError
 from phosphene.v1.explain_pb2 import ExplainRequest
 from phosphene.v1.images_pb2 import SearchImagesRequest
 
@@ -72,6 +72,10 @@ class CallTerms:
     def closed(self) -> PhospheneError:
         """The error to raise for a call that ends because the client is closed."""
         return error_of(Status(code=code_pb2.CANCELLED), address=self.address)
+
+    def used_after(self) -> PhospheneError:
+        """The error to raise for a call that begins once the client is closed."""
+        return ServiceError(f"the client of {self.address} is closed; open another")
 
     def open_questions(self, **options: Unpack[ExplainImagesOptions]) -> OpenQuestions:
         """The questions of an `explain_images`; raises `InputError` where the options are wrong."""

@@ -9,7 +9,7 @@ import pytest
 from phosphene.client import AdminClient, AsyncClient, Client
 from phosphene.client.options import ExplainPartName, NeuronOrderName, NeuronPartName
 from phosphene.client.requests import explain_request, image_query
-from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError, SettingError
+from phosphene.errors import ImageTooLarge, ImageUnreadable, InputError, ServiceError, SettingError
 from phosphene.v1.explain_pb2 import ExplainPart
 from phosphene.v1.images_pb2 import ImageMetric
 from phosphene.v1.neurons_pb2 import NeuronOrder, NeuronPart
@@ -233,3 +233,18 @@ async def test_the_asynchronous_client_sends_and_gives_the_same(service: FakeSer
         )
     assert listed == list(range(NEURON_COUNT))
     assert service.requests == sent
+
+
+async def test_a_closed_client_says_so(service: FakeService) -> None:
+    client, asynchronous = Client(service.address), AsyncClient(service.address)
+    client.close()
+    await asynchronous.close()
+    said = "the client of .* is closed; open another"
+    with pytest.raises(ServiceError, match=said):
+        client.models()
+    with pytest.raises(ServiceError, match=said):
+        client.explain_images([drawing("red", "ring")])
+    with pytest.raises(ServiceError, match=said):
+        await asynchronous.models()
+    with pytest.raises(ServiceError, match=said):
+        asynchronous.explain_images([drawing("red", "ring")])
