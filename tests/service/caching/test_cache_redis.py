@@ -167,8 +167,8 @@ async def test_a_cold_key_is_computed_once_across_replicas(server):
         return b"value"
 
     async with (
-        replica(server.url, cache=CacheBounds(follow_s=20.0)) as (ours, our_store, _),
-        replica(server.url, cache=CacheBounds(follow_s=20.0)) as (theirs, _, their),
+        replica(server.url, cache=CacheBounds(follow_s=20.0, follow_within_s=20.0)) as (ours, our_store, _),
+        replica(server.url, cache=CacheBounds(follow_s=20.0, follow_within_s=20.0)) as (theirs, _, their),
     ):
         calls = [asyncio.create_task(ours.fetch(key(), make))]
         await until(lambda: begun)
@@ -197,7 +197,7 @@ async def test_a_leader_that_does_not_finish_wakes_who_waits(server, end):
         replica(
             proxy.url,
             bounds=RedisBounds(patience_s=0.5, connect_s=10.0, probe_interval_s=3600.0),
-            cache=CacheBounds(follow_s=3600.0),
+            cache=CacheBounds(follow_s=3600.0, follow_within_s=20.0),
         ) as (theirs, _, _),
     ):
         leader = asyncio.create_task(ours.fetch(key(), make))
@@ -241,8 +241,8 @@ async def test_two_replicas_with_failing_and_leaving_leaders_give_everybody_the_
         return make
 
     async with (
-        replica(server.url, cache=CacheBounds(follow_s=0.2)) as (ours, our_store, our),
-        replica(server.url, cache=CacheBounds(follow_s=0.2)) as (theirs, their_store, their),
+        replica(server.url, cache=CacheBounds(follow_s=0.2, follow_within_s=20.0)) as (ours, our_store, our),
+        replica(server.url, cache=CacheBounds(follow_s=0.2, follow_within_s=20.0)) as (theirs, their_store, their),
     ):
         calls = []
         for _ in range(60):
@@ -516,7 +516,7 @@ async def test_what_was_kept_here_meanwhile_gets_into_redis(server):
 
 async def test_a_replica_does_not_wait_for_itself(server):
     """Its claim reached Redis and the answer did not reach it."""
-    async with replica(server.url, cache=CacheBounds(follow_s=3600.0)) as (cache, store, _):
+    async with replica(server.url, cache=CacheBounds(follow_s=3600.0, follow_within_s=20.0)) as (cache, store, _):
         server.run("RPUSH", f"phosphene:lead:1:{{{key().text()}}}", store.name)
         async with asyncio.timeout(20):
             assert await cache.fetch(key(), making(b"value")) == (b"value", False)
