@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import record
 from benchmarks.environments import installed
-from benchmarks.record import Must, Record
+from benchmarks.record import Must, Record, processor_ticks
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -61,6 +61,20 @@ def test_no_figure_is_folded_and_a_remark_is_a_line(output, capsys, monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert any(all(value in line for value in row.values()) for line in lines)
     assert f"[somebody]: {'a sentence ' * 5}".rstrip() in [line.rstrip() for line in lines]
+
+
+def test_time_that_other_guests_took_is_told(output, capsys, monkeypatch):
+    stat = [["cpu  100 0 50 800 0 0 0 50 30 0", "cpu0 1 2 3"], ["cpu  150 0 70 900 0 0 10 70 60 0", "cpu0 1 2 3"]]
+    before, after = map(processor_ticks, stat)
+    assert (before.total, after.total) == (1000, 1200)
+    assert after.stolen_share(before) == pytest.approx(0.1)
+    assert processor_ticks([]).stolen_share(processor_ticks([])) == 0.0
+    monkeypatch.setattr(record, "processor_ticks", lambda lines: after)
+    Record(name="x", started_ticks=before).write()
+    assert "10% of the processors' time went to other guests" in capsys.readouterr().out
+    assert json.loads((output / "x.json").read_text())["environment"]["stolen_share"] == 0.1
+    Record(name="x", started_ticks=after).write()
+    assert "other guests" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
