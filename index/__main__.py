@@ -164,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         "--names", metavar="NAME=FOLDER", action="append", default=[], help="by the name of their index"
     )
     activate.add_argument("--put-back", action="store_true", help="show again what is down or hidden now")
+    for command in commands.choices.values():
+        # What is half typed is a mistake, and not whatever begins so.
+        command.allow_abbrev = False
     return parser
 
 

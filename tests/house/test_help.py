@@ -1,4 +1,4 @@
-"""What `--help` prints keeps to the terminal's width."""
+"""What `--help` prints keeps to the width of a terminal, and options are typed in full."""
 
 import pytest
 
@@ -40,3 +40,17 @@ def test_the_commands_of_the_jobs_are_folded(main, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (index.__main__.main, ["show", "index", "--name", "3"]),
+        (training_main, ["fit", "corpus", "--encoder", "e", "--out", "o", "--images", "3"]),
+    ],
+)
+def test_half_an_option_is_no_option(main, words, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(words)
+    assert refused.value.code == 2
+    assert f"unrecognized arguments: {words[-2]} 3" in capsys.readouterr().err

@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     recipes.add(commands.add_parser("recipes", help="list the published settings that fit can start from"))
     import_sae.add(commands.add_parser("import", help="publish a bundle around an SAE that another library trained"))
     export_engine.add(commands.add_parser("export-engine", help="write a bundle's graph for ONNX Runtime"))
+    for command in commands.choices.values():
+        # `--images` is a mistake, and not --images-per-batch.
+        command.allow_abbrev = False
     return whole
 
 
