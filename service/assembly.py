@@ -49,7 +49,7 @@ from service.server import (
 )
 from service.servicers import AdminServicer, PhospheneServicer
 from service.settings import CacheSettings, ListenAddress, Settings
-from service.streams import UploadBudget
+from service.uploads import UploadBudget
 from service.workers import WorkerPool
 
 __all__ = ["OnStage", "OpenerFactory", "Running", "catalogue_opener", "image_limits", "open_service"]

@@ -33,8 +33,10 @@ from service.observing.metric_events import Metrics
 from service.outcomes import outcome_of
 from service.queries import ExplainPart, ExplainQuery
 from service.replica import Replica
+from service.stream_messages import Answered, StreamMessage
 from service.stream_window import UnreadBudget
-from service.streams import Answered, StreamMessage, UploadBudget, answer_stream
+from service.streams import answer_stream
+from service.uploads import UploadBudget
 from service.wire import models, replies, requests, streams
 
 __all__ = ["AdminServicer", "PhospheneServicer"]

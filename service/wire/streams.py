@@ -5,7 +5,7 @@ from __future__ import annotations
 from phosphene.errors import InputError
 from phosphene.v1 import explain_pb2, streams_pb2
 from service.outcomes import outcome_of
-from service.streams import Answered, Chunk, Fault, Question, StreamMessage
+from service.stream_messages import Answered, Chunk, Fault, Question, StreamMessage
 from service.wire.requests import explain_query
 
 __all__ = ["answered_response", "stream_message"]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from phosphene.errors import DeadlineExpired, ImageUnreadable, InputError, Overloaded, Unavailable
 from service.queries import ExplainQuery, ImageBytes, ImageUpload, Scope
-from service.streams import Chunk, Fault, Question, UploadBudget, _Upload, answer_stream
+from service.stream_messages import Chunk, Fault, Question
+from service.streams import answer_stream
+from service.uploads import UploadBudget, _Upload
 
 IDLE_S = 0.001
 

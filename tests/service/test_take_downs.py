@@ -34,7 +34,7 @@ from service.generations import Generations
 from service.observing.metric_events import Metrics
 from service.servicers import PhospheneServicer
 from service.settings import ArtefactSettings
-from service.streams import UploadBudget
+from service.uploads import UploadBudget
 from tests.fakes import FakeEngine, FakeReader, fake_entry, png
 from tests.index.quiet import Notes
 from tests.index.small_world import write_bundle, write_corpus
