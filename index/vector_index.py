@@ -162,7 +162,7 @@ class VectorIndex:
 
         Args:
             vector: of norm 1.
-            effort: how far to look; no farther than `quick_count` where `count` does not ask for it.
+            effort: how far to look; what a GPU cannot find so many of is looked for on the disk.
             count: at least so many rows, where the index has them.
         """
         # Set for this thread alone: an answer must not depend on how many processors are free.
@@ -172,10 +172,11 @@ class VectorIndex:
         if self.list_count:
             options["params"] = faiss.IVFSearchParameters()
             options["params"].nprobe = max(1, probe_count)
-        wanted = max(effort.candidate_count, count)
-        if self._copy is not None and count <= self.quick_count and probe_count <= GPU_PROPOSAL_LIMIT:
+        # Fewer than the effort says would find a smaller share than was measured with it.
+        wanted = max(1, min(max(effort.candidate_count, count), self.row_count))
+        if self._copy is not None and wanted <= GPU_PROPOSAL_LIMIT and probe_count <= GPU_PROPOSAL_LIMIT:
             with self._turn:
-                estimates, rows = self._copy.search(vector[None], max(1, min(wanted, self.quick_count)), **options)
+                estimates, rows = self._copy.search(vector[None], wanted, **options)
         else:
-            estimates, rows = self._index.search(vector[None], max(1, min(wanted, self.row_count)), **options)
+            estimates, rows = self._index.search(vector[None], wanted, **options)
         return rows[0], estimates[0]
