@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from phosphene.device_errors import device_errors
 from phosphene.encoder_source import read_config
 from phosphene.errors import ArtefactDamaged, EncoderUnsupported
 
@@ -161,6 +162,8 @@ def load_part(
 
     Raises:
         ArtefactDamaged: The weights do not load, or some are missing.
+        DeviceOutOfMemory: They do not fit into the device's memory.
+        DeviceFailed: The device is lost to this process.
     """
     with reading(folder, model_class):
         model, report = model_class.from_pretrained(
@@ -181,7 +184,8 @@ def load_part(
             f"the encoder {folder.name} lacks {len(missing)} of the weights that {model_class.__name__} has, "
             f"{missing[0]} among them; config.json and the weights do not belong together: fetch both again"
         )
-    return model.to(device).eval().requires_grad_(False)
+    with device_errors(device, what=f"the encoder {folder.name}", remedy="free some there, or choose another device"):
+        return model.to(device).eval().requires_grad_(False)
 
 
 _BASE_ARCHITECTURES = {

@@ -1,4 +1,4 @@
-"""What an engine needs of a torch device: rows there and back without waiting, time taken, and errors in our words.
+"""What an engine needs of a torch device: rows there and back without waiting, and time taken.
 
 On the CPU every step is done when it returns. Knows nothing of encoders or bundles.
 """
@@ -6,9 +6,7 @@ On the CPU every step is done when it returns. Knows nothing of encoders or bund
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,66 +14,15 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from phosphene.errors import DeviceFailed, DeviceOutOfMemory
-
 __all__ = [
     "DeviceTimer",
     "Mark",
     "bucket_size",
-    "device_errors",
-    "is_out_of_memory",
     "take_rows",
     "to_host",
     "upload",
     "used_memory_bytes",
 ]
-
-# cuBLAS says that it is not initialised where its workspace did not fit.
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "error: out of memory",
-    "Triton Error [CUDA]: out of memory",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-_FAILED = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
-
-
-@contextmanager
-def device_errors(device: torch.device, *, remedy: str = "run a smaller one") -> Iterator[None]:
-    """Tell what a smaller batch may mend from what nothing mends; other errors pass as they are.
-
-    Args:
-        device: where the work runs.
-        remedy: what to do about a batch that does not fit.
-
-    Raises:
-        DeviceOutOfMemory: the batch did not fit.
-        DeviceFailed: CUDA reported an error that sticks to the process.
-    """
-    try:
-        yield
-    except RuntimeError as cause:
-        text = str(cause)
-        if is_out_of_memory(cause):
-            # The frames that failed hold the batch's tensors, and the error holds the frames.
-            traceback.clear_frames(cause.__traceback__)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise DeviceOutOfMemory(
-                f"the batch does not fit into the memory of {device}: {_first_line(text)}; {remedy}"
-            ) from cause
-        if any(words in text for words in _FAILED):
-            raise DeviceFailed(
-                f"the device {device} failed, and stays so for this process: {_first_line(text)}; start it again"
-            ) from cause
-        raise
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch, or a library below it, says that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def upload(
@@ -169,7 +116,3 @@ class Mark:
 
 def _is_run(rows: Sequence[int]) -> bool:
     return all(row == rows[0] + place for place, row in enumerate(rows))
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]

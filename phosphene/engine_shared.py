@@ -17,9 +17,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from phosphene.bundle import Bundle
+from phosphene.device_errors import device_errors
 from phosphene.encoder import EncoderOutput, Tokens
 from phosphene.engine import EngineName, EngineRequest, EngineRow, Want
-from phosphene.engine_device import DeviceTimer, bucket_size, device_errors, take_rows, upload, used_memory_bytes
+from phosphene.engine_device import DeviceTimer, bucket_size, take_rows, upload, used_memory_bytes
 from phosphene.engine_rows import read_out
 from phosphene.engine_torch import TorchEngine
 from phosphene.errors import ArtefactMismatch

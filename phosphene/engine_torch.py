@@ -14,9 +14,9 @@ from torch import Tensor
 
 from phosphene.bundle import Bundle
 from phosphene.codes import TokenCodes, image_codes
+from phosphene.device_errors import device_errors
 from phosphene.encoder import Encoder, EncoderOutput, Tokens, load_encoder
 from phosphene.engine import EngineBatch, Want, open_device
-from phosphene.engine_device import device_errors
 from phosphene.errors import ArtefactMismatch, NumericError, ReadoutMissing
 from phosphene.fidelity import fidelities
 from phosphene.readout import ClassifierReadout, NoReadout, SimilarityReadout, load_readout
@@ -169,4 +169,7 @@ class TorchEngine:
 
 def _on_device(sae: SparseAutoencoder, device: torch.device) -> SparseAutoencoder:
     """The autoencoder itself on the CPU, elsewhere a copy: modules move in place, and the bundle's stays on the CPU."""
-    return sae if device.type == "cpu" else copy.deepcopy(sae).to(device)
+    if device.type == "cpu":
+        return sae
+    with device_errors(device, what="the autoencoder", remedy="free some there, or choose another device"):
+        return copy.deepcopy(sae).to(device)

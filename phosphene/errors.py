@@ -201,7 +201,7 @@ class DeviceError(PhospheneError):
 
 
 class DeviceOutOfMemory(DeviceError):
-    """A batch did not fit into the device's memory; a smaller one may."""
+    """A batch, or a model, did not fit into the device's memory; a smaller one may."""
 
 
 class DeviceFailed(DeviceError):

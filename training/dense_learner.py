@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from phosphene.engine_device import is_out_of_memory
+from phosphene.device_errors import is_out_of_memory
 from phosphene.errors import DeviceOutOfMemory
 from phosphene.selection import Selection
 from training.learner import StepReport, learning_rate_at

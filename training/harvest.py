@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from phosphene.corpus import Corpus
+from phosphene.device_errors import device_errors
 from phosphene.encoder import Encoder, Site
-from phosphene.engine_device import device_errors
 from phosphene.errors import CorpusError, DeviceOutOfMemory, SettingError
 from phosphene.manifest import digest_of, find_artefact, partial_path, seal
 from training.artefact_tokens import first_patch_place

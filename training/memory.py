@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from phosphene.engine_device import is_out_of_memory
+from phosphene.device_errors import is_out_of_memory
 from phosphene.errors import DeviceOutOfMemory
 from training.learner import Learner, StepReport
 
@@ -36,8 +36,11 @@ class RowBlocks:
         self.limit = limit
         self.halved_count = 0
 
-    def halve(self) -> None:
+    def halve(self, device: torch.device) -> None:
         """Go on with half as many.
+
+        Args:
+            device: where they did not fit.
 
         Raises:
             DeviceOutOfMemory: one row is too many already.
@@ -45,7 +48,7 @@ class RowBlocks:
         if self.limit <= 1:
             raise DeviceOutOfMemory(
                 "one row of a batch does not fit into the device's memory beside weights and optimiser: use fewer "
-                "--neurons, a larger device, or --device cpu"
+                f"--neurons, or {_elsewhere(device)}"
             )
         self.limit //= 2
         self.halved_count += 1
@@ -74,8 +77,12 @@ def step_in_blocks(learner: Learner, inputs: Float[Tensor, "rows d"], blocks: Ro
         if not isinstance(learner, WorksInBlocks):
             raise DeviceOutOfMemory(
                 f"a step over {len(inputs)} rows does not fit into the device's memory: use a smaller --batch, fewer "
-                "--neurons, or --device cpu"
+                f"--neurons, or {_elsewhere(inputs.device)}"
             )
         blocks.limit = min(blocks.limit, learner.block_rows, len(inputs))
-        blocks.halve()
+        blocks.halve(inputs.device)
         learner.block_rows = blocks.limit
+
+
+def _elsewhere(device: torch.device) -> str:
+    return "a machine with more memory" if device.type == "cpu" else "a larger device, or --device cpu"

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from phosphene.engine_device import device_errors
+from phosphene.device_errors import device_errors
 from phosphene.errors import SettingError
 from phosphene.sae import SparseAutoencoder
 from phosphene.selection import JumpReLU, Selection

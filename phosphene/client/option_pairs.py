@@ -29,15 +29,19 @@ def contradiction(args: argparse.Namespace) -> str | None:
 
 def wants_thumbnails(args: argparse.Namespace) -> bool:
     """Whether the answer is shown with its thumbnails."""
-    return (args.json and args.thumbnails) or getattr(args, "html", None) is not None
+    return args.thumbnails or getattr(args, "html", None) is not None
 
 
 def _contradictions(args: argparse.Namespace) -> Iterator[str]:
     if args.verb != "top":
         yield from _of_access(args)
+    if getattr(args, "thumbnails", False) and not args.json:
+        yield "argument --thumbnails: needs --json; a page has them by itself"
     match args.verb:
         case "explain":
             yield from _of_page(args)
+            if args.digest_first and args.sha256 is not None:
+                yield "argument --digest-first: not allowed with argument --sha256, which sends no image"
             yield from _of_explained_images(args)
         case "neuron":
             yield from _of_page(args)

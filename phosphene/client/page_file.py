@@ -83,7 +83,8 @@ def _target(path: Path) -> Path:
 
 
 def _draft(target: Path) -> Path:
-    return target.with_name(f"{target.name}.partial")
+    # With the process's number: two that write one page at a time must not write into each other's.
+    return target.with_name(f"{target.name}.{os.getpid()}.partial")
 
 
 def _refused(path: Path, error: OSError) -> SettingError:

@@ -106,11 +106,11 @@ def explain_request(query: ImageQuery, **options: Unpack[ExplainOptions]) -> Exp
     """Return the request of `Explain`.
 
     Raises:
-        InputError: an unknown part, or a count that no message can hold.
+        InputError: an unknown part, or a count or a text that no message can hold.
     """
     request = ExplainRequest(
-        bundle=options.get("bundle", ""),
-        corpus=options.get("corpus", ""),
+        bundle=_text("bundle", options.get("bundle", "")),
+        corpus=_text("corpus", options.get("corpus", "")),
         include_sensitive=options.get("include_sensitive", False),
         image=query,
         parts=[_explain_part(name) for name in options.get("parts", ())],
@@ -142,11 +142,11 @@ def neuron_request(neuron_id: int, **options: Unpack[NeuronOptions]) -> GetNeuro
     """Return the request of `GetNeuron`.
 
     Raises:
-        InputError: an unknown part, or a number that no message can hold.
+        InputError: an unknown part, or a number or a text that no message can hold.
     """
     request = GetNeuronRequest(
-        bundle=options.get("bundle", ""),
-        corpus=options.get("corpus", ""),
+        bundle=_text("bundle", options.get("bundle", "")),
+        corpus=_text("corpus", options.get("corpus", "")),
         include_sensitive=options.get("include_sensitive", False),
         neuron_id=_uint32("neuron_id", neuron_id),
         parts=[_neuron_part(name) for name in options.get("parts", ())],
@@ -170,22 +170,22 @@ def list_neurons_request(
     """Return the request of `ListNeurons` for one page.
 
     Raises:
-        InputError: an unknown order, or a number that no message can hold.
+        InputError: an unknown order, or a number or a text that no message can hold.
     """
     request = ListNeuronsRequest(
-        bundle=options.get("bundle", ""),
-        corpus=options.get("corpus", ""),
+        bundle=_text("bundle", options.get("bundle", "")),
+        corpus=_text("corpus", options.get("corpus", "")),
         include_sensitive=options.get("include_sensitive", False),
         order=_neuron_order(options.get("order", "id")),
         filter=NeuronFilter(
             min_density=options.get("min_density"),
             max_density=options.get("max_density"),
-            name_contains=options.get("name_contains", ""),
+            name_contains=_text("name_contains", options.get("name_contains", "")),
             alive_only=options.get("alive_only", False),
             in_dense_cluster=options.get("in_dense_cluster"),
             is_sensitive=options.get("is_sensitive"),
         ),
-        page_token=page_token,
+        page_token=_text("page_token", page_token),
     )
     if page_size is not None:
         request.page_size = _uint32("page_size", page_size)
@@ -198,20 +198,20 @@ def search_neurons_request(
     """Return the request of `SearchNeurons`, by words or by another neuron.
 
     Raises:
-        InputError: neither or both are given, or a number that no message can hold.
+        InputError: neither or both are given, or a number or a text that no message can hold.
     """
     if (text is None) == (neuron_id is None):
         raise InputError("give exactly one of text and neuron_id", field="query")
     request = SearchNeuronsRequest(
-        bundle=options.get("bundle", ""),
-        corpus=options.get("corpus", ""),
+        bundle=_text("bundle", options.get("bundle", "")),
+        corpus=_text("corpus", options.get("corpus", "")),
         include_sensitive=options.get("include_sensitive", False),
         include_top_images=options.get("include_top_images", False),
         include_thumbnails=options.get("include_thumbnails", False),
         include_patch_maps=options.get("include_patch_maps", False),
     )
     if text is not None:
-        request.text = text
+        request.text = _text("text", text)
     if neuron_id is not None:
         request.neuron_id = _uint32("neuron_id", neuron_id)
     if "count" in options:
@@ -232,15 +232,15 @@ def search_images_request(
     """Return the request of `SearchImages`, by an image, by a neuron, by a neuron expression or by words.
 
     Raises:
-        InputError: none or several are given, or a number that no message can hold.
+        InputError: none or several are given, or a number or a text that no message can hold.
     """
     if sum(each is not None for each in (query, neuron_id, expression, text)) != 1:
         raise InputError(
             "give exactly one of an image (bytes, a path or sha256), neuron_id, expression and text", field="query"
         )
     request = SearchImagesRequest(
-        bundle=options.get("bundle", ""),
-        corpus=options.get("corpus", ""),
+        bundle=_text("bundle", options.get("bundle", "")),
+        corpus=_text("corpus", options.get("corpus", "")),
         include_sensitive=options.get("include_sensitive", False),
         include_thumbnails=options.get("include_thumbnails", False),
         include_patch_maps=options.get("include_patch_maps", False),
@@ -250,9 +250,9 @@ def search_images_request(
     if neuron_id is not None:
         request.neuron_id = _uint32("neuron_id", neuron_id)
     if expression is not None:
-        request.expression = expression
+        request.expression = _text("expression", expression)
     if text is not None:
-        request.text = text
+        request.text = _text("text", text)
     if "similarity" in options:
         request.similarity = _image_metric(options["similarity"])
     request.only_neuron_ids.extend(
@@ -267,11 +267,11 @@ def image_request(sha256: str, **options: Unpack[Place]) -> GetImageRequest:
     """Return the request of `GetImage`.
 
     Raises:
-        InputError: the digest is not 64 lowercase hexadecimal digits.
+        InputError: the digest is not 64 lowercase hexadecimal digits, or a text that no message can hold.
     """
     return GetImageRequest(
-        bundle=options.get("bundle", ""),
-        corpus=options.get("corpus", ""),
+        bundle=_text("bundle", options.get("bundle", "")),
+        corpus=_text("corpus", options.get("corpus", "")),
         include_sensitive=options.get("include_sensitive", False),
         sha256=_checked_sha256(sha256, "sha256"),
     )
@@ -283,8 +283,12 @@ def models_request() -> ListModelsRequest:
 
 
 def model_request(bundle: str = "") -> GetModelRequest:
-    """Return the request of `GetModel`; an empty name asks for the default bundle."""
-    return GetModelRequest(bundle=bundle)
+    """Return the request of `GetModel`; an empty name asks for the default bundle.
+
+    Raises:
+        InputError: a text that no message can hold.
+    """
+    return GetModelRequest(bundle=_text("bundle", bundle))
 
 
 def _check_size(size_bytes: int, what: str, limit_bytes: int) -> None:
@@ -299,6 +303,15 @@ def _checked_sha256(text: str, field: str) -> str:
     if not _SHA256.fullmatch(text):
         raise InputError(f"{field} is {text!r}; a digest is 64 lowercase hexadecimal digits", field=field)
     return text
+
+
+def _text(field: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # What Python makes of bytes that are not UTF-8, such as those of a file's name.
+        raise InputError(f"{field} is {value!r}, which holds half a character; give text", field=field) from None
+    return value
 
 
 def _uint32(field: str, value: int) -> int:

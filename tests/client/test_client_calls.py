@@ -71,6 +71,14 @@ def test_images_may_be_bytes_paths_or_digests(client: Client, service: FakeServi
         (lambda client: client.neuron(1, bin_count=-1), InputError, "bin_count is -1"),
         (lambda client: client.neuron(1, co_active_count=-1), InputError, "co_active_count is -1"),
         (lambda client: client.image("abc"), InputError, "64 lowercase hexadecimal"),
+        (lambda client: client.search_neurons("r\udcffd"), InputError, r"text is 'r\\udcffd', which holds half a"),
+        (lambda client: client.search_images(text="\ud83d"), InputError, "text is '.*', which holds half a character"),
+        (lambda client: client.search_images(expression="\udc80"), InputError, "expression is"),
+        (lambda client: client.explain(b"x", bundle="\udc80"), InputError, "bundle is"),
+        (lambda client: client.neuron(1, corpus="\udc80"), InputError, "corpus is"),
+        (lambda client: client.model("\udc80"), InputError, "bundle is"),
+        (lambda client: client.image("a" * 64, corpus="\udc80"), InputError, "corpus is"),
+        (lambda client: next(client.neurons(name_contains="\udc80")), InputError, "name_contains is"),
     ],
 )
 def test_what_no_request_can_hold_is_refused_before_it_is_sent(

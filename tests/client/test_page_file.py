@@ -151,6 +151,16 @@ def test_an_answer_whose_page_cannot_be_written_is_shown(
     assert list(tmp_path.iterdir()) == [page]
 
 
+def test_two_commands_that_write_one_page_leave_one_whole_page(tmp_path: Path) -> None:
+    program = "from pathlib import Path; from phosphene.client.page_file import write_page; import sys\n"
+    program += "for _ in range(200): write_page(sys.argv[1] * 200_000, Path(sys.argv[2]))"
+    place = tmp_path / "page.html"
+    writers = [subprocess.Popen([sys.executable, "-c", program, letter, str(place)]) for letter in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert place.read_text() in ("a" * 200_000, "b" * 200_000)
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_a_page_that_few_may_read_stays_so(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("before")

@@ -17,6 +17,7 @@ from phosphene.encoder_source import find_encoder
 from phosphene.errors import (
     ArtefactDamaged,
     ArtefactRefused,
+    DeviceOutOfMemory,
     EncoderMissing,
     EncoderUnsupported,
     SchemaUnknown,
@@ -625,3 +626,17 @@ def test_files_that_do_not_belong_together_are_damaged(tmp_path: Path) -> None:
 def test_loading_says_nothing_on_the_terminal(folders: dict[Family, Path], capfd: pytest.CaptureFixture[str]) -> None:
     load_encoder(folders[Family.CLIP])
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_encoder_that_does_not_fit_into_the_device_is_told_so(
+    folders: dict[Family, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: torch.nn.Module, *_: Any) -> torch.nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(
+        DeviceOutOfMemory,
+        match=r"the encoder .* does not fit into the memory of cpu: CUDA out of memory.*; free some there, or choose",
+    ):
+        load_encoder(folders[Family.VIT])

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phosphene.bundle import Bundle
+from phosphene.device_errors import device_errors
 from phosphene.encoder import Family, Site, Tokens
 from phosphene.engine import EngineName, EngineRequest, Want
-from phosphene.engine_device import bucket_size, device_errors, take_rows, used_memory_bytes
+from phosphene.engine_device import bucket_size, take_rows, used_memory_bytes
 from phosphene.engine_shared import SharedEngine, group_bundles, open_shared_engine
 from phosphene.engine_torch import TorchEngine
 from phosphene.errors import (

@@ -31,13 +31,22 @@ def test_halving_goes_on_from_the_learners_own_blocks() -> None:
 
 def test_one_row_that_does_not_fit_is_refused() -> None:
     learner = ScriptedLearner(rows_that_fit=0)
-    with pytest.raises(DeviceOutOfMemory, match="one row of a batch does not fit .* fewer --neurons"):
+    with pytest.raises(
+        DeviceOutOfMemory, match="one row of a batch does not fit .* fewer --neurons, or a machine with more memory$"
+    ):
         step_in_blocks(learner, torch.ones(64, 4), RowBlocks(64))
     assert learner.step_count == 0
 
 
+def test_one_row_that_does_not_fit_on_a_gpu_may_fit_elsewhere() -> None:
+    with pytest.raises(DeviceOutOfMemory, match="fewer --neurons, or a larger device, or --device cpu$"):
+        RowBlocks(1).halve(torch.device("cuda:0"))
+
+
 def test_a_learner_that_takes_only_whole_batches_says_so() -> None:
-    with pytest.raises(DeviceOutOfMemory, match="a step over 64 rows does not fit .* smaller --batch"):
+    with pytest.raises(
+        DeviceOutOfMemory, match="a step over 64 rows does not fit .* smaller --batch, fewer .*, or a mach"
+    ):
         step_in_blocks(UndividedLearner(rows_that_fit=10), torch.ones(64, 4), RowBlocks(64))
 
 

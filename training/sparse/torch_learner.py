@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from phosphene.engine_device import is_out_of_memory
+from phosphene.device_errors import is_out_of_memory
 from phosphene.errors import DeviceOutOfMemory
 from phosphene.selection import Selection
 from training.learner import StepReport, learning_rate_at
