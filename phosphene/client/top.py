@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -86,17 +87,27 @@ def run_top(
         console.print(top_view(window, url))
         return
     ended = stop or threading.Event()
-    with Live(_Fitted(top_view(window, url)), console=console, auto_refresh=False, screen=console.is_terminal) as live:
+    with _showing(console) as show:
+        show(top_view(window, url))
         while not ended.wait(interval_s):
             try:
                 following, now_s = fetch_scrape(url, timeout_s=timeout_s), clock()
             except ServiceUnreachable as error:
-                told = Group(Text(plain(str(error)), style="bold red"), top_view(window, url))
-                live.update(_Fitted(told), refresh=True)
+                show(Group(Text(plain(str(error)), style="bold red"), top_view(window, url)))
                 continue
             window = Window(now=following, grown=following.since(scrape), length_s=max(now_s - scraped_s, 1e-3))
             scrape, scraped_s = following, now_s
-            live.update(_Fitted(top_view(window, url)), refresh=True)
+            show(top_view(window, url))
+
+
+@contextmanager
+def _showing(console: Console) -> Iterator[Callable[[RenderableType], None]]:
+    """Give what shows a view: in place of the one before on a terminal, behind it in a file or a pipe."""
+    if not console.is_terminal:
+        yield console.print
+        return
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        yield lambda view: live.update(_Fitted(view), refresh=True)
 
 
 @dataclass(frozen=True)
@@ -106,9 +117,6 @@ class _Fitted:
     view: RenderableType
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        if not console.is_terminal:
-            yield self.view
-            return
         lines = console.render_lines(self.view, options.update(height=None), pad=False)
         missing = len(lines) - console.height
         shown = lines if missing <= 0 else lines[: console.height - 1]
