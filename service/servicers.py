@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
@@ -108,13 +109,14 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
 
         async def messages() -> AsyncIterator[StreamMessage]:
             async for request in request_iterator:
-                yield streams.stream_message(request, upload_limit_bytes=limit_bytes)
+                message = streams.stream_message(request, upload_limit_bytes=limit_bytes)
+                # Both hold an image, and the next one may be long in coming.
+                del request
+                yield message
+                del message
 
         async def answer(query: ExplainQuery) -> explain_pb2.ExplainResponse:
-            claim = claim_of(context, self._clock, Lane.BULK)
-            if self._limit is not None:
-                await self._limit(claim.caller)
-            return await self._explain(query, claim)
+            return await self._explain(query, claim_of(context, self._clock, Lane.BULK))
 
         self._metrics.stream_opened()
         try:
@@ -127,6 +129,7 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
                 unread=self._unread,
                 calls=self._calls,
                 caller=caller,
+                limit=None if self._limit is None else partial(self._limit, caller),
                 size_of=self._item_bytes,
                 expected_bytes=_expected_bytes,
                 on_failed=_log_defect,
@@ -188,6 +191,8 @@ class PhospheneServicer(service_pb2_grpc.PhospheneServiceServicer):
     ) -> images_pb2.SearchImagesResponse:
         """Images like another, by neuron, by expression or by words."""
         search = requests.image_search(request)
+        # See `Explain`.
+        del request
         with self._generations.lease() as catalogue:
             generation, found = await self._answers.search_images(catalogue, search, claim_of(context, self._clock))
             return replies.image_search_response(generation, found)
@@ -225,7 +230,8 @@ def _expected_bytes(query: ExplainQuery) -> int:
     """About what the answer to a question will hold, where it lists images: the rest is small."""
     picture_count = 0
     if ExplainPart.TOP_IMAGES in query.parts:
-        picture_count += query.top_n * query.exemplars_per_neuron
+        neuron_count = query.top_n + (query.nearest_count if ExplainPart.NEAREST_NEURONS in query.parts else 0)
+        picture_count += neuron_count * query.exemplars_per_neuron
     if ExplainPart.SIMILAR_IMAGES in query.parts:
         picture_count += query.similar_count
     picture_bytes = _PICTURE_BYTES

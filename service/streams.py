@@ -35,6 +35,7 @@ async def answer_stream(
     unread: UnreadBudget | None = None,
     calls: CallsInHand | None = None,
     caller: str = "",
+    limit: Callable[[], Awaitable[None]] | None = None,
     size_of: Callable[[Reply], int] = lambda reply: 0,
     expected_bytes: Callable[[ExplainQuery], int] = lambda query: 0,
     on_failed: Callable[[int, Exception], None] = lambda item, error: None,
@@ -49,6 +50,7 @@ async def answer_stream(
         unread: what answers that are not read may hold, over all streams; None: there is no other stream.
         calls: told when nothing is under way and the caller says nothing; None: nobody wants to know.
         caller: whose stream it is.
+        limit: raises for an item with which the caller asks too often, answered or at fault; None: no item is.
         size_of: bytes that a reply holds until its caller has read it; what it raises is the outcome in its place.
         expected_bytes: the same as far as the question tells.
         on_failed: told of an item whose answer failed, and of the error while it has its traceback; must not raise.
@@ -64,26 +66,28 @@ async def answer_stream(
     async def settle(question: Question | Fault, kept_bytes: int) -> None:
         outcome: Reply | Exception
         size_bytes = 0
-        match question:
-            case Fault(error=error):
-                forget_frames(error)
-                outcome = error
-            case Question(query=query):
-                try:
-                    outcome = await answer(query)
-                    size_bytes = size_of(outcome)
-                except Exception as error:
-                    on_failed(question.item, error)
-                    # It may wait long to be read, and they hold the image.
+        try:
+            if limit is not None:
+                await limit()
+            match question:
+                case Fault(error=error):
                     forget_frames(error)
                     outcome = error
-                except asyncio.CancelledError:
-                    if _is_cancelled():
-                        raise
-                    # Something inside gave up: without an outcome the item would keep its place in the window for ever.
-                    outcome = Unavailable("the service gave this item up; ask it again")
-            case _:
-                assert_never(question)
+                case Question(query=query):
+                    outcome = await answer(query)
+                    size_bytes = size_of(outcome)
+                case _:
+                    assert_never(question)
+        except Exception as error:
+            on_failed(question.item, error)
+            # It may wait long to be read, and they hold the image.
+            forget_frames(error)
+            outcome = error
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # Something inside gave up: without an outcome the item would keep its place in the window for ever.
+            outcome = Unavailable("the service gave this item up; ask it again")
         room.made(kept_bytes, size_bytes)
         ready.put_nowait(Answered(question.item, outcome, size_bytes))
 
@@ -99,6 +103,8 @@ async def answer_stream(
                         field="item",
                     )
                 under_way[question.item] = answering.create_task(settle(question, kept_bytes))
+                # The next one may be long in coming, and nobody counts what this one holds once it is answered.
+                del question
                 idling.reading(True)
             idling.reading(False)
 

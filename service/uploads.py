@@ -89,14 +89,14 @@ async def whole_questions(
             match message:
                 case None:
                     break
-                case Chunk(item, data):
+                case Chunk(item):
                     if upload is None or upload.question.item != item:
                         raise InputError(
                             f"a chunk came for item {item}, which is not the image that is being sent; announce it "
                             "with `explain` and `image.upload`, and send its chunks at once",
                             field="chunk",
                         )
-                    upload.add(data)
+                    upload.add(message.data)
                     if upload.is_whole:
                         if upload.is_due:
                             yield upload.finish()
@@ -117,6 +117,8 @@ async def whole_questions(
                     yield message
                 case _:
                     assert_never(message)
+            # The next one may be long in coming, and nobody counts what this one holds once it is read.
+            del message
         if upload is not None and upload.is_due:
             raise InputError(
                 f"the stream ended {upload.missing_bytes} bytes before the end of item {upload.question.item}; "

@@ -236,7 +236,12 @@ class CodeCache:
             return await self._make(digest, compute), False
         # Listens before it asks: another replica's word may come before the answer does.
         with self._store.word(digest) as word:
-            claimed = await self._codes.claim(digest)
+            try:
+                claimed = await self._codes.claim(digest)
+            except BaseException:
+                # Nobody is left to make it, and others would wait for this replica.
+                self._codes.abandon(digest)
+                raise
             result = _meaning(claimed)
             match claimed:
                 case Found(value=found):

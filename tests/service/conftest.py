@@ -1,6 +1,7 @@
 """A real gRPC server on a free port of loopback, over fakes; nothing of gRPC is faked."""
 
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -71,6 +72,12 @@ def always(entries, engine):
         return open_entries
 
     return make_opener
+
+
+def alive(kind):
+    """How many objects of a type nobody has let go of; what only the garbage collector knows of does not count."""
+    gc.collect()
+    return sum(type(each) is kind for each in gc.get_objects())
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from google.rpc import code_pb2, error_details_pb2
 
 from phosphene.v1 import explain_pb2, streams_pb2, values_pb2
 from service.claims import Lane
+from service.servicers import _expected_bytes
+from service.wire.requests import explain_query
 from tests.fakes import CORPUS, FakeEngine, FakeReader, fake_entry, png
-from tests.service.conftest import logged, serving, settings_with
+from tests.service.conftest import alive, logged, serving, settings_with
 from tests.service.scraping import metric, until
 
 
@@ -236,3 +238,28 @@ async def test_a_replica_that_leaves_answers_what_its_streams_have_asked():
         assert (await call.read()).explanation.neurons
         async with asyncio.timeout(60):
             await leaving
+
+
+async def test_what_a_stream_is_expected_to_hold_counts_every_list_of_images(running):
+    parts = [explain_pb2.EXPLAIN_PART_NEAREST_NEURONS, explain_pb2.EXPLAIN_PART_TOP_IMAGES]
+    one, many = (explain_query(asking(1, b"x", parts=parts, top_n=1, nearest_count=count).explain) for count in (1, 99))
+    assert _expected_bytes(many) == 50 * _expected_bytes(one)
+
+
+async def test_a_stream_that_rests_holds_no_message_of_its_caller(running):
+    of_others = alive(streams_pb2.ExplainImagesRequest)
+    call = running.stub.ExplainImages()
+    await call.write(asking(1, CORPUS["red-1"]))
+    assert (await call.read()).explanation.neurons
+    await call.write(asking(2, CORPUS["red-1"], top_n=0))
+    assert (await call.read()).status.code == code_pb2.INVALID_ARGUMENT
+    assert alive(streams_pb2.ExplainImagesRequest) <= of_others
+    call.cancel()
+
+
+async def test_a_faulty_item_of_a_stream_counts_for_the_rate_of_its_caller():
+    async with serving(settings=settings_with(security={"rate_per_s": 0.001, "rate_burst": 3})) as running:
+        found = await outcomes(running, [asking(item, CORPUS["red-1"], top_n=0) for item in range(1, 5)])
+    # The stream itself is one.
+    codes = sorted(reply.status.code for reply in found.values())
+    assert codes == [code_pb2.INVALID_ARGUMENT] * 2 + [code_pb2.RESOURCE_EXHAUSTED] * 2

@@ -11,7 +11,7 @@ from phosphene.engine import EngineName, Want
 from phosphene.images import image_sha256
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
 from tests.fakes import CORPUS, NEURON_COUNT, FakeEngine, FakeReader, fake_entry, png
-from tests.service.conftest import serving
+from tests.service.conftest import alive, serving
 
 RED, WHITE = CORPUS["red-1"], CORPUS["white-1"]
 ALL_PARTS = [number for number in explain_pb2.ExplainPart.values() if number]
@@ -439,3 +439,18 @@ async def test_every_source_of_names_has_a_word_in_the_contract(source):
     async with serving([fake_entry(engine, reader=Named(CORPUS))], engine=engine) as service:
         answer = await service.stub.GetNeuron(neurons_pb2.GetNeuronRequest(neuron_id=0))
         assert values_pb2.NameSource.Name(answer.names[0].source) == f"NAME_SOURCE_{source.name}"
+
+
+async def test_an_image_that_is_searched_by_is_held_once_while_the_device_works(running):
+    request = images_pb2.SearchImagesRequest(image=live(RED)).SerializeToString()
+    of_others = alive(images_pb2.SearchImagesRequest)
+    running.engine.gate.clear()
+    # Sent as bytes: what is found of such messages is the service's.
+    search = running.channel.unary_unary("/phosphene.v1.PhospheneService/SearchImages")
+    call = search(request)
+    try:
+        assert await asyncio.to_thread(running.engine.entered.acquire, timeout=30)
+        assert alive(images_pb2.SearchImagesRequest) <= of_others
+    finally:
+        running.engine.gate.set()
+    assert images_pb2.SearchImagesResponse.FromString(await call).images

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phosphene.errors import DeadlineExpired, ImageUnreadable, InputError, Overloaded, Unavailable
+from phosphene.errors import DeadlineExpired, ImageUnreadable, InputError, Overloaded, RateLimited, Unavailable
 from service.queries import ExplainQuery, ImageBytes, ImageUpload, Scope
 from service.stream_messages import Chunk, Fault, Question
 from service.streams import answer_stream
@@ -453,3 +453,48 @@ async def test_a_caller_that_sends_no_upload_to_its_end_keeps_nobody_else_out():
         stream.cancel()
     await asyncio.gather(*streams, return_exceptions=True)
     assert budget.held_bytes == 0
+
+
+@pytest.mark.parametrize("is_in_chunks", [False, True])
+async def test_a_stream_that_waits_for_its_caller_holds_nothing_of_what_it_has_answered(is_in_chunks):
+    said, asked = [], []
+
+    def say(message):
+        said.append(weakref.ref(message))
+        return message
+
+    async def messages():
+        if is_in_chunks:
+            yield say(upload(1, 1))
+            yield say(Chunk(1, b"x"))
+        else:
+            yield say(question(1))
+        await asyncio.Event().wait()
+
+    async def answer(query):
+        asked.append(weakref.ref(query))
+        return query.image.data
+
+    async with aclosing(answer_stream(messages(), answer, window=4, budget=uploads(1))) as stream:
+        assert (await anext(stream)).outcome == b"x"
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [held() for held in (*said, *asked)] == [None] * (len(said) + 1)
+
+
+async def test_items_at_fault_count_as_items_of_a_caller():
+    counted = 0
+
+    async def limit():
+        nonlocal counted
+        counted += 1
+        if counted > 2:
+            raise RateLimited("too often", retry_after_s=1.0)
+
+    asked = [Fault(1, InputError("no")), question(2), Fault(3, InputError("no")), question(4)]
+    found = {}
+    async for answered in answer_stream(source(asked), echo, window=4, budget=uploads(0), limit=limit):
+        found[answered.item] = answered.outcome
+    assert isinstance(found[1], InputError)
+    assert found[2] == b"x"
+    assert [type(found[item]) for item in (3, 4)] == [RateLimited, RateLimited]

@@ -223,6 +223,20 @@ async def test_a_leader_that_does_not_finish_wakes_who_waits(server, end):
         assert leader.cancelled() or str(leader.exception()) == "broken"
 
 
+async def test_whoever_leaves_while_it_asks_leads_nobody(server):
+    lead = f"phosphene:lead:1:{{{key().text()}}}"
+    async with replica(server.url) as (ours, our_store, _):
+        leader = asyncio.create_task(ours.fetch(key(), never))
+        # The loop stands still while the server is looked at: it has the question, and nobody has heard the answer.
+        while server.run("LLEN", lead) != 1:
+            await asyncio.sleep(0)
+        leader.cancel()
+        await asyncio.wait([leader])
+        await asyncio.sleep(0)
+        await our_store.written()
+        assert server.run("EXISTS", lead) == 0
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_two_replicas_with_failing_and_leaving_leaders_give_everybody_the_right_value(server, seed):
     """The same few cold keys from everywhere, while callers leave and computations fail."""

@@ -325,3 +325,25 @@ async def test_no_more_connections_are_held_than_there_may_be(metrics):
             while not (answer := await scraped(server.address)):
                 await asyncio.sleep(0.01)
         assert b"phosphene_requests_received_total" in answer
+
+
+async def test_a_connection_that_sends_a_byte_now_and_then_is_not_held_for_ever(metrics):
+    async def drip(writer):
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+
+    async with MetricsServer(metrics, ANY_PORT, connection_limit=1, connection_limit_s=0.2) as server:
+        _, writer = await asyncio.open_connection(server.address.host, server.address.port)
+        dripping = asyncio.create_task(drip(writer))
+        try:
+            async with asyncio.timeout(30):
+                while not (answer := await scraped(server.address)):
+                    await asyncio.sleep(0.05)
+        finally:
+            dripping.cancel()
+            await asyncio.gather(dripping, return_exceptions=True)
+            await closed(writer)
+        assert b"phosphene_requests_received_total" in answer
