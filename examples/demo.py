@@ -145,10 +145,14 @@ def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
         CorpusError: nothing there, fewer than two images, or not plain files.
     """
     corpus = open_corpus(images)
-    if len(corpus) < 2 or any(corpus.rows.span(row) is not None for row in range(len(corpus))):
+    locked = corpus.unlistable_folders
+    in_tars = any(corpus.rows.span(row) is not None for row in range(len(corpus)))
+    if len(corpus) - len(locked) < 2 or in_tars or "://" in images:
         raise CorpusError(
             f"the demo needs a folder or a CSV list of at least 2 image files; {corpus.source} is not that"
         )
+    if locked:
+        console.print(f"left out, for they cannot be listed: {', '.join(locked)}", markup=False)
     held_out, data = _readable(corpus)
     root = Path(images) if Path(images).is_dir() else Path(images).parent
     listing, query = folder / "corpus.csv", folder / "query" / Path(held_out.uri).name
@@ -158,7 +162,7 @@ def hold_one_out(images: str, folder: Path) -> tuple[str, Path]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "label", "caption"))
         for row in corpus.rows:
-            if row.row != held_out.row:
+            if row.row != held_out.row and row.uri not in locked:
                 writer.writerow((os.path.relpath(root / row.uri, folder), row.label or "", row.caption or ""))
     return str(listing), query
 

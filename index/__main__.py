@@ -30,6 +30,7 @@ from rich.console import Console
 
 from index.arguments import index_parser
 from index.job_command import run_job
+from index.options import refuse_half_characters
 from phosphene.errors import PhospheneError, SettingError
 from phosphene.freed_memory import keep_freed_memory
 from phosphene.open_files import allow_open_files
@@ -42,11 +43,13 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 refused, 130 stopped by the user."""
-    options = index_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = index_parser().parse_args(given)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # Bars and names need letters that the locale may not have.
     allow_open_files()
     try:
+        refuse_half_characters(given)
         match options.command:
             case "build" | "append" | "compact" | "plan" | "run-shards" | "finish":
                 _answer(run_job(options))
@@ -275,6 +278,7 @@ def _name(options: argparse.Namespace) -> None:
 
 def _activate(options: argparse.Namespace) -> None:
     from index.flags import check_flags_stay
+    from index.loose_files import refuse_within_artefact
     from index.members import check_members_fit
     from index.take_down import check_nothing_comes_back
     from phosphene.current import hold_current, save_current
@@ -282,6 +286,7 @@ def _activate(options: argparse.Namespace) -> None:
     indexes, tombstones = _named_folders(options.index), _named_folders(options.tombstones)
     flags = _named_folders(options.flags)
     bundles, names = _named_folders(options.bundle), _named_folders(options.names)
+    refuse_within_artefact(options.current, what="file of the generation")
     check_members_fit(bundles, indexes, {"flags": flags, "names": names})
     with hold_current(options.current):
         if not options.put_back:

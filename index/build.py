@@ -151,6 +151,9 @@ def open_sources(job: BuildJob, progress: Progress) -> Sources:
     Raises:
         As `build_index`.
     """
+    _refuse_place(job.out)
+    if not (job.out / MANIFEST_NAME).exists():  # A finished index asks for no device.
+        open_device(job.device)
     if isinstance(job.engine, RayEngine):
         require_ray()
     if job.earlier is not None:
@@ -175,6 +178,8 @@ def _report_unlistable(corpus: Corpus, max_bad_ratio: float, progress: Progress)
         return
     shown = ", ".join(map(repr, folders[:_SHOWN])) + (f" and {len(folders) - _SHOWN} more" if folders[_SHOWN:] else "")
     found = f"{len(folders)} folders of the corpus cannot be listed: {shown}"
+    if len(folders) == len(corpus):
+        raise CorpusError(f"{found}; there is no image beside them: make them readable, or name another source")
     if max_bad_ratio == 0:
         raise CorpusError(
             f"{found}; with --max-bad-ratio 0 nothing may be missing: make them readable, or allow more than 0"
@@ -302,8 +307,7 @@ def find_finished(out: Path, plan: Plan, skipped_counts: Mapping[str, int]) -> B
         ArtefactError: another index lies there, or a damaged one.
         SettingError: something else lies there.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).exists()):
-        raise SettingError(f"{out} exists and is no index; choose another --out, or remove it first")
+    _refuse_place(out)
     manifest = find_artefact(out, kind="index")
     if manifest is None:
         return None
@@ -322,3 +326,12 @@ def find_finished(out: Path, plan: Plan, skipped_counts: Mapping[str, int]) -> B
         skipped_counts=skipped_counts,
         unlisted_folder_count=len(unlisted_folders(out)),
     )
+
+
+def _refuse_place(out: Path) -> None:
+    """Refuse where no index can be made; says nothing of an artefact that lies there."""
+    if (out / MANIFEST_NAME).exists():
+        return
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise SettingError(f"{out} exists and is no index; choose another --out, or remove it first")
+    find_artefact(out, kind="index")

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from index.arrays import map_array
 from index.image_table import ImageTable
+from index.members import successors
 from index.names import open_names
 from index.neuron_table import NeuronTable
 from index.plan import stored_shards
@@ -171,7 +172,7 @@ def check_flags_stay(current: Path, indexes: Mapping[str, Path], flags: Mapping[
     except ArtefactError as error:
         raise SettingError(f"what is hidden now cannot be told: {error}; or say --put-back where nothing is") from error
     for member in (*before.flags, *before.left_flags):
-        for name in before.successors(member.name, indexes):
+        for name in successors(before, member.name, indexes):
             if name not in flags:
                 raise SettingError(
                     f"index {member.name!r} has flags, and index {name!r} would have none: name some (--flags "

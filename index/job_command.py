@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from index.options import new_folder
+from index.options import new_folder, refuse_half_characters
 from phosphene.errors import SettingError
 
 if TYPE_CHECKING:
@@ -56,15 +56,20 @@ def run_job(options: argparse.Namespace) -> dict[str, object]:
     # Torch takes seconds to load; `--help` and a wrong option do without.
     from index.build import BuildResult, build_index
     from index.compact import CompactJob, compact_index
+    from index.loose_files import refuse_within_artefact
     from index.metrics import MetricsFile
     from index.outcome import describe_outcome, outcome_figures
     from index.parts import Part, finish_parts, plan_parts, run_part
     from index.progress import open_progress
     from index.stages import MeasuredProgress
 
+    refuse_half_characters([str(options.out.absolute())])
     part = Part.parse(options.part) if options.command == "run-shards" else None
     job = None if options.command == "compact" else _job(options)
-    metrics = None if options.metrics_file is None else MetricsFile(options.metrics_file, options.out.name)
+    metrics = None
+    if options.metrics_file is not None:
+        refuse_within_artefact(options.metrics_file, what="metrics file", growing=[options.out])
+        metrics = MetricsFile(options.metrics_file, options.out.name)
     console = Console(stderr=True)
     result: BuildResult | None = None
     record: dict[str, object] = {}

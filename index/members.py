@@ -1,4 +1,4 @@
-"""Whether the artefacts of a generation belong together, by their manifests; a service would refuse others."""
+"""Which artefacts of a generation belong together, and which follow those of the one before: by their manifests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from phosphene.bundle import bundle_code_id
+from phosphene.current import Current
 from phosphene.errors import ArtefactMismatch
 from phosphene.manifest import Manifest, read_manifest
 
-__all__ = ["check_members_fit"]
+__all__ = ["check_members_fit", "successors"]
 
 
 def check_members_fit(
@@ -42,6 +43,28 @@ def check_members_fit(
                     f"the {kind} {str(folder)!r} were made for the code_id {made_for}, and index {name!r} has "
                     f"{built[name]}: make them again for this index"
                 )
+
+
+def successors(before: Current, name: str, indexes: Mapping[str, Path]) -> list[str]:
+    """Return the names under which a generation may show the images of an index of the one before.
+
+    Args:
+        before: the generation before.
+        name: of its index.
+        indexes: name to folder, of the generation to be.
+
+    Returns:
+        Those of `Current.successors`, and the one that the index has moved to, though another index bore it.
+
+    Raises:
+        ArtefactError: a manifest is missing or damaged.
+    """
+    found = before.successors(name, indexes)
+    ids = {member.name: member.id for member in before.indexes}
+    if name not in ids or (name in indexes and _manifest(indexes[name], "index").id == ids[name]):
+        return found
+    others = [other for other in indexes if other not in found and ids.get(other) != ids[name]]
+    return found + [other for other in others if _manifest(indexes[other], "index").id == ids[name]]
 
 
 def _manifest(folder: Path, kind: str) -> Manifest:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from index.image_table import ImageTable
+from index.members import successors
 from index.plan import stored_shards
 from index.shards import open_shards
 from index.tombstones import Tombstones, open_tombstones, save_tombstones
@@ -99,7 +100,7 @@ def take_down(job: TakeDownJob) -> TakeDownResult:
     images = ImageTable(job.index, shards)
     reasons = _resolved(job, images)
     if base is not None:
-        reasons = {**base.reasons, **{digest: reason or base.reasons.get(digest) for digest, reason in reasons.items()}}
+        reasons = _by_name((*base.reasons.items(), *reasons.items()))
     inputs = {"index": manifest.id} | ({} if base is None else {"tombstones": base.id})
     tombstones, was_finished = save_tombstones(job.out, reasons, inputs=inputs)
     row_count = len(images.rows_with(tombstones.reasons.keys()))
@@ -108,8 +109,8 @@ def take_down(job: TakeDownJob) -> TakeDownResult:
 
 def _resolved(job: TakeDownJob, images: ImageTable) -> dict[str, str | None]:
     """Return the digests that are asked for, with reasons; one pass over the image table, a shard in memory."""
-    digests = {each.what.lower(): each.reason for each in job.requests if each.is_digest}
-    uris = {each.what: each.reason for each in job.requests if not each.is_digest}
+    digests = _by_name((each.what.lower(), each.reason) for each in job.requests if each.is_digest)
+    uris = _by_name((each.what, each.reason) for each in job.requests if not each.is_digest)
     found: dict[str, str | None] = {}
     seen: set[str] = set()
     unreadable: set[str] = set()
@@ -118,7 +119,7 @@ def _resolved(job: TakeDownJob, images: ImageTable) -> dict[str, str | None]:
             if uri in uris:
                 seen.add(uri)
                 if digest:
-                    found[digest] = uris[uri]
+                    found[digest] = uris[uri] or found.get(digest)
                 else:
                     unreadable.add(uri)
             if digest in digests:
@@ -131,7 +132,15 @@ def _resolved(job: TakeDownJob, images: ImageTable) -> dict[str, str | None]:
         faults.append(f"the bytes of {sorted(unreadable)} could not be read, so no answer holds them: leave them out")
     if faults:
         raise NotFound("; ".join(faults) + " (nothing was taken down)")
-    return found | digests
+    return _by_name((*found.items(), *digests.items()))
+
+
+def _by_name(named: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
+    """Return each name's last reason; who names an image again, and gives none, takes none back."""
+    reasons: dict[str, str | None] = {}
+    for what, reason in named:
+        reasons[what] = reason or reasons.get(what)
+    return reasons
 
 
 def check_nothing_comes_back(current: Path, indexes: Mapping[str, Path], tombstones: Mapping[str, Path]) -> None:
@@ -169,7 +178,7 @@ def _successions(current: Path, indexes: Mapping[str, Path]) -> list[tuple[Membe
     except ArtefactError as error:
         raise SettingError(f"what is down now cannot be told: {error}; or say --put-back where nothing is") from error
     remembered = (*before.tombstones, *before.left_tombstones)
-    return [(member, name) for member in remembered for name in before.successors(member.name, indexes)]
+    return [(member, name) for member in remembered for name in successors(before, member.name, indexes)]
 
 
 def _down(current: Path, member: Member) -> Mapping[str, str | None]:

@@ -15,6 +15,8 @@ RUNBOOK = ROOT / "docs" / "operations.md"
 _VARIABLES = {"$__rate_interval": "1m", "$__interval": "1m", "$job": ".*", "$instance": ".*"}
 _SELECTOR = re.compile(r"\b(phosphene_[a-z0-9_]+)(?:\{([^}]*)\})?")
 _RECORDED = re.compile(r"\bphosphene:[a-z0-9_:]+")
+_RANGE = re.compile(r"\[(\d+)([smhd])[\]:]")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MATCHER = re.compile(r'(\w+)\s*(=~|=|!=|!~)\s*"([^"]*)"')
 
 
@@ -92,6 +94,11 @@ def matchers(expression):
         for label, operator, value in _MATCHER.findall(inside)
         if label not in ("job", "instance", "namespace")
     ]
+
+
+def longest_range_s(expression):
+    """How far an expression looks back, in seconds; 0: not at all."""
+    return max((int(number) * _UNIT_S[unit] for number, unit in _RANGE.findall(expression)), default=0)
 
 
 def _filled(expression):

@@ -10,6 +10,7 @@ import yaml
 
 from service.settings import read_settings
 from tests.deploy.memory import MIB, need_bytes
+from tests.deploy.queries import DASHBOARDS, longest_range_s, panel_queries, rule_queries
 
 FILES = ["compose.yaml", "compose.gpu.yaml"]
 BASE_BYTES = {"cpu": 2560 * MIB, "cuda": 4096 * MIB}
@@ -100,6 +101,15 @@ def test_prometheus_reads_its_configuration_and_scrapes_the_service(root, compos
     assert [target for group in targets for target in group["targets"]] == [
         f"service:{settings.network.metrics_listen.port}"
     ]
+
+
+def test_prometheus_keeps_what_dashboards_and_rules_look_back_on(composition):
+    command = composition["services"]["prometheus"]["command"]
+    (kept,) = [word.partition("=")[2] for word in command if word.startswith("--storage.tsdb.retention.time=")]
+    queries = [*rule_queries(), *(query for path in DASHBOARDS for query in panel_queries(path))]
+    wanted_s = max(longest_range_s(query.expression) for query in queries)
+    assert wanted_s == 30 * 86400
+    assert longest_range_s(f"[{kept}]") >= wanted_s
 
 
 def test_grafana_finds_the_dashboards_and_prometheus(root, composition):

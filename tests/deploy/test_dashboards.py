@@ -63,6 +63,14 @@ def test_every_panel_says_what_it_shows(path):
     assert len({panel["title"] for panel in shown}) == len(shown)
 
 
+def test_the_batch_limit_is_that_of_the_replica_that_ran_out_of_memory():
+    """The runbook of PhospheneOutOfMemory sends there for the limit to set; other replicas have not halved theirs."""
+    asked = [query.expression for path in DASHBOARDS for query in panel_queries(path)]
+    assert [query for query in asked if "batch_limit" in query] == [
+        'min(phosphene_batch_limit_items{job=~".*", instance=~".*"} > 0)'
+    ]
+
+
 @each_dashboard
 def test_panels_fill_the_grid_without_overlap(path):
     places = dashboard(path)["panels"]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -39,6 +40,30 @@ def test_a_list_of_photos_keeps_its_captions(tmp_path: Path) -> None:
     with Path(listing).open(newline="", encoding="utf-8") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     assert captions == ["a photo, number 0", "a photo, number 2"]
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, scandir = tmp_path / "photos", os.scandir
+    (photos / "locked").mkdir(parents=True)
+    for place, data in enumerate(list(CORPUS.values())[:3]):
+        (photos / f"{place}.png").write_bytes(data)
+
+    def scan(path: str | Path | int) -> object:
+        if str(path) == str(photos / "locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    listing, query = hold_one_out(str(photos), tmp_path / "demo")
+    named = [row.uri.rsplit("/")[-1] for row in open_corpus(listing).rows]
+    assert sorted([*named, query.name]) == ["0.png", "1.png", "2.png"]
+
+
+def test_a_url_is_refused_in_words(tmp_path: Path) -> None:
+    for place, data in enumerate(list(CORPUS.values())[:3]):
+        (tmp_path / f"{place}.png").write_bytes(data)
+    with pytest.raises(CorpusError, match="at least 2 image files"):
+        hold_one_out(f"file://{tmp_path}", tmp_path / "demo")
 
 
 def test_tars_are_refused_in_words(tmp_path: Path) -> None:

@@ -174,3 +174,17 @@ def test_the_command_flags_and_activates(
     assert main([*base, "--put-back"]) == 0
     assert load_current(current).flags == ()
     assert main(["verify", str(out)]) == 0
+
+
+def test_flags_follow_an_index_that_takes_the_name_of_another(
+    built: Path, bundle: Path, flags: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, command = tmp_path / "other", ["activate", str(tmp_path / "CURRENT"), "--bundle", f"b={bundle}"]
+    assert main(["compact", str(built), "--out", str(other)]) == 0
+    both = ["--index", f"photos={built}", "--index", f"scenes={other}", "--flags", f"photos={flags}"]
+    assert main([*command, *both]) == 0
+    capsys.readouterr()
+    swapped = ["--index", f"photos={other}", "--index", f"scenes={built}", "--flags", f"photos={flags}"]
+    assert main([*command, *swapped]) == 2
+    assert "index 'photos' has flags, and index 'scenes' would have none" in capsys.readouterr().err
+    assert main([*command, *swapped, "--flags", f"scenes={flags}"]) == 0

@@ -159,6 +159,18 @@ def test_such_a_folder_is_no_bad_image_and_refused_where_nothing_may_be_missing(
     assert any(each.startswith("quarantined 2 of 20 images: 00.png: ") for each in notes.sentences)
 
 
+def test_a_corpus_of_nothing_but_such_folders_is_refused_before_any_work(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos_and_a_locked_folder(tmp_path, monkeypatch)
+    for image in folder.glob("*.png"):
+        image.unlink()
+    job = BuildJob(corpus=str(folder), bundle=bundle, out=tmp_path / "index", config=SMALL)
+    with pytest.raises(CorpusError, match="'locked/'; there is no image beside them: make them readable"):
+        build_index(job, Notes())
+    assert {path.name for path in tmp_path.iterdir()} == {"photos"}
+
+
 def test_members_of_tars_and_rows_of_lists_are_counted_too(bundle: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     pictures = {f"{row:02d}.png": draw("red", "circle", generator) for row in range(18)}

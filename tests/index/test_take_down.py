@@ -152,6 +152,16 @@ def test_images_are_named_by_uri_or_in_a_list_and_added_to(
     assert "holds other tombstones" in capsys.readouterr().err
 
 
+def test_an_image_that_is_named_again_keeps_its_reason(built: Path, whole: IndexReader, tmp_path: Path) -> None:
+    """By its name and by its digest, twice in a list, or by the names of two rows with the same bytes."""
+    digests = {row: whole.image(row).sha256 for row in (1, 2, 6)}
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"0001.png\tno consent\n{digests[1]}\n0002.png\tlaw\n0002.png\n0006.png\tlaw\n0007.png\n")
+    assert main(["take-down", str(built), "--out", str(tmp_path / "down"), "--list", str(listed)]) == 0
+    due = {digests[1]: "no consent", digests[2]: "law", digests[6]: "law"}
+    assert open_tombstones(tmp_path / "down").reasons == due
+
+
 def test_names_in_a_list_are_taken_as_they_are(tmp_path: Path) -> None:
     """Of two images whose names differ in a space, the one that is named goes down."""
     listed = tmp_path / "list.txt"
@@ -222,6 +232,24 @@ def test_what_is_down_does_not_come_back_unasked(
     assert main([*command, "--index", f"renamed={built}", "--tombstones", f"photos={down}"]) == 0
     assert main([*command, "--put-back"]) == 0
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_what_is_down_does_not_come_back_under_the_name_of_another_index(
+    built: Path, bundle: Path, down: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stays: bool
+) -> None:
+    """Two indexes change names, or one takes that of the other, which had nothing that was down."""
+    less, current = tmp_path / "less", tmp_path / "CURRENT"
+    assert main(["compact", str(built), "--tombstones", str(down), "--out", str(less)]) == 0
+    command = ["activate", str(current), "--bundle", f"b={bundle}"]
+    both = ["--index", f"photos={built}", "--index", f"scenes={less}", "--tombstones", f"photos={down}"]
+    assert main([*command, *both]) == 0
+    kept = ["--index", f"photos={less}", "--tombstones", f"photos={down}"] if stays else []
+    moved = [*command, "--index", f"scenes={built}", *kept]
+    capsys.readouterr()
+    assert main(moved) == 2
+    assert "of index 'scenes' that are down now would be shown again" in capsys.readouterr().err
+    assert main([*moved, "--tombstones", f"scenes={down}"]) == 0
 
 
 def test_what_is_down_does_not_come_back_in_two_steps(
