@@ -79,8 +79,10 @@ def _lacks(
     close = (codes.values - counterparts).abs() <= tolerance
     lowest = torch.where(active, codes.values, torch.inf).amin(dim=-1, keepdim=True)
     match selection:
-        case TopK():
-            edge = lowest.expand_as(codes.values)
+        case TopK(k=k):
+            # Where fewer than k are active nothing was cut: a neuron comes or goes at 0 alone.
+            is_full = active.sum(dim=-1, keepdim=True) >= k
+            edge = torch.where(is_full, lowest, 0).expand_as(codes.values)
         case JumpReLU(threshold=threshold):
             is_cut = (codes.cut_counts > 0)[..., None]
             edge = torch.where(is_cut, lowest, threshold.clamp_min(0)[codes.neuron_ids])

@@ -108,10 +108,11 @@ def save_bundle(
             f"the SAE reads residuals of width {sae.width}; {site} of {encoder.spec.model!r} gives"
             f" {encoder.site_width(site)}: train an SAE at this site"
         )
-    local = Path(encoder_source).is_dir()
+    source = Path(encoder_source).expanduser()  # As `load_encoder` reads it.
+    local = source.is_dir()
 
     def write(partial: Path) -> None:
-        _write_encoder(partial / "encoder", Path(encoder_source) if local else None, encoder.spec)
+        _write_encoder(partial / "encoder", source if local else None, encoder.spec)
         (partial / "sae").mkdir()
         save_sae(partial / "sae", sae, metadata={"site": site.to_config(), "encoder": encoder.spec.to_config()})
         if vocabulary is not None:

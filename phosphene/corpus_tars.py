@@ -175,7 +175,7 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> str:
     stream = tar.extractfile(member)
     assert stream is not None, "a regular file always opens"
     try:
-        return stream.read().decode().strip()
+        return stream.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise CorpusError(f"{member.name!r} in tar {name!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
 

@@ -219,7 +219,7 @@ def read_current(path: Path) -> Current:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
         raise ArtefactMissing(f"no file {str(path)!r}; name a generation with `python -m index activate`") from cause
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise ArtefactDamaged(
             f"{str(path)!r} cannot be read ({cause}); write it with `python -m index activate`"
         ) from cause

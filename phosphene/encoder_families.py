@@ -202,7 +202,7 @@ _BASE_ARCHITECTURES = {
 
 def _architecture(config: dict[str, Any], name: str) -> str:
     model_type = config.get("model_type")
-    if model_type not in _BASE_ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in _BASE_ARCHITECTURES:
         raise EncoderUnsupported(
             f"{name} has the model_type {model_type!r}, which is not read; read are {', '.join(_BASE_ARCHITECTURES)}"
         )

@@ -214,7 +214,7 @@ def _shard_files(folder: Path) -> list[Path]:
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactDamaged(f"{path} cannot be read as JSON ({type(error).__name__}); restore the file") from error
     if not isinstance(value, dict):
         raise ArtefactDamaged(f"{path} holds a JSON {type(value).__name__}, not an object; restore the file")

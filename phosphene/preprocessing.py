@@ -6,6 +6,7 @@ processor, old files with whole numbers for sizes, and the flags that switch a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -138,20 +139,23 @@ class Preprocessing:
         Raises:
             SettingError: an unknown processor, a key that changes pixels in a way not known here, or no fixed size.
         """
-        given = dict(config.get("image_processor", config))
+        given = config.get("image_processor", config)
+        if not isinstance(given, Mapping):
+            raise SettingError(f"image_processor is {given!r}; it holds the settings of one, as an object")
         settings = _PROCESSOR_DEFAULTS[_processor_name(given, model_type)] | {
             key: value for key, value in given.items() if value is not None
         }
         _refuse_unknown_settings(settings)
+        _refuse_unclear_flags(settings)
         resample = settings["resample"]
-        if settings["do_resize"] and resample not in _RESAMPLE_NAMES:
+        if settings["do_resize"] and (not isinstance(resample, int) or resample not in _RESAMPLE_NAMES):
             raise SettingError(f"resample is {resample!r}; Pillow's filters are {_RESAMPLE_NAMES}", field="resample")
         is_normalised = bool(settings["do_normalize"])
         preprocessing = cls(
             resize=_resize_of(settings) if settings["do_resize"] else None,
             resample=_RESAMPLE_NAMES[resample] if settings["do_resize"] else "bicubic",
             crop=_exact_size(settings.get("crop_size"), "crop_size") if settings["do_center_crop"] else None,
-            rescale_factor=float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0,
+            rescale_factor=_factor(settings["rescale_factor"]) if settings["do_rescale"] else 1.0,
             mean=_per_channel(settings["image_mean"] if is_normalised else 0.0, "image_mean"),
             std=_per_channel(settings["image_std"] if is_normalised else 1.0, "image_std"),
         )
@@ -211,6 +215,13 @@ def _refuse_unknown_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
+def _refuse_unclear_flags(settings: Mapping[str, Any]) -> None:
+    """Refuse what is neither true nor false, such as the text "false", which Python takes for true."""
+    for key, value in settings.items():
+        if key.startswith("do_") and value not in (True, False):
+            raise SettingError(f"{key} is {value!r}; it must be true or false", field=key)
+
+
 def _resize_of(settings: Mapping[str, Any]) -> ShortestEdge | ExactSize:
     size = settings["size"]
     if isinstance(size, int) and not settings["default_to_square"]:
@@ -241,7 +252,19 @@ def _positive(value: Any, field: str) -> int:
 
 
 def _per_channel(value: Any, field: str) -> tuple[float, float, float]:
-    values = [value] * 3 if isinstance(value, int | float) else list(value)
-    if len(values) != 3 or (field == "image_std" and 0 in values):
+    values = value if isinstance(value, list | tuple) else [value] * 3
+    if len(values) != 3 or not all(map(_is_number, values)) or (field == "image_std" and 0 in values):
         raise SettingError(f"{field} is {value!r}; it is one number per channel (3), none of them 0 in image_std")
     return float(values[0]), float(values[1]), float(values[2])
+
+
+def _factor(value: Any) -> float:
+    if not _is_number(value) or value == 0:
+        raise SettingError(
+            f"rescale_factor is {value!r}; it is a number other than 0, 1/255 as a rule", field="rescale_factor"
+        )
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

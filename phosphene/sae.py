@@ -178,6 +178,9 @@ def save_sae(folder: Path, sae: SparseAutoencoder, *, metadata: dict[str, Any]) 
         folder: where; the caller publishes it atomically (see `phosphene.manifest`).
         sae: what.
         metadata: free JSON about the training; nothing that decides codes.
+
+    Raises:
+        OSError: no room or no access.
     """
     tensors: dict[str, Tensor] = {
         "W_enc": sae.encoder_weight,
@@ -189,10 +192,13 @@ def save_sae(folder: Path, sae: SparseAutoencoder, *, metadata: dict[str, Any]) 
         tensors["threshold"] = sae.threshold
     config = sae_config(sae) | {"device": "cpu", "metadata": _LAYOUT | metadata}
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(
-        {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
-        folder / WEIGHTS_NAME,
-    )
+    try:
+        save_file(
+            {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()},
+            folder / WEIGHTS_NAME,
+        )
+    except SafetensorError as cause:  # That is how it reports a full disk.
+        raise OSError(f"{WEIGHTS_NAME} in {str(folder)!r} cannot be written: {cause}") from cause
     # safetensors keeps its files from everybody but their writer; a service runs as somebody else.
     (folder / WEIGHTS_NAME).chmod((folder / CONFIG_NAME).stat().st_mode)
 
@@ -217,7 +223,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         weights = {name: value.float() for name, value in load_file(folder / WEIGHTS_NAME).items()}
-    except (ValueError, SafetensorError) as cause:
+    except (ValueError, RecursionError, SafetensorError) as cause:
         raise ArtefactDamaged(f"the SAE in {folder.name!r} does not parse: {cause}; copy it again") from cause
     if not isinstance(config, dict):
         raise ArtefactDamaged(f"{CONFIG_NAME} of the SAE in {folder.name!r} is not a JSON object; copy it again")

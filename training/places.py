@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from phosphene.errors import ArtefactMismatch, SettingError
-from phosphene.manifest import MANIFEST_NAME, Kind, find_artefact
+from phosphene.manifest import MANIFEST_NAME, Kind, find_artefact, partial_path
 
 FreeBytes = Callable[[Path], int]
 """Bytes that the file system of an existing folder has left."""
@@ -50,6 +50,26 @@ def refuse_taken(path: Path, kind: Kind) -> None:
         find_artefact(path, kind=kind)
     elif not (path / MANIFEST_NAME).is_file():
         raise ArtefactMismatch(f"{str(path)!r} exists and is no {kind}: choose another --out, or remove it")
+
+
+def refuse_within(path: Path, option: str, out: Path) -> None:
+    """Refuse a place in a folder that is made whole at the end, where whatever lies there stands in its way.
+
+    Args:
+        path: what is to be written meanwhile.
+        option: as it stands on the command line, for the message.
+        out: where the bundle goes.
+
+    Raises:
+        SettingError: the place is that folder or lies in it, or where it grows.
+    """
+    place = Path(os.path.realpath(path))
+    if any(place.is_relative_to(os.path.realpath(folder)) for folder in (out, partial_path(out))):
+        raise SettingError(
+            f"{option} would write to {str(path)!r}, in --out {str(out)!r}, which the bundle alone fills: choose a "
+            "place beside it",
+            field=option.removeprefix("--"),
+        )
 
 
 def refuse_unwritable(path: Path, option: str, *, is_file: bool = False) -> None:

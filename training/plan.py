@@ -6,7 +6,8 @@ Everything that can be refused is refused here, before any work: options, places
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,15 @@ from training.execution import Execution, check_bfloat16
 from training.harvest import HarvestPlan
 from training.harvest_settings import HarvestSettings
 from training.initial import Initial, read_initial
-from training.places import FreeBytes, bytes_below, refuse_nameless, refuse_taken, refuse_too_full, refuse_unwritable
+from training.places import (
+    FreeBytes,
+    bytes_below,
+    refuse_nameless,
+    refuse_taken,
+    refuse_too_full,
+    refuse_unwritable,
+    refuse_within,
+)
 from training.progress import Progress, SilentProgress
 from training.reading import ReadingSettings
 from training.reports import RunReports, check_reports
@@ -110,7 +119,7 @@ class FitPlan:
     @property
     def name(self) -> str:
         """A name for people."""
-        return self.request.name or self.request.out.name
+        return _name_of(self.request)
 
     @property
     def limits(self) -> CodeLimits:
@@ -179,6 +188,7 @@ def plan_fits(
     for request in requests:
         refuse_nameless(request.out)
         refuse_taken(request.out, "bundle")
+        _refuse_half_characters(request)
     _refuse_unlike(requests)
     for request in requests:
         request.sae.check()
@@ -242,6 +252,20 @@ def plan_fits(
     return [dataclasses.replace(draft, harvest=dataclasses.replace(draft.harvest, digests=digests)) for draft in drafts]
 
 
+def _name_of(request: FitRequest) -> str:
+    return request.name or request.out.name
+
+
+def _refuse_half_characters(request: FitRequest) -> None:
+    # What Python makes of bytes that are not UTF-8: no digest can be made of it, and no JSON.
+    place = os.path.relpath(request.out.absolute(), work_of(request).absolute())
+    for option, text in (("--name", request.name or ""), ("--out", place)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise SettingError(f"{option} is {text!a}, which is not UTF-8: give another name") from None
+
+
 def _refuse_unlike(requests: Sequence[FitRequest]) -> None:
     first = requests[0]
     due = _shared_config(first)
@@ -286,6 +310,19 @@ def _refuse_places(requests: Sequence[FitRequest]) -> None:
         refuse_unwritable(work, "--work")
         if not work.exists():
             refuse_taken(work, "activations")  # They will lie in it.
+        for option, place in _written_meanwhile(request):
+            refuse_within(place, option, request.out)
+
+
+def _written_meanwhile(request: FitRequest) -> Iterator[tuple[str, Path]]:
+    reports = request.reports
+    yield "--work", work_of(request)
+    if reports.journal is not None:
+        yield "--journal", reports.journal
+    if reports.tensorboard is not None:
+        yield "--tensorboard", reports.tensorboard / _name_of(request)
+    if reports.metrics_file is not None:
+        yield "--metrics-file", reports.metrics_file
 
 
 def _resolve_sae(request: FitRequest, encoder: Encoder, initial: Initial | None) -> SaeSettings:

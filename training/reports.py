@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,9 +41,19 @@ def check_reports(all_reports: Sequence[RunReports]) -> None:
         if count > 1:
             raise SettingError(f"--journal {str(path)!r} is given to {count} runs; give each its own, or leave it out")
     for reports in all_reports:
+        if reports.journal is not None and reports.metrics_file is not None:
+            _refuse_one_file(reports.journal, reports.metrics_file)
         if reports.journal is not None:
             refuse_unwritable(reports.journal, "--journal", is_file=True)
         if reports.tensorboard is not None:
             refuse_unwritable(reports.tensorboard, "--tensorboard")
         if reports.metrics_file is not None:
             refuse_unwritable(reports.metrics_file, "--metrics-file", is_file=True)
+
+
+def _refuse_one_file(journal: Path, metrics_file: Path) -> None:
+    if os.path.realpath(journal) == os.path.realpath(metrics_file):
+        raise SettingError(
+            f"--journal and --metrics-file are one file, {str(journal)!r}, where one would replace the other: name two",
+            field="journal",
+        )

@@ -21,6 +21,7 @@ from training.journal import JournalLine
 from training.learner import Learner, StepReport, learning_rate_at
 from training.memory import RowBlocks, step_in_blocks
 from training.progress import Progress
+from training.ranks import ALONE, Ranks
 from training.settings import TrainingSettings
 
 LOOK_EVERY_STEPS = 10
@@ -71,6 +72,7 @@ class Run:
         curve: Curve | None,
         progress: Progress,
         penalty: float | None = None,
+        ranks: Ranks = ALONE,
         clock_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Go on with a learner.
@@ -85,6 +87,7 @@ class Run:
             curve: where to write lines; None where another process writes curve and checkpoints.
             progress: where to report what happens once.
             penalty: weight of what keeps activations few; None where the rule fixes their number.
+            ranks: who else learns from a part of each batch, equally large.
             clock_s: monotonic seconds.
         """
         self.learner = learner
@@ -96,6 +99,7 @@ class Run:
         self._curve = curve
         self._progress = progress
         self._penalty = penalty
+        self._ranks = ranks
         self._clock_s = clock_s
         self._blocks = RowBlocks(settings.batch_rows)
         self._threshold_ema = None if checkpoint is None else checkpoint.averages.get("threshold")
@@ -118,7 +122,7 @@ class Run:
         return self._skipped_count
 
     def step(self, inputs: Float[Tensor, "rows d"]) -> None:
-        """Advance by one batch; write a line and a checkpoint where they are due.
+        """Advance by one batch, or this process's part of it; write a line and a checkpoint where they are due.
 
         Raises:
             Diverged: too many steps in a row could not be done, or a loss is not finite.
@@ -128,8 +132,9 @@ class Run:
         report = step_in_blocks(self.learner, inputs, self._blocks)
         if self._blocks.halved_count > halved_count:
             self._progress.event("out of memory", rows_at_once=self._blocks.limit, batch_rows=len(inputs))
-        self._sample_count += len(inputs)
-        self._unrated_samples += len(inputs)
+        sample_count = len(inputs) * self._ranks.count
+        self._sample_count += sample_count
+        self._unrated_samples += sample_count
         self._unread.append(report)
         step = self.learner.step_count
         if step % LOOK_EVERY_STEPS == 0 or self.is_over:

@@ -11,11 +11,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import assert_never
 
 from phosphene.bundle import Bundle
 from phosphene.encoder import Site, load_encoder
-from phosphene.errors import DeviceOutOfMemory, PhospheneError
+from phosphene.errors import DeviceOutOfMemory, PhospheneError, SettingError
 from training.fit import FitRefused, FitResult, fit_many
 from training.harvest import EncoderOutOfMemory
 from training.plan import FitRequest
@@ -77,6 +78,7 @@ def run_sweep(
     runs = plan_runs(request)
     request.harvest.check()
     request.execution.check()
+    _refuse_picture_in_corpus(request)
     _refuse_impossible(request, runs)
     outcomes: dict[str, Outcome] = {}
     for index, group in enumerate(_passes(runs, request.runs_at_once)):
@@ -94,6 +96,17 @@ def _refuse_impossible(request: SweepRequest, runs: Sequence[Run]) -> None:
     encoder = load_encoder(request.sources.encoder, revision=request.sources.revision)
     for run in runs:
         run.request.sae.resolve(encoder.site_width(run.request.site))
+
+
+def _refuse_picture_in_corpus(request: SweepRequest) -> None:
+    # Every pass lists the corpus anew, and would find the picture that the one before it drew.
+    corpus = Path(request.sources.corpus.removeprefix("file://")).expanduser().resolve()
+    if corpus.is_dir() and request.out.resolve().is_relative_to(corpus):
+        raise SettingError(
+            f"--out {str(request.out)!r} lies in the corpus {corpus.name!r}, one of whose images the picture of the "
+            "sweep would become: choose a folder outside it",
+            field="out",
+        )
 
 
 def _passes(runs: Sequence[Run], runs_at_once: int) -> Iterator[Sequence[Run]]:

@@ -66,6 +66,8 @@ class SweepRequest:
     """Folder of the table, the plot and the bundles."""
     reports: RunReports = RunReports()
     """Where the curves go."""
+    variant_saes: tuple[SaeRequest, ...] = ()
+    """Instead of `sae`, for the variants that a recipe says more, or less, of: at most one for each."""
     runs_at_once: int = 4
     """Autoencoders of a site trained in one pass over its activations; memory grows with it."""
 
@@ -121,21 +123,30 @@ def _run(request: SweepRequest, site: Site, sae: SaeRequest, rate: float | None,
 
 
 def _autoencoders(request: SweepRequest) -> list[SaeRequest]:
-    grid, base = request.grid, request.sae
-    variants = grid.variants or (base.variant,)
+    grid = request.grid
+    variants = grid.variants or (request.sae.variant,)
     if grid.ks and not any(variant in FIXED_L0 for variant in variants):
         raise SettingError(f"--k goes with the top-k variants; {', '.join(variants)} take --sparsity", field="k")
     if grid.sparsities and all(variant in FIXED_L0 for variant in variants):
         raise SettingError(
             f"--sparsity goes with --variant relu and jumprelu; {', '.join(variants)} take --k", field="sparsity"
         )
-    if grid.neuron_counts or grid.expansions:
-        base = dataclasses.replace(base, neuron_count=None, expansion=None)
-    sizes = [
-        *(dataclasses.replace(base, neuron_count=count) for count in grid.neuron_counts),
-        *(dataclasses.replace(base, expansion=expansion) for expansion in grid.expansions),
+    bases = {sae.variant: sae for sae in request.variant_saes}
+    return [
+        sparse
+        for variant in variants
+        for sized in _sizes(grid, bases.get(variant, request.sae))
+        for sparse in _sparsities(grid, sized, variant)
     ]
-    return [sparse for variant in variants for sized in sizes or [base] for sparse in _sparsities(grid, sized, variant)]
+
+
+def _sizes(grid: Grid, base: SaeRequest) -> list[SaeRequest]:
+    bare = dataclasses.replace(base, neuron_count=None, expansion=None)
+    sizes = [
+        *(dataclasses.replace(bare, neuron_count=count) for count in grid.neuron_counts),
+        *(dataclasses.replace(bare, expansion=expansion) for expansion in grid.expansions),
+    ]
+    return sizes or [base]
 
 
 def _sparsities(grid: Grid, sized: SaeRequest, variant: VariantName) -> list[SaeRequest]:

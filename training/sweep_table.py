@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phosphene.durable_files import write_durably
+from phosphene.errors import SettingError
 from training.pareto import Point, pareto_front
 from training.sweep import Outcome
 
@@ -140,10 +141,19 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run of the sweep; none where there is no such table."""
+    """The rows of an earlier run of the sweep; none where there is no such table.
+
+    Raises:
+        SettingError: something else lies there.
+    """
     if not path.is_file():
         return []
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowException as cause:
+        raise SettingError(
+            f"{str(path)!r} is no table of a sweep ({cause}): remove it, or choose another --out", field="out"
+        ) from cause
     rows: list[dict[str, Any]] = table.to_pylist() if table.schema.names == _SCHEMA.names else []
     return rows
 

@@ -276,6 +276,7 @@ def _open_lane(
         curve=curve,
         progress=progress,
         penalty=penalty_of(trainee.sae.variant),
+        ranks=ranks,
     )
     return _Lane(trainee=trainee, run=run, scaling=scaling.to(device))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     names = tuple(line.strip() for line in lines if line.strip())
     if not 1 <= len(names) <= _LIMIT_NAMES:
         raise SettingError(f"--vocabulary holds {len(names)} names; it must hold 1 to {_LIMIT_NAMES:,}")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise SettingError(f"--vocabulary holds {twice[:5]} more than once; remove the repetitions")
     return names

@@ -19,6 +19,8 @@ from phosphene.errors import SettingError
 
 __all__ = ["Access", "AccessOptions", "access_to", "is_on_this_machine", "read_token"]
 
+_PORT = re.compile(r":0*([1-9][0-9]{4,5})[0-9]*$")  # The digits that tell whether it is too high.
+_PORT_LIMIT = 65535
 _TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 
 
@@ -59,9 +61,10 @@ def access_to(address: str, **options: Unpack[AccessOptions]) -> Access:
         **options: see `AccessOptions`.
 
     Raises:
-        SettingError: options that contradict each other, a file that cannot be read or holds no PEM, or a token that no
-            metadata can hold or that would travel in clear to another machine.
+        SettingError: no address of a service, options that contradict each other, a file that cannot be read or holds
+            no PEM, or a token that no metadata can hold or that would travel in clear to another machine.
     """
+    _check_address(address)
     credentials = _credentials(**options)
     is_local = is_on_this_machine(address)
     # A proxy of the environment is for the world outside, and knows another machine by this address.
@@ -104,6 +107,17 @@ def read_token(path: Path) -> str:
             field="token",
         )
     return token
+
+
+def _check_address(address: str) -> None:
+    if address.startswith(("http://", "https://")):
+        raise SettingError(
+            f"address is {address!r}, a web page's; say HOST:PORT, such as localhost:50051", field="address"
+        )
+    found = None if address.startswith(("unix:", "unix-abstract:")) else _PORT.search(unquote(address))
+    # gRPC takes what is left of a higher one after division by 65536, and asks, token and all, whoever listens there.
+    if found is not None and int(found[1]) > _PORT_LIMIT:
+        raise SettingError(f"address is {address!r}; the highest port is {_PORT_LIMIT}: mend it", field="address")
 
 
 def _credentials(**options: Unpack[AccessOptions]) -> grpc.ChannelCredentials | None:

@@ -47,6 +47,19 @@ def tokens(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    "address", ["localhost:65536", "dns:///localhost:99999", "ipv6:%5B::1%5D:100000", "h:" + "9" * 5000]
+)
+def test_a_port_that_grpc_would_take_for_another_is_refused(address: str) -> None:
+    with pytest.raises(SettingError, match="the highest port is 65535"):
+        access_to(address, token=TOKEN, tls=True)
+
+
+@pytest.mark.parametrize("address", ["localhost:65535", "localhost", "::1", "unix:/run/p:99999", "dns:///h:50051"])
+def test_other_addresses_are_left_to_grpc(address: str) -> None:
+    access_to(address)
+
+
 async def test_a_token_travels_with_every_call(service: FakeService) -> None:
     with Client(service.address, token=TOKEN) as client:
         client.model()

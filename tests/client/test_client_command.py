@@ -236,6 +236,8 @@ def test_a_page_mixes_no_two_generations(service: FakeService, tmp_path: Path) -
         (["models", "--timeout", "nan"], "'nan' is not a number of seconds above 0"),
         (["models", "--timeout", "1e300"], "'1e300' is not a number of seconds above 0, and 86400 (a day) at most"),
         (["models", "--server", ""], "argument --server: '' is no address; say HOST:PORT"),
+        (["models", "--server", "localhost:99999"], "address is 'localhost:99999'; the highest port is 65535"),
+        (["models", "--server", "http://localhost:50051"], "address is 'http://localhost:50051', a web page's; say"),
         (["explain", TOO_LONG], "a' cannot be read: File name too long; name a file"),
         (["explain", "x.jpg", "--html", f"{TOO_LONG}/x.html"], "a/x.html': File name too long; name another file"),
         (["explain", "x.jpg", "--html", "a" * 250], "a': File name too long; name another file"),

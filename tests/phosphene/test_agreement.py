@@ -53,6 +53,14 @@ def test_a_neuron_may_be_exchanged_at_the_last_place_alone(found: TokenCodes, di
     assert bool(tokens_differ(found, due, TopK(2), TOLERANCE)) is differs
 
 
+@pytest.mark.parametrize("found", [codes((3, 5.0), (0, 0.0), (0, 0.0)), codes((0, 0.0), (0, 0.0), (0, 0.0))])
+def test_where_places_are_left_over_only_zero_is_the_edge(found: TokenCodes) -> None:
+    due, rule = codes((3, 5.0), (1, 2.0), (0, 0.0)), TopK(3)
+    assert tokens_differ(due, found, rule, TOLERANCE).all()
+    assert tokens_differ(found, due, rule, TOLERANCE).all()
+    assert not tokens_differ(codes((3, 5.0), (1, 0.01), (0, 0.0)), codes((3, 5.0), (0, 0.0)), rule, TOLERANCE).any()
+
+
 def test_jumprelu_forgives_at_the_threshold_and_not_above_it() -> None:
     rule = JumpReLU(torch.tensor([1.0, 1.0, 1.0]))
     assert not tokens_differ(codes((0, 3.0), (1, 1.01)), codes((0, 3.0)), rule, TOLERANCE).any()

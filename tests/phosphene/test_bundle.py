@@ -64,6 +64,23 @@ def make_bundle(
     )
 
 
+def test_an_encoder_named_by_the_home_folders_sign_is_copied_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_bundle(tmp_path, Family.VIT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bundle = save_bundle(
+        tmp_path / "again",
+        encoder=load_encoder("~/encoder-vit"),
+        encoder_source="~/encoder-vit",
+        site=made.site,
+        sae=made.sae,
+        limits=made.limits,
+        training={"note": "random"},
+    )
+    assert bundle.id == made.id
+
+
 def photos(count: int, seed: int = 0) -> list[bytes]:
     """Smooth random pictures as PNG files."""
     generator = np.random.default_rng(seed)

@@ -133,6 +133,12 @@ class TestTexts:
         assert "'a.json' in tar 's.tar'" in said
         assert field.replace("\\\\", "\\") in said
 
+    def test_a_byte_order_mark_is_no_part_of_them(self, tmp_path):
+        mark = b"\xef\xbb\xbf"
+        texts = {"a.jpg": b"", "a.cls": mark + b"3", "a.txt": mark + b"a cat", "a.json": mark + b'{"n": 1}'}
+        (row,) = open_corpus(str(put(tmp_path, {"s.tar": tar_bytes(texts)}) / "s.tar")).rows
+        assert (row.label, row.caption, row.extra) == ("3", "a cat", {"n": "1"})
+
     def test_whole_ones_are_read_and_what_is_not_kept_does_not_matter(self, tmp_path):
         described = json.dumps({"caption": "😀", "n": 1, "on": True, "box": ["\ud83d"], "no\ud83d": None})
         (row,) = open_corpus(

@@ -82,6 +82,7 @@ def test_what_is_not_published_is_not_named(house, tmp_path):
             json.dumps({"schema": 2, "bundles": {}, "indexes": {"a": {"folder": "a", "id": "", "flags": 1}}}),
             ArtefactDamaged,
         ),
+        ("[" * 100_000, ArtefactDamaged),
         (json.dumps({"schema": 2, "bundles": {}, "indexes": {}, "left": []}), ArtefactDamaged),
         (json.dumps({"schema": 2, "bundles": {}, "indexes": {}, "left": {"a": 1}}), ArtefactDamaged),
         (json.dumps({"schema": 2, "bundles": {}, "indexes": {}, "left": {"a": {"tombstones": {}}}}), ArtefactDamaged),

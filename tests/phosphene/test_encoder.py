@@ -595,6 +595,7 @@ def test_a_folder_without_weights_or_preprocessor_is_missing_them(tmp_path: Path
     ("change", "named"),
     [
         ({"model_type": "resnet"}, "'resnet', which is not read; read are clip"),
+        ({"model_type": ["vit"]}, "which is not read; read are clip"),
         ({"architectures": ["ViTForMaskedImageModeling"]}, "a ViTForMaskedImageModeling, which is not read"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
     ],
@@ -614,9 +615,10 @@ def test_files_that_do_not_belong_together_are_damaged(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(json.loads(whole) | change))
         with pytest.raises(ArtefactDamaged, match="fetch"):
             load_encoder(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ArtefactDamaged, match=r"config.json cannot be read as JSON"):
-        load_encoder(tmp_path)
+    for broken in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(broken)
+        with pytest.raises(ArtefactDamaged, match=r"config.json cannot be read as JSON"):
+            load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(whole)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(ArtefactDamaged, match="does not load as ViTForImageClassification"):

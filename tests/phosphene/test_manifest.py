@@ -76,6 +76,13 @@ def test_every_flipped_bit_of_every_file_is_seen(tmp_path: Path) -> None:
     open_artefact(tmp_path / "x", kind="index")
 
 
+@pytest.mark.parametrize("text", ['{"check": "x", "a": NaN}', '{"check": "x", "a": "\\ud800"}', "[" * 100_000])
+def test_what_was_never_written_is_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ArtefactDamaged):
+        open_artefact(tmp_path, kind="index")
+
+
 def test_an_interrupted_write_leaves_no_artefact_and_blocks_nothing(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         write(folder)

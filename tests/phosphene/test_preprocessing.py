@@ -1,6 +1,7 @@
 """Preprocessing: equal to the Pillow processors of transformers, for every family that is read."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,14 @@ def test_old_and_new_files(config, model_type, resize, crop, resample):
         ({"image_processor_type": "ViTImageProcessor", "do_center_crop": True}, "crop_size is None"),
         ({"image_processor_type": "ViTImageProcessor", "image_std": [1.0, 0.0, 1.0]}, "image_std"),
         ({"image_processor_type": "ViTImageProcessor", "image_mean": [1.0, 0.0]}, "image_mean"),
+        ({"image_processor_type": "ViTImageProcessor", "image_mean": "0.5"}, "image_mean is '0.5'"),
+        ({"image_processor_type": "ViTImageProcessor", "image_mean": [0.5, "0.5", 0.5]}, "image_mean is"),
+        ({"image_processor_type": "ViTImageProcessor", "image_std": [math.nan, 1.0, 1.0]}, "image_std is .*nan"),
+        ({"image_processor_type": "ViTImageProcessor", "rescale_factor": "1/255"}, "rescale_factor is '1/255'"),
+        ({"image_processor_type": "ViTImageProcessor", "rescale_factor": 0}, "rescale_factor is 0"),
+        ({"image_processor_type": "ViTImageProcessor", "resample": [3]}, r"resample is \[3\]"),
+        ({"image_processor_type": "ViTImageProcessor", "do_resize": "false"}, "do_resize is 'false'"),
+        ({"image_processor": "ViTImageProcessor"}, "image_processor is 'ViTImageProcessor'"),
     ],
 )
 def test_what_is_not_understood_is_refused(config, message):

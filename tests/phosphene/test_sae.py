@@ -14,6 +14,7 @@ from phosphene.codes import TokenCodes
 from phosphene.errors import ArtefactDamaged, ArtefactMissing, ArtefactRefused, NumericError
 from phosphene.sae import SparseAutoencoder, load_sae, save_sae
 from phosphene.selection import JumpReLU, Selection, TopK
+from tests.full_disk import files_of_at_most
 
 WIDTH, NEURONS = 6, 20
 
@@ -116,6 +117,18 @@ def test_a_configuration_that_cannot_be_honoured_is_refused(
     (tmp_path / "cfg.json").write_text(json.dumps(config | change))
     with pytest.raises(error):
         load_sae(tmp_path)
+
+
+def test_a_configuration_too_deep_to_be_read_is_damaged(tmp_path: Path) -> None:
+    save_sae(tmp_path, make_sae(), metadata={})
+    (tmp_path / "cfg.json").write_text("[" * 100_000)
+    with pytest.raises(ArtefactDamaged):
+        load_sae(tmp_path)
+
+
+def test_a_full_disk_is_told_as_every_other(tmp_path: Path) -> None:
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"sae_weights.safetensors .* cannot be written"):
+        save_sae(tmp_path, make_sae(), metadata={})
 
 
 def test_nan_weights_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from phosphene.errors import (
     SettingError,
     SiteError,
 )
-from phosphene.manifest import MANIFEST_NAME, publish
+from phosphene.manifest import MANIFEST_NAME, partial_path, publish
 from phosphene.sae import SparseAutoencoder, save_sae
 from phosphene.selection import TopK
 from tests.families import write_encoder
@@ -86,7 +86,12 @@ def test_the_vocabulary_can_come_from_a_file(request_: FitRequest, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "holds 0 names"), (b"a\nb\na\n", "more than once"), (b"\xff\xfe\x00", "cannot be read as UTF-8")],
+    [
+        (b"", "holds 0 names"),
+        (b"a\nb\na\n", "more than once"),
+        (b"\n".join(b"%d" % (name % 99_999) for name in range(100_000)), "more than once"),
+        (b"\xff\xfe\x00", "cannot be read as UTF-8"),
+    ],
 )
 def test_a_useless_vocabulary_is_refused(request_: FitRequest, tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "names.txt"
@@ -173,6 +178,42 @@ def test_a_place_where_no_file_can_be_replaced_is_refused_before_any_image_is_re
         with pytest.raises(SettingError, match="pipe' is no regular file, which alone can be replaced whole"):
             plan_fit(dataclasses.replace(request_, reports=reports), progress)
         assert progress.advances == []
+
+
+def test_nothing_else_goes_into_the_folder_that_the_bundle_alone_fills(request_: FitRequest, tmp_path: Path) -> None:
+    out = request_.out
+    (tmp_path / "link").symlink_to(tmp_path)
+    for changes, option in (
+        ({"work": out}, "--work"),
+        ({"work": out / "work"}, "--work"),
+        ({"work": partial_path(out)}, "--work"),
+        ({"reports": RunReports(journal=out / "journal.jsonl")}, "--journal"),
+        ({"reports": RunReports(journal=tmp_path / "link" / "bundle" / "journal.jsonl")}, "--journal"),
+        ({"reports": RunReports(metrics_file=out / "run.prom")}, "--metrics-file"),
+        ({"reports": RunReports(tensorboard=out / "curves")}, "--tensorboard"),
+        ({"reports": RunReports(tensorboard=tmp_path)}, "--tensorboard"),
+    ):
+        progress = RecordedProgress()
+        with pytest.raises(SettingError, match=f"{option} would write to .* which the bundle alone fills"):
+            plan_fit(dataclasses.replace(request_, **changes), progress)
+        assert progress.advances == []
+    plan_fit(dataclasses.replace(request_, name="other", reports=RunReports(tensorboard=tmp_path)))
+
+
+def test_a_curve_and_figures_do_not_replace_each_other(request_: FitRequest, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    reports = RunReports(journal=tmp_path / "run", metrics_file=tmp_path / "link" / "run")
+    with pytest.raises(SettingError, match="--journal and --metrics-file are one file"):
+        plan_fit(dataclasses.replace(request_, reports=reports))
+
+
+def test_names_that_no_file_of_ours_can_hold_are_refused_before_any_image_is_read(request_: FitRequest) -> None:
+    progress = RecordedProgress()
+    broken = os.fsdecode(b"caf\xe9")
+    for changes, option in (({"name": broken}, "--name"), ({"out": request_.out.with_name(broken)}, "--out")):
+        with pytest.raises(SettingError, match=rf"{option} .*caf.* is not UTF-8"):
+            plan_fit(dataclasses.replace(request_, **changes), progress)
+    assert progress.advances == []
 
 
 def test_a_place_where_no_bundle_can_be_made_is_refused_before_any_image_is_read(

@@ -14,6 +14,7 @@ from training.checkpoint import CheckpointFolder
 from training.curve import Curve
 from training.journal import read_journal
 from training.metrics import MetricsFile
+from training.ranks import ALONE, Ranks
 from training.run import Diverged, Run, resume
 from training.settings import BiasInit, TrainingSettings
 
@@ -31,6 +32,7 @@ class Job:
         self.progress = RecordedProgress()
         self.metrics_file: MetricsFile | None = None
         self.tensorboard: Path | None = None
+        self.ranks = ALONE
 
     def run(self, *, until: int = SETTINGS.step_count) -> ScriptedLearner:
         learner = ScriptedLearner(**self.options)
@@ -54,6 +56,7 @@ class Job:
                 checkpoints=checkpoints,
                 curve=curve,
                 progress=self.progress,
+                ranks=self.ranks,
                 clock_s=itertools.count().__next__,
             )
             while not run.is_over and learner.step_count < until:
@@ -107,6 +110,15 @@ def test_killed_and_resumed_it_counts_and_writes_as_if_undisturbed(tmp_path: Pat
     assert killed.lines() == whole.lines()
     assert whole.lines()[-1]["skipped_count"] == 7
     assert whole.lines()[-1]["threshold_ema"] == pytest.approx(average(set(range(1, 61)) - skipped))
+
+
+def test_residuals_that_other_processes_learnt_from_are_counted(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.ranks = Ranks(rank=0, count=2)
+    job.run()
+    assert [line["sample_count"] for line in job.lines()] == [160, 320, 480, 640, 800, 960]
+    rates = [line["samples_per_s"] for line in read_journal(tmp_path / "journal.jsonl", run="r1")]
+    assert rates == [160.0] * 6
 
 
 def test_a_skipped_step_has_no_loss(tmp_path: Path) -> None:

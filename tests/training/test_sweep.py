@@ -13,8 +13,11 @@ from rich.console import Console
 from phosphene.bundle import load_bundle
 from phosphene.encoder import Site, Tokens
 from phosphene.errors import CorpusError, DeviceOutOfMemory, NumericError, SettingError, SiteError
+from tests.training.corpora import write_corpus
 from tests.training.scenes import EMBEDDED_ENCODER, write_scenes
 from training.__main__ import main
+from training.command.main import parser
+from training.command.sweep import request_of
 from training.execution import Execution
 from training.fit import FitRefused, FitResult
 from training.harvest import EncoderOutOfMemory
@@ -24,6 +27,7 @@ from training.plan import FitRequest, Sources
 from training.progress import Progress, SilentProgress
 from training.quality import Quality
 from training.reading import ReadingSettings
+from training.recipes import hugofry_clip_l14_layer22_x64, pach_matryoshka_clip_l14_336
 from training.requests import SaeRequest, TrainingRequest
 from training.sweep import NothingPublished, Outcome, run_sweep
 from training.sweep_grid import Grid, SweepRequest, plan_runs
@@ -113,6 +117,43 @@ def test_what_only_the_encoder_shows_to_be_impossible_is_refused_before_any_work
     grid = Grid(sites=(SITE, dataclasses.replace(SITE, block=6)))
     with pytest.raises(SiteError, match="block 6 does not exist"):
         run_sweep(make_request(tmp_path, grid), SilentProgress(), save=ignore, fit_several=never)
+
+
+@pytest.mark.parametrize("variants", ["relu,topk", "topk,relu"])
+def test_a_recipe_holds_for_its_own_variant_and_for_no_other_whatever_their_order(variants: str) -> None:
+    command = ["sweep", "corpus", "--recipe", "hugofry_clip_l14_layer22_x64", "--variant", variants, "--k", "4"]
+    runs = plan_runs(request_of(parser().parse_args([*command, "--out", "sweep"])))
+    saes = {run.request.sae.variant: run.request.sae for run in runs}
+    recipe = hugofry_clip_l14_layer22_x64().sae
+    assert saes[VariantName.RELU] == recipe
+    assert saes[VariantName.TOPK] == SaeRequest(
+        variant=VariantName.TOPK, k=4, expansion=recipe.expansion, inputs=recipe.inputs
+    )
+
+
+def test_what_a_recipe_says_of_k_goes_for_all_variants_that_take_one() -> None:
+    command = ["sweep", "corpus", "--recipe", "pach_matryoshka_clip_l14_336", "--variant", "matryoshka,batchtopk"]
+    matryoshka, batchtopk = plan_runs(request_of(parser().parse_args([*command, "--out", "sweep"])))
+    assert matryoshka.request.sae == pach_matryoshka_clip_l14_336().sae
+    assert (batchtopk.request.sae.k, batchtopk.request.sae.prefixes) == (matryoshka.request.sae.k, None)
+
+
+@pytest.mark.parametrize("out", ["photos/red/sweep", "link/sweep"])
+def test_a_picture_is_not_drawn_into_the_folder_that_is_learnt_from(tmp_path: Path, out: str) -> None:
+    corpus = write_corpus(tmp_path / "photos", 2)
+    (tmp_path / "link").symlink_to(corpus)
+    grid = Grid(sites=(SITE,), seeds=(0, 1))
+    for source in (str(corpus), f"file://{corpus}"):
+        request = make_request(tmp_path / out, grid, sources=Sources(corpus=source, encoder=str(EMBEDDED_ENCODER)))
+        with pytest.raises(SettingError, match=r"--out .* lies in the corpus 'photos', .* choose a folder outside it"):
+            run_sweep(request, SilentProgress(), save=ignore, fit_several=never)
+
+
+def test_a_damaged_table_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.parquet").write_bytes(b"PAR1")
+    command = ["sweep", "no-corpus", "--encoder", str(EMBEDDED_ENCODER), "--block", "5", "--neurons", "64", "--k", "4"]
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "sweep.parquet' is no table of a sweep" in capsys.readouterr().err
 
 
 def test_what_befalls_every_run_is_raised_at_once(tmp_path: Path) -> None:

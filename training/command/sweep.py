@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from training.command.requests import execution_of, harvest_of, sae_of, site_of,
 from training.progress import Progress
 from training.recipes import Recipe, RecipeName, recipe_of
 from training.reports import RunReports
+from training.requests import SaeRequest
 from training.sweep import Outcome, run_sweep
 from training.sweep_grid import Grid, SweepRequest
-from training.variants import VariantName
+from training.variants import FIXED_L0, VariantName
 
 TABLE_NAME = "sweep.parquet"
 PLOT_NAME = "pareto.png"
@@ -118,7 +120,6 @@ def request_of(options: argparse.Namespace) -> SweepRequest:
     """
     recipe = None if options.recipe is None else recipe_of(options.recipe)
     variants: tuple[VariantName, ...] = options.variant or ()
-    sae = sae_of(options, recipe, variant=variants[0] if variants else None)
     return SweepRequest(
         sources=sources_of(options, recipe),
         grid=Grid(
@@ -131,7 +132,8 @@ def request_of(options: argparse.Namespace) -> SweepRequest:
             learning_rates=options.lr or (),
             seeds=options.seeds or (),
         ),
-        sae=sae,
+        sae=sae_of(options, recipe),
+        variant_saes=_saes(options, recipe, variants),
         training=training_of(options, recipe),
         harvest=harvest_of(options, seed=0),
         execution=execution_of(options),
@@ -139,6 +141,15 @@ def request_of(options: argparse.Namespace) -> SweepRequest:
         reports=RunReports(tensorboard=options.tensorboard, metrics_file=options.metrics_file),
         runs_at_once=options.at_once,
     )
+
+
+def _saes(
+    options: argparse.Namespace, recipe: Recipe | None, variants: Sequence[VariantName]
+) -> tuple[SaeRequest, ...]:
+    """The autoencoder of each variant, as `fit` would have it; what the recipe says of k goes for all that take one."""
+    own = [sae_of(options, recipe, variant=variant) for variant in variants]
+    k = next((sae.k for sae in own if sae.k is not None), None)
+    return tuple(replace(sae, k=k) if sae.variant in FIXED_L0 else sae for sae in own)
 
 
 def _sites(blocks: tuple[int, ...] | None, tokens: Tokens | None, recipe: Recipe | None) -> tuple[Site, ...]:

@@ -69,15 +69,16 @@ class CpuSparseLearner:
         )
         neuron_count = len(self._matrices.directions)
         self._threads = threads = Threads(thread_count)
+        self._selector = Selector(
+            variant.k,
+            is_over_batch=not isinstance(variant, TopKTraining),
+            threads=threads,
+            in_bfloat16=variant.precision is SelectionPrecision.BFLOAT16,
+            ranks=ranks,
+        )
         self._core = SparseGradients(
             self._matrices,
-            Selector(
-                variant.k,
-                is_over_batch=not isinstance(variant, TopKTraining),
-                threads=threads,
-                in_bfloat16=variant.precision is SelectionPrecision.BFLOAT16,
-                ranks=ranks,
-            ),
+            self._selector,
             sizes=variant.prefixes if isinstance(variant, MatryoshkaTraining) else (neuron_count,),
             threads=threads,
             ranks=ranks,
@@ -123,6 +124,8 @@ class CpuSparseLearner:
             "samples_since_fired": torch.from_numpy(self._samples_since_fired),
             "update_count": torch.tensor(self._update_count),
         }
+        if self._variant.precision is SelectionPrecision.BFLOAT16:
+            tensors["selection_start"] = self._selector.start
         for name, weight, mean, square in self._arrays():
             tensors |= {name: weight, f"{name}.mean": mean, f"{name}.square": square}
         return tensors
@@ -131,6 +134,8 @@ class CpuSparseLearner:
         """See `Learner.restore`."""
         self._samples_since_fired[:] = state["samples_since_fired"].numpy()
         self._update_count = int(state["update_count"])
+        if "selection_start" in state:  # Older checkpoints have none, nor have those of plain torch.
+            self._selector.start = state["selection_start"]
         for name, weight, mean, square in self._arrays():
             weight.copy_(state[name])
             mean.copy_(state[f"{name}.mean"])

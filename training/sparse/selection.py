@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from training.ranks import ALONE, Ranks
@@ -79,6 +79,15 @@ class Selector:
         self._slot_count = 4 * k
         self._reach = 0.0
         self._share = 0.85
+
+    @property
+    def start(self) -> Float64[Tensor, " numbers"]:
+        """Where the next batch begins to look; in bfloat16 it decides what rounding hides, in float32 nothing."""
+        return torch.tensor([self._reach, self._share], dtype=torch.float64)
+
+    @start.setter
+    def start(self, start: Float64[Tensor, " numbers"]) -> None:
+        self._reach, self._share = start.tolist()
 
     def select(
         self,

@@ -7,7 +7,13 @@ from training.learner import Learner
 from training.settings import BiasInit, TrainingSettings
 from training.sparse.learner import CpuSparseLearner
 from training.sparse.torch_learner import TorchSparseLearner
-from training.variants import BatchTopKTraining, MatryoshkaTraining, SparseVariant, TopKTraining
+from training.variants import (
+    BatchTopKTraining,
+    MatryoshkaTraining,
+    SelectionPrecision,
+    SparseVariant,
+    TopKTraining,
+)
 from training.weights import Weights
 
 ROWS, WIDTH, NEURONS, DEAD = 96, 24, 96, 16
@@ -119,6 +125,31 @@ def test_a_restored_learner_goes_on_in_the_same_bits(make, variant: SparseVarian
     for inputs in data[5:]:
         again.step(inputs)
     assert again.step_count == whole.step_count
+    assert all(torch.equal(value, again.state()[name]) for name, value in whole.state().items())
+
+
+def test_in_bfloat16_too_a_restored_learner_goes_on_in_the_same_bits() -> None:
+    # Neuron 0 is worth more than neuron 1 on a row of ones, and bfloat16 has it the other way round: which of them is
+    # selected follows from where the search begins, which the batches before say.
+    encoder_weight = torch.zeros(5, 3)
+    encoder_weight[:4, 0] = 1.0038
+    encoder_weight[:4, 1] = torch.tensor([1.0, 1.004, 1.004, 1.004])
+    encoder_weight[4, 2] = 2.36
+    weights = Weights(
+        encoder_weight=encoder_weight,
+        encoder_bias=torch.zeros(3),
+        directions=torch.nn.functional.normalize(torch.ones(3, 5), dim=1),
+        decoder_bias=torch.zeros(5),
+    )
+    variant = TopKTraining(k=1, precision=SelectionPrecision.BFLOAT16)
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e-20)
+    before, after = torch.zeros(4, 5), torch.ones(4, 5)
+    before[:, 4], after[:, 4] = 1.0, 0.0
+    whole, again = (CpuSparseLearner(weights, variant, settings, thread_count=1) for _ in range(2))
+    whole.step(before)
+    again.restore(1, {name: tensor.clone() for name, tensor in whole.state().items()})
+    for learner in (whole, again):
+        learner.step(after)
     assert all(torch.equal(value, again.state()[name]) for name, value in whole.state().items())
 
 
