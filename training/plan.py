@@ -310,8 +310,18 @@ def _refuse_places(requests: Sequence[FitRequest]) -> None:
         refuse_unwritable(work, "--work")
         if not work.exists():
             refuse_taken(work, "activations")  # They will lie in it.
+        _refuse_name_as_path(request)
         for option, place in _written_meanwhile(request):
             refuse_within(place, option, request.out)
+
+
+def _refuse_name_as_path(request: FitRequest) -> None:
+    # TensorBoard's files of a run lie in a folder of its name.
+    name = _name_of(request)
+    if request.reports.tensorboard is not None and (name in (".", "..") or "/" in name):
+        raise SettingError(
+            f"--name is {name!r}, and no folder in --tensorboard can be called so: leave out '/'", field="name"
+        )
 
 
 def _written_meanwhile(request: FitRequest) -> Iterator[tuple[str, Path]]:

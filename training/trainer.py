@@ -128,17 +128,14 @@ def train_many(
 
     Raises:
         NumericError: the residuals do not vary.
-        SettingError: the batches differ, or a journal holds something else.
+        SettingError: the batches differ or cannot be shared out evenly, or a journal holds something else.
         DeviceOutOfMemory: not even one row fits.
         DeviceFailed: the device is lost to this process.
     """
     batch_rows = {trainee.settings.batch_rows for trainee in trainees}
     if len(batch_rows) != 1:
         raise SettingError(f"autoencoders trained in one pass share one --batch; these ask for {sorted(batch_rows)}")
-    if max(batch_rows) % ranks.count:
-        raise SettingError(
-            f"--batch is {max(batch_rows)}; it must be a multiple of the {ranks.count} processes that torchrun started"
-        )
+    _refuse_unequal_parts(min(max(batch_rows), activations.training_count), max(batch_rows), ranks)
     centred = make_scaling(*activations.moments())
     if any(trainee.sae.inputs is InputScaling.SCALED for trainee in trainees):
         warn_of_offset(centred.mean, centred.scale, progress)
@@ -154,6 +151,17 @@ def train_many(
         ]
         _pass(lanes, activations, batch_rows.pop(), device=device, progress=progress, ranks=ranks)
     return [_outcome(lane, centred) for lane in lanes]
+
+
+def _refuse_unequal_parts(row_count: int, batch_rows: int, ranks: Ranks) -> None:
+    if not row_count % ranks.count:
+        return
+    found = "" if row_count == batch_rows else f", and there are {row_count} activations to learn from"
+    raise SettingError(
+        f"--batch is {batch_rows}{found}; a batch must be a multiple of the {ranks.count} processes that torchrun "
+        "started: choose a smaller one that is",
+        field="batch",
+    )
 
 
 def choose_scaling(inputs: InputScaling, centred: Scaling) -> Scaling:

@@ -200,6 +200,14 @@ def test_nothing_else_goes_into_the_folder_that_the_bundle_alone_fills(request_:
     plan_fit(dataclasses.replace(request_, name="other", reports=RunReports(tensorboard=tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["..", "../beside", "/elsewhere", "a/b"])
+def test_a_name_leads_the_curves_nowhere_else(request_: FitRequest, tmp_path: Path, name: str) -> None:
+    reports = RunReports(tensorboard=tmp_path / "curves")
+    with pytest.raises(SettingError, match="--name is .*, and no folder in --tensorboard can be called so"):
+        plan_fit(dataclasses.replace(request_, name=name, reports=reports))
+    plan_fit(dataclasses.replace(request_, name=name))
+
+
 def test_a_curve_and_figures_do_not_replace_each_other(request_: FitRequest, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     reports = RunReports(journal=tmp_path / "run", metrics_file=tmp_path / "link" / "run")

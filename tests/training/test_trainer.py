@@ -14,6 +14,7 @@ from training.export import fold
 from training.journal import read_journal
 from training.learner import Learner
 from training.progress import Progress, SilentProgress
+from training.ranks import Ranks
 from training.scaling import make_scaling
 from training.settings import BiasInit, InputScaling, SaeSettings, TrainingSettings
 from training.trainer import Diverged, Trained, Trainee, choose_scaling, start, train, train_many
@@ -128,6 +129,23 @@ def test_one_that_diverges_stops_alone(harvest: Path, tmp_path: Path) -> None:
 def test_batches_of_several_sizes_are_refused(harvest: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"share one --batch; these ask for \[32, 64\]"):
         run_many(harvest, [trainee(tmp_path, "topk"), trainee(tmp_path, "relu", batch_rows=32)])
+
+
+@pytest.mark.parametrize(
+    ("batch_rows", "said"),
+    [
+        (64, "--batch is 64; a batch must be a multiple of the 7 processes that torchrun started"),
+        # Unreadable images have no activations, so that there may be fewer than was planned.
+        (900, r"--batch is 900, and there are 720 activations to learn from; a batch must be a multiple of the 7"),
+    ],
+)
+def test_batches_that_cannot_be_shared_out_evenly_are_refused(
+    harvest: Path, tmp_path: Path, batch_rows: int, said: str
+) -> None:
+    activations, one = Activations(harvest, seed=0), trainee(tmp_path, batch_rows=batch_rows)
+    assert activations.training_count == 720
+    with pytest.raises(SettingError, match=said):
+        train(activations, one, device=CPU, progress=SilentProgress(), ranks=Ranks(rank=0, count=7))
 
 
 def test_another_seed_trains_other_weights(harvest: Path, tmp_path: Path) -> None:
