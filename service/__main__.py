@@ -22,6 +22,8 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Literal, NoReturn
 
+import uvloop
+
 import phosphene
 from phosphene.errors import DeviceFailed, PhospheneError
 from phosphene.open_files import allow_open_files
@@ -53,7 +55,8 @@ def main(make_opener: OpenerFactory = catalogue_opener) -> int:
         settings = load_settings()
         open_logs(settings.log_level)
         log_event("starting", version=phosphene.__version__, settings=settings.to_log())
-        asyncio.run(_serve(settings, make_opener))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, make_opener))
     except DeviceFailed as error:
         log_event("device failed", level=logging.ERROR, reason=str(error))
         return 1
