@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 import pytest
+import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -233,3 +234,14 @@ def test_bad_settings_exit_with_two_before_anything_is_opened(environment, capsy
     errors = capsys.readouterr().err
     assert "PHOSPHENE_BATCH_IMAGES is '0'" in errors
     assert "PHOSPHENE_TYPO" in errors
+
+
+def test_the_service_runs_on_uvloop(environment):
+    loops = []
+
+    async def serve(settings, make_opener):
+        loops.append(asyncio.get_running_loop())
+
+    environment.setattr("service.__main__._serve", serve)
+    assert main() == 0
+    assert [type(loop) for loop in loops] == [uvloop.Loop]
