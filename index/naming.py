@@ -76,8 +76,9 @@ _FUNCTION_WORDS = frozenset(
 def terms_of(label: str | None, caption: str | None) -> frozenset[Term]:
     """Return the terms of one image; function words neither stand alone nor in a pair."""
     terms: set[Term] = set()
-    if label:
-        terms.add((NameSource.LABEL, label.replace("_", " ")))
+    # A label of blanks says nothing.
+    if label and (name := label.replace("_", " ").strip()):
+        terms.add((NameSource.LABEL, name))
     words = _WORD.findall(caption.lower()) if caption else []
     for place, word in enumerate(words):
         if word in _FUNCTION_WORDS:

@@ -57,7 +57,7 @@ def explain_each(
         images: taken one by one, in the caller's thread, as there is room.
         questions: none is open yet.
         call: begins an ExplainImages call that sends these messages.
-        timeout_s: longest silence of the service while something is open.
+        timeout_s: longest silence of the service while it has something to answer.
         wait: waits that many seconds; true where the client was closed meanwhile.
 
     Raises:
@@ -84,6 +84,9 @@ def _converse(
     has_more = True
     quiet_since_s = time.monotonic()
     while True:
+        if not questions.is_heard:
+            # Patience that the service asked for is not its silence.
+            quiet_since_s = time.monotonic()
         stream.ask(*questions.due())
         event = stream.take(0.0)
         if event is None and has_more and questions.has_room:

@@ -73,7 +73,7 @@ async def explain_each(
         images: taken one by one, as there is room.
         questions: none is open yet.
         call: begins an ExplainImages call.
-        timeout_s: longest silence of the service while something is open.
+        timeout_s: longest silence of the service while it has something to answer.
         wait: waits that many seconds; true where the client was closed meanwhile.
 
     Raises:
@@ -100,6 +100,9 @@ async def _converse(
     stream.ask(*questions.all_open())
     quiet_since_s = time.monotonic()
     while questions or not source.is_exhausted:
+        if not questions.is_heard:
+            # Patience that the service asked for is not its silence.
+            quiet_since_s = time.monotonic()
         stream.ask(*questions.due())
         if questions.has_room:
             source.take()

@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
-from phosphene.client.page_maps import mapped_thumbnail
+from phosphene.client.page_maps import is_whole, mapped_thumbnail
 from phosphene.client.words import caption_of, number, percent, plain
 from phosphene.v1.neurons_pb2 import ActivationHistogram
 from phosphene.v1.values_pb2 import CorpusImage, Exemplar, ImageMatch, PatchMap
@@ -146,7 +146,7 @@ def match_strip(matches: Iterable[ImageMatch], metric: str) -> str:
 def _shot(image: CorpusImage, drawn: PatchMap | None, *, figure: str, title: str, said: str = "") -> str:
     source = data_uri(image.thumbnail)
     alt = text(caption_of(image))
-    if source and drawn is not None and image.width and image.height:
+    if source and drawn is not None and is_whole(drawn) and image.width and image.height:
         picture = mapped_thumbnail(source, alt, image, drawn)
     elif source:
         picture = f'<img src="{source}" alt="{alt}" loading="lazy">'

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from phosphene.client.words import number
 from phosphene.v1.values_pb2 import CorpusImage, ImageRegion, PatchGrid, PatchMap
 
-__all__ = ["framed", "heat_map", "mapped_thumbnail", "photo_style", "region_of"]
+__all__ = ["framed", "heat_map", "is_whole", "mapped_thumbnail", "photo_style", "region_of"]
 
 _GLOW = bytes((255, 178, 46))
 _MOST_OPAQUE = 0.85
@@ -83,6 +83,12 @@ def photo_style(photo: str, grid: PatchGrid) -> str:
     )
 
 
+def is_whole(drawn: PatchMap) -> bool:
+    """Whether a map has a share for each patch, and covers a part of its image."""
+    patch_count = drawn.grid.row_count * drawn.grid.column_count
+    return 0 < patch_count == len(drawn.shares) and region_of(drawn.grid) is not None
+
+
 def mapped_thumbnail(source: str, said: str, image: CorpusImage, drawn: PatchMap) -> str:
     """Return a thumbnail cut to a square, with the map where it belongs; the cut keeps what glows.
 
@@ -90,7 +96,7 @@ def mapped_thumbnail(source: str, said: str, image: CorpusImage, drawn: PatchMap
         source: the thumbnail as a data URI.
         said: what is said of it, escaped.
         image: the image; it has a size.
-        drawn: where the neuron fires.
+        drawn: where the neuron fires; it is whole.
     """
     wide, high = max(1.0, image.width / image.height), max(1.0, image.height / image.width)
     region = drawn.grid.region

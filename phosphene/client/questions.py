@@ -131,6 +131,11 @@ class OpenQuestions:
         """Whether another may be asked now; not while the service has asked for patience."""
         return len(self._open) < self._in_flight and not self._later
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether a question is with the service, so that an answer is due; not while all wait to be asked again."""
+        return len(self._open) > len(self._later)
+
     def ask(self, image: QuestionSource) -> Question:
         """Open a question; it is to be sent.
 

@@ -162,6 +162,20 @@ def test_exemplars_glow_where_the_neuron_fires() -> None:
         assert picture.getchannel("A").tobytes() == bytes(round(0.85 * share) for share in shares)
 
 
+@pytest.mark.parametrize(
+    ("columns", "right", "share_count"), [(3, 1.0, 5), (3, 1.0, 0), (0, 1.0, 0), (3, 0.0, 6)], ids=str
+)
+def test_a_map_that_is_none_leaves_the_thumbnail_as_it_is(columns: int, right: float, share_count: int) -> None:
+    answer = neuron_answer()
+    exemplar = answer.top_images[0]
+    exemplar.image.width, exemplar.image.height = 200, 100
+    grid = PatchGrid(row_count=2, column_count=columns, region=ImageRegion(left=0, top=0, right=right, bottom=1))
+    exemplar.patch_map.CopyFrom(PatchMap(grid=grid, shares=bytes(share_count)))
+    reader = Reader(neuron_page(answer))
+    assert reader.count("div", "mapped") == 0
+    assert any(tag == "img" for tag, _ in reader.elements)
+
+
 @pytest.mark.parametrize(("column", "left"), [(0, "0.00%"), (1, "-33.33%"), (2, "-50.00%"), (5, "-100.00%")])
 def test_a_thumbnail_is_cut_where_it_glows(column: int, left: str) -> None:
     answer = neuron_answer()

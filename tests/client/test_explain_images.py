@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import hashlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, closing, suppress
@@ -228,6 +229,19 @@ async def test_a_silent_service_is_given_up(explained: Ask, service: FakeService
         await explained([image(0), image(1)], settings={"timeout_s": 0.2})
 
 
+async def test_patience_that_the_service_asked_for_is_not_its_silence(explained: Ask) -> None:
+    class Slow(FakeService):
+        def _explained(self, *asked: Any) -> Any:
+            time.sleep(0.7)
+            return super()._explained(*asked)
+
+    busy = Failure(CODE.RESOURCE_EXHAUSTED, "full", (retry_info(1.2),))
+    with serving(Slow(item_failures={0: deque([busy])})) as service:
+        # It is asked again after most of the time that the service may be silent for.
+        found = await explained([image(0)], address=service.address, settings={"timeout_s": 1.5})
+    assert digests(found) == [digest(image(0))]
+
+
 async def test_what_the_images_raise_is_raised(explained: Ask, service: FakeService) -> None:
     def images() -> Iterable[Any]:
         yield image(0)
@@ -316,10 +330,11 @@ async def test_closing_a_client_ends_its_streams(service: FakeService) -> None:
 
 
 async def test_closing_a_client_ends_the_wait_for_a_new_call(service: FakeService) -> None:
-    service.failures.append(Failure(CODE.RESOURCE_EXHAUSTED, "full", (retry_info(500),)))
+    # Once the question has arrived: what is still being written when the call ends hides why it ended.
+    service.breaks.append(Break(0, Failure(CODE.RESOURCE_EXHAUSTED, "full", (retry_info(500),))))
     client = AsyncClient(service.address, timeout_s=1000)
     pending = asyncio.ensure_future(anext(client.explain_images([image(0)])))
-    while service.failures:
+    while service.breaks:
         await asyncio.sleep(0.01)
     # The end of the call is on its way to the client; it is there when nothing else is left to do.
     await asyncio.sleep(0.2)

@@ -34,6 +34,8 @@ def test_terms_are_labels_words_and_pairs_without_function_words() -> None:
         (NameSource.CAPTION, "white wall"),
     }
     assert terms_of(None, None) == frozenset()
+    assert terms_of(" \t_", "_") == frozenset()
+    assert terms_of("_okapi ", None) == {(NameSource.LABEL, "okapi")}
 
 
 def test_shares_are_shares_of_images() -> None:
