@@ -33,6 +33,8 @@ class _Flight(Generic[Value]):
     key: _Key
     task: asyncio.Task[Value]
     party: list[asyncio.Future[None]] = field(default_factory=list)
+    is_led: bool = True
+    """Whether its leader is still there, who is told why it fails."""
 
 
 class SingleFlight(Generic[Value]):
@@ -83,17 +85,15 @@ class SingleFlight(Generic[Value]):
         for _ in range(_FOLLOW_LIMIT):
             flight = self._to_follow(name, lane)
             if flight is None:
-                flight = self._begin((name, lane), work)
-                await self._wait(flight)
-                try:
-                    return flight.task.result(), False
-                finally:
-                    # Its result may be an error, which has this frame.
-                    del flight
-            with follow():
-                await self._wait(flight)
-            if not flight.task.cancelled() and flight.task.exception() is None:
-                return flight.task.result(), True
+                return await self._lead(self._begin((name, lane), work)), False
+            try:
+                with follow():
+                    await self._wait(flight)
+                if not flight.task.cancelled() and flight.task.exception() is None:
+                    return flight.task.result(), True
+            finally:
+                # Who leaves keeps the error that says so, which has this frame.
+                del flight
         return await alone(), False
 
     def _to_follow(self, name: bytes, lane: Lane) -> _Flight[Value] | None:
@@ -113,6 +113,18 @@ class SingleFlight(Generic[Value]):
         flight.task.add_done_callback(lambda task: self._end(flight, task))
         return flight
 
+    async def _lead(self, flight: _Flight[Value]) -> Value:
+        try:
+            await self._wait(flight)
+            return flight.task.result()
+        except asyncio.CancelledError:
+            flight.is_led = False
+            _let_go(flight)
+            raise
+        finally:
+            # Its result may be an error, which has this frame.
+            del flight
+
     async def _wait(self, flight: _Flight[Value]) -> None:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         flight.party.append(ended)
@@ -123,13 +135,13 @@ class SingleFlight(Generic[Value]):
             if not flight.party and not flight.task.done():
                 self._forget(flight)
                 flight.task.cancel()
+            # As in `run`.
+            del flight
 
     def _end(self, flight: _Flight[Value], task: asyncio.Task[Value]) -> None:
         self._forget(flight)
         self._tasks.discard(task)
-        if not flight.party and not task.cancelled() and (error := task.exception()) is not None:
-            # The whole party has left: nobody else looks.
-            forget_frames(error)
+        _let_go(flight)
         for ended in flight.party:
             if not ended.done():
                 ended.set_result(None)
@@ -137,3 +149,10 @@ class SingleFlight(Generic[Value]):
     def _forget(self, flight: _Flight[Value]) -> None:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
+
+
+def _let_go(flight: _Flight[Any]) -> None:
+    """Free what a failure holds whose leader has gone: nobody else looks at it."""
+    task = flight.task
+    if not flight.is_led and task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        forget_frames(error)

@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -97,6 +99,82 @@ async def test_a_failure_is_its_leaders_own():
         assert bakery.begun == ["first", "second", "third alone"]
         bakery.ended["third alone"].set_result("loaf")
         assert await third == ("loaf", False)
+
+
+class Image:
+    """What work holds."""
+
+
+@pytest.mark.parametrize("has_follower", [False, True], ids=["alone", "followed"])
+@pytest.mark.parametrize("turns", range(-1, 8))
+async def test_a_failure_whose_leader_leaves_holds_nothing(turns, has_follower):
+    """The leader leaves before it, so many turns of the event loop after it, or is told of it: 8 turns see it all."""
+    images = []
+
+    async def work():
+        image = Image()
+        images.append(weakref.ref(image))
+        await burns.wait()
+        # With the error in it, the frame and its traceback hold each other.
+        error = ValueError("burnt")
+        raise error
+
+    async def ask(is_leader):
+        try:
+            await flights.run(b"bread", work, work)
+        except ValueError as error:
+            assert is_leader
+            error.__traceback__ = None
+
+    async def alone():
+        return "loaf"
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with SingleFlight() as flights:
+            burns = asyncio.Event()
+            leader = asyncio.create_task(ask(is_leader=True))
+            await settle()
+            follower = asyncio.create_task(flights.run(b"bread", alone, alone)) if has_follower else None
+            await settle()
+            if turns < 0:
+                leader.cancel()
+                await settle()
+            burns.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            leader.cancel()
+            await settle()
+            assert leader.done()
+            assert [image() for image in images] == [None]
+            if follower is not None:
+                assert (await follower)[0] == "loaf"
+    finally:
+        gc.enable()
+
+
+async def test_work_that_all_have_left_holds_nothing():
+    images = []
+
+    async def work():
+        image = Image()
+        images.append(weakref.ref(image))
+        await asyncio.get_running_loop().create_future()
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with SingleFlight() as flights:
+            party = [asyncio.create_task(flights.run(b"bread", work, work)) for _ in range(3)]
+            await settle()
+            for each in party:
+                each.cancel()
+                await settle()
+            assert [each.cancelled() for each in party] == [True] * 3
+            assert [image() for image in images] == [None]
+    finally:
+        gc.enable()
 
 
 async def test_leaving_the_context_cancels_what_is_under_way():
