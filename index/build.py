@@ -27,11 +27,12 @@ from index.summary import Summary, read_summary
 from index.vocabulary import vocabulary_digest
 from index.workers import WorkerSetup, open_decoders
 from index.workspace import Workspace, discard_workspace, open_workspace, refuse_source
+from phosphene.artefact_writing import seal
 from phosphene.bundle import Bundle, load_bundle
 from phosphene.corpus import Corpus, open_corpus
 from phosphene.engine import open_device
 from phosphene.errors import ArtefactMismatch, CorpusError, SettingError
-from phosphene.manifest import MANIFEST_NAME, Manifest, differences, find_artefact, seal
+from phosphene.manifest import MANIFEST_NAME, Manifest, differences, find_artefact
 from phosphene.open_files import shortage_explained
 from phosphene.readout import SimilarityReadout
 

@@ -25,10 +25,11 @@ from index.plan import stored_shards
 from index.sensitive import SensitiveConfig, Unmatched, sensitive_images, sensitive_neurons
 from index.shards import open_shards
 from index.tables import read_table, write_table
+from phosphene.artefact_writing import publish
 from phosphene.current import read_current
 from phosphene.durable_files import save_array
 from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, NotFound, SettingError
-from phosphene.manifest import find_artefact, is_digest, open_artefact, publish
+from phosphene.manifest import find_artefact, is_digest, open_artefact
 
 __all__ = ["FlagResult", "Flags", "check_flags_stay", "flag_index", "open_flags", "read_flag_list", "shortened"]
 

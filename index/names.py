@@ -17,8 +17,9 @@ import pyarrow as pa
 from index.neuron_table import NAMES_FIELD, name_records
 from index.tables import read_table, write_table
 from index.values import NeuronName
+from phosphene.artefact_writing import publish
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch
-from phosphene.manifest import Manifest, find_artefact, open_artefact, publish
+from phosphene.manifest import Manifest, find_artefact, open_artefact
 
 __all__ = ["NeuronNames", "find_names", "open_names", "publish_names"]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from index.tables import read_table, write_table
+from phosphene.artefact_writing import publish
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, SettingError
-from phosphene.manifest import find_artefact, is_digest, open_artefact, publish
+from phosphene.manifest import find_artefact, is_digest, open_artefact
 
 __all__ = ["REASON_LIMIT", "Tombstones", "open_tombstones", "save_tombstones"]
 

@@ -24,13 +24,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from index.plan import SHARDS_FOLDER, Plan, ShardRows
+from phosphene.artefact_writing import JOB_PLAN_NAME
 from phosphene.durable_files import hold_folder, sync_path, write_durably
 from phosphene.errors import ArtefactMissing, SettingError
 from phosphene.manifest import canonical_json, digest_of, file_sha256, partial_path
 
 __all__ = ["Workspace", "discard_workspace", "open_workspace", "read_plan", "refuse_source", "share_workspace"]
 
-_PLAN = "plan.json"
 _PLAN_DRAFT = "plan.json.draft"
 _RECORD = "record.json"
 
@@ -194,7 +194,7 @@ def open_workspace(out: Path, plan: Plan, *, device: str, report: Callable[[str]
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         with hold_folder(folder):
-            found = _read_json(folder / _PLAN)
+            found = _read_json(folder / JOB_PLAN_NAME)
             if found != plan.to_config() and any(path.name != _PLAN_DRAFT for path in folder.iterdir()):
                 aside = _set_aside(folder, found)
                 report(f"{folder.name} belongs to another plan; it lies in {aside.name} now: remove it if you are done")
@@ -204,9 +204,9 @@ def open_workspace(out: Path, plan: Plan, *, device: str, report: Callable[[str]
         report(f"{kept.name} holds work of this plan; it goes on from there")
     folder.mkdir(exist_ok=True)
     with hold_folder(folder):
-        found = _read_json(folder / _PLAN)
+        found = _read_json(folder / JOB_PLAN_NAME)
         if found is None:
-            write_durably(folder / _PLAN, canonical_json(plan.to_config()))
+            write_durably(folder / JOB_PLAN_NAME, canonical_json(plan.to_config()))
         elif found != plan.to_config():  # Another job came between, and has gone: its shards are not this plan's.
             raise SettingError(f"another plan came into {folder.name!r} meanwhile; run this one again")
         workspace = Workspace(folder, device)
@@ -246,7 +246,7 @@ def read_plan(out: Path) -> Plan:
     Raises:
         ArtefactMissing: there is none, or one of another version.
     """
-    found = _read_json(partial_path(out) / _PLAN)
+    found = _read_json(partial_path(out) / JOB_PLAN_NAME)
     plan = None if found is None else Plan.from_config(found)
     if plan is None:
         raise _nothing_planned(out)
@@ -262,14 +262,14 @@ def _nothing_planned(out: Path) -> ArtefactMissing:
 def discard_workspace(out: Path, plan: Plan) -> None:
     """Remove the workspace of a finished job, if it is this plan's; another process may be doing the same."""
     folder = partial_path(out)
-    if _read_json(folder / _PLAN) == plan.to_config():
+    if _read_json(folder / JOB_PLAN_NAME) == plan.to_config():
         # The plan goes last: a job killed in between is known by it.
         for path in _entries(folder):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.name != _PLAN:
+            elif path.name != JOB_PLAN_NAME:
                 path.unlink(missing_ok=True)
-        (folder / _PLAN).unlink(missing_ok=True)
+        (folder / JOB_PLAN_NAME).unlink(missing_ok=True)
     if not _entries(folder):
         with suppress(OSError):
             folder.rmdir()

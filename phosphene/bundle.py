@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from phosphene.artefact_writing import publish
 from phosphene.codes import CodeLimits
 from phosphene.durable_files import save_array
 from phosphene.encoder import Encoder, EncoderSpec, Site, encoder_files
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch
 from phosphene.images import Preprocessing
-from phosphene.manifest import Manifest, digest_of, open_artefact, publish
+from phosphene.manifest import Manifest, digest_of, open_artefact
 from phosphene.readout import Vocabulary
 from phosphene.sae import WEIGHTS_NAME, SparseAutoencoder, load_sae, sae_config, save_sae
 

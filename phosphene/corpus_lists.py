@@ -171,7 +171,12 @@ def _relative(path: str, storage: Storage) -> str | None:
     if not path or "://" in path or "\0" in path:
         return None
     if posixpath.isabs(path):
-        if not isinstance(storage, LocalFolder) or not PurePosixPath(path).is_relative_to(storage.root):
+        if not isinstance(storage, LocalFolder):
+            return None
+        if not PurePosixPath(path).is_relative_to(storage.root):
+            # The root is where the folder really lies; a link may have led there.
+            path = posixpath.join(posixpath.realpath(posixpath.dirname(path)), posixpath.basename(path))
+        if not PurePosixPath(path).is_relative_to(storage.root):
             return None
         path = str(PurePosixPath(path).relative_to(storage.root))
     return posixpath.normpath(path)

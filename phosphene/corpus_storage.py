@@ -20,6 +20,18 @@ from phosphene.errors import CorpusError
 _BROKEN_LINK = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Faults of this process or machine: they say nothing of a file, which must not be taken for a bad one."""
+# The last is what s3fs makes of SlowDown and ServiceUnavailable.
+_NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EBUSY})
+_TOO_LONG, _TOO_OFTEN, _SERVER_AT_FAULT = 408, 429, 500
+# What storages raise that cannot be reached, or break off: Python and its sockets, requests, aiohttp (http, gcs),
+# botocore (s3), azure. Told by name: of their packages those alone are installed whose storages are used.
+_NO_ANSWER = frozenset(
+    {
+        *("ConnectionError", "TimeoutError", "Timeout", "gaierror"),
+        *("ClientConnectionError", "ClientPayloadError", "HTTPClientError"),
+        *("ServiceRequestError", "ServiceResponseError"),
+    }
+)
 
 __all__ = ["Listing", "LocalFolder", "RemoteFolder", "Span", "Storage", "open_storage"]
 
@@ -219,7 +231,7 @@ class RemoteFolder:
             data = self.filesystem.cat_file(self._path(span.file), start=span.offset, end=span.offset + byte_count)
         except Exception as error:
             kind = type(error).__name__
-            if isinstance(error, ConnectionError | TimeoutError):
+            if _is_unanswered(error):
                 raise OSError(
                     errno.EIO, f"the storage does not answer ({kind}); run it again once it does", shown
                 ) from error
@@ -288,6 +300,15 @@ def _unreachable(shown: str, error: Exception) -> CorpusError:
         f"{shown} cannot be reached ({type(error).__name__}: {error}); check the address, the credentials, and that "
         "the fsspec package of its scheme (s3fs, gcsfs, ...) is installed"
     )
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """Whether a storage gave no answer, or said to come again, which tells nothing of the file that was asked for."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if not names.isdisjoint(_NO_ANSWER) or (isinstance(error, OSError) and error.errno in _NO_WAY):
+        return True
+    status = getattr(error, "status", None)  # Of aiohttp's errors: what HTTP answered.
+    return isinstance(status, int) and (status in (_TOO_LONG, _TOO_OFTEN) or status >= _SERVER_AT_FAULT)
 
 
 def _is_hidden(name: str) -> bool:

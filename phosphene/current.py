@@ -135,8 +135,11 @@ def save_current(
 
     Raises:
         ArtefactError: a folder is no such published artefact.
-        SettingError: tombstones, flags or names of an index that is not named.
+        SettingError: tombstones, flags or names of an index that is not named; the path is a link.
     """
+    if path.is_symlink():
+        # Folders are relative to the file: through the link others are meant than through what it points to.
+        raise SettingError(f"{str(path)!r} is a symbolic link; name the file {os.path.realpath(path)!r} itself")
     for kind, named in (("tombstones", tombstones or {}), ("flags", flags or {}), ("names", names or {})):
         if stray := sorted(named.keys() - indexes.keys()):
             raise SettingError(f"{kind} are named for {stray}; the indexes are {sorted(indexes)}: name one of them")

@@ -28,6 +28,9 @@ from phosphene.errors import ArtefactDamaged, EncoderUnsupported
 __all__ = ["EncoderOutput", "Family", "Head", "Tower", "load_part", "load_tower", "reading"]
 
 
+_SHOWN = 5
+
+
 class Family(StrEnum):
     """A family of vision models."""
 
@@ -320,10 +323,21 @@ def _patch_mean_head(whole: Any, *, first_patch: int) -> Head | None:
 
 
 def _head(config: Any, classify: Callable[[EncoderOutput], Tensor], classifiers: Sequence[Any]) -> Head | None:
-    """Name a classifier's logits; None for models without one (transformers puts an Identity for zero classes)."""
+    """Name a classifier's logits; None for models without one (transformers puts an Identity for zero classes).
+
+    Raises:
+        ArtefactDamaged: A logit has no name; another's would be wrong.
+    """
     if not classifiers or not all(isinstance(classifier, nn.Linear) for classifier in classifiers):
         return None
-    return Head(classify=classify, names=tuple(config.id2label[i] for i in range(classifiers[0].out_features)))
+    count = classifiers[0].out_features
+    nameless = [i for i in range(count) if i not in config.id2label]
+    if nameless:
+        raise ArtefactDamaged(
+            f"id2label in the encoder's config.json names classes {sorted(config.id2label)[:_SHOWN]}, and none for "
+            f"{nameless[:_SHOWN]} of its {count} outputs: number the classes from 0"
+        )
+    return Head(classify=classify, names=tuple(config.id2label[i] for i in range(count)))
 
 
 @contextmanager

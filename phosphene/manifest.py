@@ -1,4 +1,4 @@
-"""Artefacts on disk: written whole or not at all, named by digest, checked before anything is parsed.
+"""Artefacts on disk: named by digest, checked before anything is parsed; `artefact_writing` makes them.
 
 `manifest.json` is the last file written; an artefact is done when its manifest matches. Knows nothing of what the
 files mean. The rules are docs/design.md section 4; the fields are docs/artefacts.md.
@@ -10,13 +10,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from phosphene.durable_files import hold_folder, sync_path, write_durably
 from phosphene.errors import (
     ArtefactDamaged,
     ArtefactError,
@@ -41,9 +38,8 @@ __all__ = [
     "is_digest",
     "open_artefact",
     "partial_path",
-    "publish",
     "read_manifest",
-    "seal",
+    "refuse_place",
 ]
 
 MANIFEST_NAME = "manifest.json"
@@ -144,8 +140,12 @@ def partial_path(target: Path) -> Path:
     return named.with_name(named.name + ".partial")
 
 
-def _refuse_place(target: Path) -> None:
-    """Refuse where an artefact cannot be made: before the work, not after it."""
+def refuse_place(target: Path) -> None:
+    """Refuse where an artefact cannot be made: before the work, not after it.
+
+    Raises:
+        SettingError: it is a link or a mount point, or lies in an artefact.
+    """
     if target.is_symlink():
         raise SettingError(f"{str(target)!r} is a symbolic link; name the folder itself")
     if os.path.ismount(target):
@@ -161,67 +161,6 @@ def _refuse_place(target: Path) -> None:
             f"{str(target)!r} lies in {str(parent)!r}, which is an artefact of kind {kind!r} and holds nothing else; "
             "name a folder outside it"
         )
-
-
-def publish(
-    target: Path, *, kind: Kind, inputs: dict[str, str], config: dict[str, Any], write: Callable[[Path], None]
-) -> Manifest:
-    """Write a whole artefact in one go.
-
-    Args:
-        target: the artefact's folder; must not exist yet.
-        kind: what it is.
-        inputs: ids of what it is made from.
-        config: everything that decided its contents.
-        write: fills the empty folder that it is given.
-
-    Returns:
-        The manifest of what now lies at `target`.
-
-    Raises:
-        ArtefactMismatch: `target` exists.
-        SettingError: another process writes it; `target` is a link or a mount point, or lies in another artefact.
-    """
-    _refuse_place(target)
-    partial = partial_path(target)
-    partial.mkdir(parents=True, exist_ok=True)
-    with hold_folder(partial):
-        for leftover in partial.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
-        write(partial)
-        return seal(partial, target, kind=kind, inputs=inputs, config=config)
-
-
-def seal(partial: Path, target: Path, *, kind: Kind, inputs: dict[str, str], config: dict[str, Any]) -> Manifest:
-    """Digest the files of a filled folder, write the manifest last, and rename the folder to its name.
-
-    For jobs that fill their own `.partial` over several runs. Arguments, return value and errors as `publish`.
-    """
-    from phosphene import __version__
-
-    if target.exists():
-        raise ArtefactMismatch(f"{target.name!r} already exists; remove it or choose another name")
-    files: dict[str, FileEntry] = {}
-    for path in sorted(partial.rglob("*")):
-        if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            raise ArtefactRefused(f"{path.name!r} in {partial.name!r} is not a plain file; artefacts hold nothing else")
-        if path.is_file():
-            name = path.relative_to(partial).as_posix()
-            files[name] = FileEntry(file_sha256(path), path.stat().st_size)
-            sync_path(path)
-    manifest = Manifest(
-        kind=kind,
-        created_by=f"phosphene {__version__}",
-        inputs=inputs,
-        config=config,
-        files=dict(sorted(files.items())),
-    )
-    write_durably(partial / MANIFEST_NAME, manifest.to_bytes())
-    for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
-        sync_path(folder)
-    partial.rename(target)
-    sync_path(target.parent)
-    return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -321,7 +260,7 @@ def find_artefact(path: Path, *, kind: Kind) -> Manifest | None:
         SettingError: nothing lies there, and nothing can be made there, as with `publish`.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        _refuse_place(path)
+        refuse_place(path)
         return None
     return open_artefact(path, kind=kind)
 

@@ -6,7 +6,7 @@ processor, old files with whole numbers for sizes, and the flags that switch a s
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -267,4 +267,5 @@ def _factor(value: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # JSON has whole numbers that no float holds; NaN is none of these.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

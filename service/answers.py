@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from phosphene.engine import Want
 from phosphene.errors import ImageError, ImageRequired, NotFound, NumericError
 from phosphene.image_headers import image_size
-from phosphene.image_limits import ImageLimits, check_file_size
+from phosphene.image_limits import ImageLimits, check_file_size, check_pixels
 from phosphene.images import image_sha256
 from service.alike import images_alike
 from service.batching.admission import Admission
@@ -330,6 +330,9 @@ class Answers:
         route = bundle.route(want)
         want = self._sampled(want)
         width, height = image_size(data) or (0, 0)
+        if width:
+            # Before it is admitted: where others leave no room for it, it would be told to come again.
+            check_pixels(width, height, self.limits.pixels)
         with sent.admit(pixel_count=width * height, cost=route.cost(want)) as admitted:
             sent.reserve_lookup()
             prepared = await self._timed(

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from phosphene.engine import Want
+from phosphene.errors import Unavailable
 from phosphene.image_limits import ImageLimits
 from service.answers import Answers, Rooms
 from service.batching.admission import Admission, AdmissionLimits
@@ -99,6 +100,7 @@ async def open_service(
         clock: monotonic seconds.
 
     Raises:
+        DeviceFailed: the device failed before anything was served.
         PhospheneError: a setting or an artefact is at fault.
     """
     limits = image_limits(settings)
@@ -166,7 +168,7 @@ async def open_service(
         )
         if admin_port is not None:
             await enter(AdminServer(admin_port, AdminServicer(replica)))
-        await generations.load()
+        await _load(generations, rooms.batcher)
         await server.say_serving(True)
         watching = asyncio.create_task(
             watch_stalls(
@@ -303,6 +305,16 @@ async def _open_rooms(
         cache=cache,
         callers_share_codes=settings.security.tokens is None,
     )
+
+
+async def _load(generations: Generations, batcher: Batcher) -> None:
+    """Load what is served first; where the device fails over the warm-up, that is the error: no setting is at fault."""
+    try:
+        await generations.load()
+    except Unavailable:
+        if batcher.failure is None:
+            raise
+        raise batcher.failure from None
 
 
 async def _warm(catalogue: Catalogue, batcher: Batcher) -> None:

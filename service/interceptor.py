@@ -40,6 +40,8 @@ _REQUEST_ID_KEY = "x-request-id"
 _AUTHORIZATION_KEY = "authorization"
 _TRACE_KEY = "traceparent"
 _ANYBODY = Callers(None)
+# A caller whose deadline ends a call says so at about the time at which its deadline is over here.
+_DEADLINE_SLACK_S = 0.02
 _CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 
@@ -237,7 +239,7 @@ class AnswerInterceptor:
 def _left(context: CallContext) -> tuple[str, str]:
     """Code and outcome of a call that its caller ended, or its deadline."""
     remaining_s = context.time_remaining()
-    if remaining_s is not None and remaining_s <= 0:
+    if remaining_s is not None and remaining_s <= _DEADLINE_SLACK_S:
         return "DEADLINE_EXCEEDED", "expired"
     return "CANCELLED", "cancelled"
 

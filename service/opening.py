@@ -223,9 +223,12 @@ async def _in_thread_of_its_own(open_all: Callable[[], Opened]) -> Opened:
         result, failure = None, None
         try:
             result = open_all()
-        except BaseException as error:
-            # Libraries in Rust raise panics that are no `Exception`.
+        except Exception as error:
             failure = error
+        except BaseException as panic:
+            # Libraries in Rust raise what is no `Exception`, which would end a service that only reloads.
+            failure = RuntimeError(f"a library panicked while artefacts were opened: {panic}")
+            failure.__cause__ = panic
         # A loop that has ended has nobody left to tell.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, failure)

@@ -122,7 +122,8 @@ VARIABLES: dict[str, Variable] = {
     ),
     "PHOSPHENE_CONNECTION_AGE_S": _variable(
         "Network",
-        "Seconds after which a connection is asked to come anew, so that load spreads over replicas; 0: never.",
+        "Seconds after which a connection is asked to come anew, so that load spreads over replicas; its calls "
+        "have 60 s more, streams too. 0: never.",
         Number(0.0, 86_400.0, 1800.0),
     ),
     "PHOSPHENE_DRAIN_S": _variable(

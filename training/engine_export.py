@@ -7,7 +7,6 @@ within the tolerance of docs/design.md, section 3, or, with 8-bit weights, witho
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from phosphene.artefact_writing import emptied_partial, seal
 from phosphene.bundle import Bundle, load_bundle
-from phosphene.durable_files import hold_folder
 from phosphene.encoder import Encoder
 from phosphene.engine import EngineName, Want
 from phosphene.engine_artefact import (
@@ -38,7 +37,7 @@ from phosphene.engine_artefact import (
 from phosphene.engine_onnx import CODE_OUTPUTS, INPUT, RESIDUALS_OUTPUT, OnnxGraph, quantise
 from phosphene.engine_torch import TorchEngine
 from phosphene.errors import NumericError
-from phosphene.manifest import Manifest, partial_path, seal
+from phosphene.manifest import Manifest
 from phosphene.selection import JumpReLU, Selection, TopK
 from training.places import refuse_nameless, refuse_taken
 
@@ -73,7 +72,7 @@ def export_engine(bundle_path: Path, out: Path, *, is_int8: bool = False) -> Eng
         SettingError: `out` has no name.
         ArtefactError: the bundle cannot be read, or `out` holds something else.
         EncoderError: its encoder cannot be loaded.
-        NumericError: the graph's codes are not torch's.
+        NumericError: the graph's codes are not torch's, or nothing would show it: no neuron fires on the golden images.
     """
     refuse_nameless(out)
     refuse_taken(out, "engine")
@@ -82,11 +81,7 @@ def export_engine(bundle_path: Path, out: Path, *, is_int8: bool = False) -> Eng
     if out.exists():
         return EngineExport(path=out, manifest=open_exported(out, bundle, expected=name), is_new=False)
     engine = TorchEngine(bundle)
-    partial = partial_path(out)
-    partial.mkdir(parents=True, exist_ok=True)
-    with hold_folder(partial):
-        for leftover in partial.iterdir():
-            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+    with emptied_partial(out) as partial:
         golden = _golden(engine)
         save_golden(partial, golden)
         _write_graphs(partial, engine, is_int8=is_int8)
@@ -202,6 +197,11 @@ def _golden(engine: TorchEngine) -> Golden:
     pixels = golden_pixels(engine.bundle.preprocessing)
     codes = engine.run(pixels, Want(token_codes=True)).token_codes
     assert codes is not None, "token codes were asked for"
+    if not codes.values.any():
+        raise NumericError(
+            "no neuron fires on the golden images, so that no graph's codes can be told from torch's; nothing is "
+            "published: serve this bundle with torch"
+        )
     return Golden(pixels=pixels, codes=codes)
 
 
@@ -219,7 +219,12 @@ def _write_graphs(folder: Path, engine: TorchEngine, *, is_int8: bool) -> None:
 
 def _tolerance(likeness: Likeness, name: EngineName) -> dict[str, Any]:
     if name is EngineName.ONNXRUNTIME_INT8:
-        return {"top10_overlap": max(0.0, round(likeness.top10_overlap - _OVERLAP_SLACK, 3))}
+        if likeness.top10_overlap <= _OVERLAP_SLACK:
+            raise NumericError(
+                f"with 8-bit weights {likeness.top10_overlap:.2g} of an image's ten strongest neurons stay among its "
+                f"strongest, the least is more than {_OVERLAP_SLACK:g}; nothing is published: leave out --int8"
+            )
+        return {"top10_overlap": round(likeness.top10_overlap - _OVERLAP_SLACK, 3)}
     if not likeness.is_float32:
         raise NumericError(f"the graph {likeness}; nothing is published: serve this bundle with torch")
     return {"image_difference": IMAGE_TOLERANCE, "token_difference": TOKEN_TOLERANCE}

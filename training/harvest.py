@@ -20,11 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from phosphene.artefact_writing import seal
 from phosphene.corpus import Corpus
 from phosphene.device_errors import device_errors
 from phosphene.encoder import Encoder, Site
 from phosphene.errors import CorpusError, DeviceOutOfMemory, SettingError
-from phosphene.manifest import digest_of, find_artefact, partial_path, seal
+from phosphene.manifest import digest_of, find_artefact, partial_path
 from training.artefact_tokens import first_patch_place
 from training.execution import Execution
 from training.growing_shard import GrowingShard

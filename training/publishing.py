@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phosphene.bundle import Bundle, save_bundle
 from phosphene.codes import CodeLimits
+from phosphene.errors import CorpusError
 from phosphene.readout import SimilarityReadout, Vocabulary, load_readout
 from phosphene.sae import SparseAutoencoder
 from phosphene.selection import Selection
@@ -59,8 +60,10 @@ def finish(plan: FitPlan, trained: Trained, source: ActivationSource, progress: 
         progress: where to report.
 
     Raises:
+        CorpusError: a held-out half gives no residuals.
         NumericError: too few neurons fire for a threshold, or folding changed a code.
     """
+    _refuse_empty_half(source)
     selection, calibration = choose_selection(plan, trained, source)
     if calibration is not None:
         progress.event("calibrated", k=plan.sae.k, **asdict(calibration))
@@ -88,6 +91,16 @@ def finish(plan: FitPlan, trained: Trained, source: ActivationSource, progress: 
     if finished.held_out.cut_share > 0:
         progress.event("codes cut", share=finished.held_out.cut_share, token_code_limit=limits.token_code_limit)
     return finished
+
+
+def _refuse_empty_half(source: ActivationSource) -> None:
+    # A stream holds out images whose bytes can be read: whether they decode shows only now.
+    if not all(len(source.held_out(half)) for half in (0, 1)):
+        raise CorpusError(
+            f"not one of the images of a held-out half, {source.held_out_image_count // 2} of {source.image_count}, "
+            "can be used, so that nothing can be measured: mend the images, add some, or choose another --seed",
+            field="corpus",
+        )
 
 
 def publish(plan: FitPlan, finished: Finished, trained: Trained, source: ActivationSource) -> Bundle:

@@ -140,7 +140,12 @@ class Batcher:
     async def failed(self) -> DeviceFailed:
         """Wait until the device has failed for good; the error says how."""
         await self._failed.wait()
-        assert self._engine.failure is not None, "set before the event"
+        assert self.failure is not None, "set before the event"
+        return self.failure
+
+    @property
+    def failure(self) -> DeviceFailed | None:
+        """How the device failed for good; None while it works."""
         return self._engine.failure
 
     @property

@@ -42,6 +42,8 @@ __all__ = ["DecodeProcess", "Death", "WorkerEnded", "WorkerGone", "open_decode_p
 _START_LIMIT_S = 60.0
 # A worker outlives the parent's time limit by this, so that it is the parent who kills it, and says why.
 _ALARM_GRACE_S = 2.0
+# Between the two looks that give an image up: a loop that was itself held up hears the answer between them.
+_SECOND_LOOK_S = 0.002
 # Holds the package `service`: a checkout or an image, in neither of which it need be installed.
 _CODE_FOLDER = Path(__file__).resolve().parents[2]
 
@@ -209,13 +211,19 @@ class DecodeProcess:
         self._process.kill()
         return self._process.wait()
 
-    def _look(self) -> None:
-        """Give up an image that is due; one timer stands for all, for to set one for each costs more than it waits."""
+    def _look(self, was_due_s: float | None = None) -> None:
+        """Give up an image that is due; one timer stands for all, for to set one for each costs more than it waits.
+
+        Args:
+            was_due_s: what was due at the first look; None: this is one.
+        """
         self._timer = None
         if self._on_reply is None:
             return
         if self._loop.time() < self._due_s:
             self._timer = self._loop.call_at(self._due_s, self._look)
+        elif was_due_s != self._due_s:
+            self._timer = self._loop.call_later(_SECOND_LOOK_S, self._look, self._due_s)
         else:
             self._tell(TimeoutError())
 

@@ -6,8 +6,9 @@ import subprocess
 import pytest
 import yaml
 
+from service.batching.shares import share_of
 from tests.deploy.prometheus_process import needs_promtool
-from tests.deploy.queries import PROMETHEUS, RUNBOOK, alerts, recordings
+from tests.deploy.queries import PROMETHEUS, ROOT, RUNBOOK, alerts, recordings
 
 CASES = sorted((PROMETHEUS / "tests").glob("*.yaml"))
 
@@ -18,7 +19,7 @@ def checks():
         (check["alertname"], bool(check["exp_alerts"]))
         for path in CASES
         for case in yaml.safe_load(path.read_text())["tests"]
-        for check in case["alert_rule_test"]
+        for check in case.get("alert_rule_test", ())
     ]
 
 
@@ -63,6 +64,23 @@ def test_every_recording_is_used():
     text += "".join(path.read_text() for path in (PROMETHEUS.parent / "grafana" / "dashboards").glob("*.json"))
     for rule in recordings():
         assert len(re.findall(rf"{re.escape(rule['record'])}\b", text)) > 1, rule["record"]
+
+
+def test_the_runbook_says_whether_one_caller_alone_saturates_a_replica():
+    (saturated,) = [alert for alert in alerts() if alert["alert"] == "PhospheneQueueSaturated"]
+    threshold = float(saturated["expr"].rpartition("> ")[2])
+    limit = 256
+    assert share_of(share_of(limit)) < threshold * limit < share_of(limit)
+    assert "One caller alone gets there, though not with streams" in RUNBOOK.read_text()
+
+
+def test_the_runbook_says_how_long_a_stream_may_last():
+    """gRPC ends it that long after it has asked the connection to come anew; callers saw that and found it nowhere."""
+    (grace_ms,) = re.findall(r"^_AGE_GRACE_MS = ([\d_]+)$", (ROOT / "service/server.py").read_text(), re.MULTILINE)
+    grace_s = int(grace_ms) // 1000
+    runbook = " ".join(RUNBOOK.read_text().split())
+    assert f"about `PHOSPHENE_CONNECTION_AGE_S` (300 in `deploy/kubernetes`) and {grace_s} s after that" in runbook
+    assert "PHOSPHENE_CONNECTION_AGE_S=300" in (ROOT / "deploy/kubernetes/base/settings.env").read_text().splitlines()
 
 
 @needs_promtool

@@ -90,6 +90,14 @@ def test_mounts_exist_and_are_read_only(root, composition):
                 assert (root / "deploy" / mount["source"]).exists(), mount
 
 
+def test_artefacts_are_named_by_a_path_that_leads_there_from_any_folder(root, composition):
+    """Compose begins a path that is not whole at the folder of its file, and not where the command is typed."""
+    (source,) = [mount["source"] for mount in composition["services"]["service"]["volumes"]]
+    default = re.fullmatch(r"\$\{ARTEFACTS:-(.+)\}", source)[1]
+    assert (root / "deploy" / default).resolve() == root / "build" / "demo"
+    assert re.findall(r"ARTEFACTS=(\S+)", (root / "deploy/README.md").read_text()) == ["/path/to/folder"]
+
+
 def test_prometheus_reads_its_configuration_and_scrapes_the_service(root, composition, service):
     _, _, settings = service
     prometheus = composition["services"]["prometheus"]["command"]
@@ -120,6 +128,14 @@ def test_grafana_finds_the_dashboards_and_prometheus(root, composition):
     (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
     host, port = source["url"].removeprefix("http://").split(":")
     assert composition["services"][host]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def test_nobody_signs_in_to_grafana_with_the_password_that_it_begins_with(composition):
+    """Without the form a request may still bring it (basic authentication), unless that is off, too."""
+    settings = composition["services"]["grafana"]["environment"]
+    assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert settings["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert settings["GF_AUTH_BASIC_ENABLED"] == "false"
 
 
 def test_the_service_is_told_settings_that_it_takes(composition, service):

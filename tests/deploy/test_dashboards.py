@@ -1,6 +1,7 @@
 """Dashboards: well-formed, about metrics that exist, and answered in full by a real Prometheus over a real scrape."""
 
 import re
+import subprocess
 from itertools import combinations
 
 import grpc.aio
@@ -12,7 +13,7 @@ from phosphene.v1 import explain_pb2, models_pb2, values_pb2
 from service.observing.metric_events import Metrics
 from service.observing.metrics_server import MetricsServer
 from service.server import METHODS
-from tests.deploy.prometheus_process import CountedPage, needs_prometheus, prometheus
+from tests.deploy.prometheus_process import CountedPage, needs_prometheus, needs_promtool, prometheus
 from tests.deploy.queries import (
     DASHBOARDS,
     PROMETHEUS,
@@ -69,6 +70,74 @@ def test_the_batch_limit_is_that_of_the_replica_that_ran_out_of_memory():
     assert [query for query in asked if "batch_limit" in query] == [
         'min(phosphene_batch_limit_items{job=~".*", instance=~".*"} > 0)'
     ]
+
+
+def promql_holds(folder, series, cases):
+    """Whether promtool gets these values, each one sample without labels, of (expression, time, value) over series."""
+    tests = {
+        "interval": "5s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": expression, "eval_time": time, "exp_samples": [{"labels": "{}", "value": value}]}
+            for expression, time, value in cases
+        ],
+    }
+    path = folder / "cases.yaml"
+    path.write_text(yaml.safe_dump({"evaluation_interval": "5s", "tests": [tests]}))
+    done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_replicas_are_counted_without_what_else_prometheus_scrapes(tmp_path):
+    """All jobs are those that show the service's metrics; as `.*` they took every node and exporter for a replica."""
+    (path,) = [path for path in DASHBOARDS if path.stem == "overview"]
+    every = {variable["name"]: variable.get("allValue") for variable in dashboard(path)["templating"]["list"]}
+    (panel,) = [panel for panel in panels(path) if panel["title"] == "Replicas"]
+    up, known = (
+        target["expr"].replace("$job", every["job"] or "(phosphene)").replace("$instance", every["instance"])
+        for target in panel["targets"]
+    )
+    series = {
+        'up{job="phosphene", instance="a:9464"}': "1x60",
+        'up{job="phosphene", instance="b:9464"}': "0x60",
+        'up{job="node", instance="a:9100"}': "1x60",
+    }
+    promql_holds(tmp_path, series, [(up, "4m", 1), (known, "4m", 2)])
+
+
+@needs_promtool
+def test_the_runbook_s_share_of_time_counts_all_that_a_device_does(tmp_path):
+    (asked,) = re.findall(r"near a replica is to its bound: `([^`]+)`", RUNBOOK.read_text())
+    replica = 'job="phosphene", instance="a:9464"'
+    series = {
+        f'phosphene_batch_duration_seconds_sum{{{replica}, operation="encode"}}': "0+2.5x120",
+        f'phosphene_batch_duration_seconds_sum{{{replica}, operation="text"}}': "0+1.25x120",
+    }
+    promql_holds(tmp_path, series, [(f"count({asked})", "10m", 1), (f"sum({asked})", "10m", 0.75)])
+
+
+@needs_promtool
+@pytest.mark.parametrize("interval_s", [15, 30, 60, 900])
+def test_a_switch_of_generations_is_marked_at_every_zoom(interval_s, tmp_path):
+    """`$__interval` alone is one scrape, in which nothing changes, or loses what changes between two of its windows."""
+    # As Grafana fills them in, where Prometheus scrapes every 15 s; scrapes are not in step with what it asks.
+    rate_interval_s = max(interval_s + 15, 60)
+    (asked,) = {query["expr"] for path in DASHBOARDS for query in dashboard(path)["annotations"]["list"]}
+    for name, value in (
+        ("$__rate_interval", f"{rate_interval_s}s"),
+        ("$__interval", f"{interval_s}s"),
+        ("$job", ".*"),
+        ("$instance", ".*"),
+    ):
+        asked = asked.replace(name, value)
+    marked = f"count(count_over_time(({asked})[2h:{interval_s}s]))"
+    metric = "phosphene_generation_timestamp_seconds"
+    series = {
+        f'{metric}{{instance="{first}"}}': " ".join(["_ 100 _"] * first + ["_ 200 _"] * (480 - first))
+        for first in range(120, 130)
+    }
+    promql_holds(tmp_path, series, [(marked, "2h", len(series))])
 
 
 @each_dashboard

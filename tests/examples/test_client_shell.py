@@ -1,7 +1,9 @@
 """The shell example, through reflection, against a real process."""
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,30 @@ def test_it_tells_a_refusal(root, real_service, tmp_path):
     assert done.returncode != 0
     assert "invalid_argument" in done.stderr
     assert "s3cret" not in done.stderr
+
+
+def test_the_line_for_grpcurl_takes_photos_of_any_size(root, tmp_path):
+    """As an argument, which Linux bounds at 128 KiB, an image of more than 96 KiB did not reach the program."""
+    block = re.search(r"With grpcurl.*?```\n(.*?)```", (root / "examples/clients/README.md").read_text(), flags=re.S)[1]
+    grpcurl = tmp_path / "grpcurl"
+    grpcurl.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > arguments\ncat > message\n')
+    grpcurl.chmod(0o755)
+    photo = bytes(range(256)) * 2048
+    (tmp_path / "PHOTO").write_bytes(photo)
+    done = subprocess.run(
+        ["sh", "-euc", block],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *options, server, method = (tmp_path / "arguments").read_text().splitlines()
+    assert options == ["-plaintext", "-d", "@"]
+    assert (server, method) == ("127.0.0.1:50051", "phosphene.v1.PhospheneService/Explain")
+    assert json.loads((tmp_path / "message").read_text()) == {"image": {"data": base64.b64encode(photo).decode()}}
 
 
 @pytest.mark.slow

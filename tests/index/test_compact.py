@@ -21,9 +21,10 @@ from index.take_down import Request, TakeDownJob, take_down
 from index.thumbnails import write_thumbnails
 from index.values import ExemplarKind, NeuronFilter
 from index.verify import verify_index
+from phosphene.artefact_writing import seal
 from phosphene.codes import ImageCode
 from phosphene.errors import ArtefactMismatch, CorpusError, SchemaUnknown, SettingError
-from phosphene.manifest import read_manifest, seal
+from phosphene.manifest import read_manifest
 from tests.index.conftest import SMALL
 from tests.index.quiet import Notes
 from tests.index.shard_folders import write_shards

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from index.__main__ import main
-from phosphene.manifest import publish, read_manifest
+from phosphene.artefact_writing import publish
+from phosphene.manifest import read_manifest
 
 
 def remade(source: Path, target: Path, **config: object) -> Path:

@@ -160,6 +160,16 @@ class TestCsv:
         put(tmp_path, {"a.jpg": b"", "l.csv": f"{column}\na.jpg\n".encode()})
         assert uris(tmp_path / "l.csv") == ["a.jpg"]
 
+    def test_absolute_paths_may_lead_there_by_a_link(self, tmp_path):
+        put(tmp_path, {"disk/photos/a.jpg": b"a", "outside/b.jpg": b"b"})
+        (tmp_path / "data").symlink_to(tmp_path / "disk")
+        listed = tmp_path / "data" / "photos" / "list.csv"
+        listed.write_text(f"file\n{tmp_path}/data/photos/a.jpg\n")
+        assert [row.uri for row in open_corpus(str(listed)).rows] == ["a.jpg"]
+        listed.write_text(f"file\n{tmp_path}/outside/b.jpg\n")
+        with pytest.raises(CorpusError, match="is no path relative to the list"):
+            open_corpus(str(listed))
+
     def test_absolute_paths_below_the_list_become_relative(self, tmp_path):
         put(tmp_path, {"a/b.jpg": b"", "l.csv": f"file\n{tmp_path.resolve()}/a/b.jpg\n".encode()})
         assert uris(tmp_path / "l.csv") == ["a/b.jpg"]

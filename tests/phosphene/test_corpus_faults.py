@@ -107,6 +107,29 @@ class Failing:
         raise self._error
 
 
+class ClientConnectionError(Exception):
+    """As aiohttp calls the base of what `http://` and `gs://` raise where nobody answers; no `ConnectionError`."""
+
+
+class ClientConnectorError(ClientConnectionError, OSError):
+    """As aiohttp calls a refused connection."""
+
+
+class ClientResponseError(Exception):
+    """As aiohttp calls what a server answered but 200."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def of_botocore() -> Exception:
+    """What `s3://` raises where nobody answers: botocore has a `ConnectionError` of its own."""
+    base = type("ConnectionError", (Exception,), {})
+    error: Exception = type("EndpointConnectionError", (base,), {})("could not connect to the endpoint")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "due"),
     [
@@ -115,6 +138,13 @@ class Failing:
         (ValueError("this object alone"), CorpusError),
         (TimeoutError(), OSError),
         (ConnectionResetError(104, "reset"), OSError),
+        (ClientConnectorError(errno.ECONNREFUSED, "refused"), OSError),
+        (of_botocore(), OSError),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), OSError),
+        (OSError(errno.EBUSY, "Please reduce your request rate"), OSError),
+        (ClientResponseError(403), CorpusError),
+        (ClientResponseError(429), OSError),
+        (ClientResponseError(503), OSError),
         (OSError(errno.EMFILE, "Too many open files"), OSError),
     ],
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from phosphene.artefact_writing import publish
 from phosphene.current import load_current, save_current
 from phosphene.errors import (
     ArtefactDamaged,
@@ -13,7 +14,6 @@ from phosphene.errors import (
     SchemaUnknown,
     SettingError,
 )
-from phosphene.manifest import publish
 
 
 def artefact(path, *, kind, text="a"):
@@ -43,6 +43,18 @@ def test_folders_are_found_from_wherever_the_file_is_moved_with_them(house, tmp_
     moved = tmp_path.parent / (tmp_path.name + "-moved")
     tmp_path.rename(moved)
     assert load_current(moved / "CURRENT").bundles[0].path.resolve() == moved / "b1"
+
+
+def test_a_link_is_not_replaced_by_a_file(house, tmp_path):
+    current, bundles, indexes = house
+    save_current(current, bundles=bundles, indexes=indexes)
+    before = current.read_bytes()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "CURRENT").symlink_to(current)
+    with pytest.raises(SettingError, match=f"link; name the file '{current}' itself"):
+        save_current(tmp_path / "here" / "CURRENT", bundles=bundles, indexes={})
+    assert current.read_bytes() == before
+    assert (tmp_path / "here" / "CURRENT").is_symlink()
 
 
 def test_a_folder_that_holds_something_else_by_now_is_refused(house, tmp_path):

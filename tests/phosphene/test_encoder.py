@@ -425,6 +425,15 @@ def test_classifiers_on_clip_and_siglip_give_their_logits(tmp_path: Path, pixels
     torch.testing.assert_close(encoder.head.classify(encoder.output(pixels)), due, rtol=1e-5, atol=1e-5)
 
 
+def test_classes_that_do_not_count_from_0_are_refused(tmp_path: Path) -> None:
+    labels = {"id2label": {1: "hen", 2: "cock", 3: "tench"}, "label2id": {"hen": 1, "cock": 2, "tench": 3}}
+    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.ViTConfig(**tower, image_size=IMAGE_PX, patch_size=8, **labels)
+    save_model(tmp_path, transformers.ViTForImageClassification(config))
+    with pytest.raises(ArtefactDamaged, match=r"\[1, 2, 3\], and none for \[0\] of its 3 outputs: number .* from 0"):
+        load_encoder(tmp_path)
+
+
 def test_sharded_weights_load_and_digest_like_themselves(tmp_path: Path, pixels: Tensor) -> None:
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     write_encoder(whole, Family.VIT)

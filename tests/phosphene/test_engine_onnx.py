@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phosphene.artefact_writing import seal
 from phosphene.bundle import Bundle
 from phosphene.encoder import Family, Site, Tokens
 from phosphene.engine import EngineName, EngineRequest, Want
@@ -28,7 +29,7 @@ from phosphene.errors import (
     SettingError,
     Unanswerable,
 )
-from phosphene.manifest import MANIFEST_NAME, partial_path, read_manifest, seal
+from phosphene.manifest import MANIFEST_NAME, partial_path, read_manifest
 from tests.families import write_encoder
 from tests.phosphene.engine_bundles import assert_row, make_bundle, random_pixels
 from training.engine_export import export_engine

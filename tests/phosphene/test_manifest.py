@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phosphene.artefact_writing import publish
 from phosphene.errors import (
     ArtefactDamaged,
     ArtefactMismatch,
@@ -28,7 +29,6 @@ from phosphene.manifest import (
     find_artefact,
     open_artefact,
     partial_path,
-    publish,
 )
 from tests.unprivileged import public_folder, without_rights
 
@@ -94,6 +94,15 @@ def test_an_interrupted_write_leaves_no_artefact_and_blocks_nothing(tmp_path: Pa
     with pytest.raises(ArtefactMissing, match="unfinished"):
         open_artefact(tmp_path / "x", kind="index")
     assert make(tmp_path / "x").id == make(tmp_path / "undisturbed").id
+
+
+def test_what_an_unfinished_job_has_done_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "x.partial" / "index").mkdir(parents=True)
+    for name in ("plan.json", "index/shard"):
+        (tmp_path / "x.partial" / name).write_text("hours of work")
+    with pytest.raises(SettingError, match=r"'x\.partial' holds what an unfinished job has done: .* another name"):
+        make(tmp_path / "x")
+    assert (tmp_path / "x.partial" / "index" / "shard").read_text() == "hours of work"
 
 
 def test_a_finished_artefact_is_not_overwritten(tmp_path: Path) -> None:

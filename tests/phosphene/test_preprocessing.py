@@ -180,6 +180,8 @@ def test_old_and_new_files(config, model_type, resize, crop, resample):
         ({"image_processor_type": "ViTImageProcessor", "image_mean": "0.5"}, "image_mean is '0.5'"),
         ({"image_processor_type": "ViTImageProcessor", "image_mean": [0.5, "0.5", 0.5]}, "image_mean is"),
         ({"image_processor_type": "ViTImageProcessor", "image_std": [math.nan, 1.0, 1.0]}, "image_std is .*nan"),
+        ({"image_processor_type": "ViTImageProcessor", "image_mean": [10**400, 0, 0]}, "image_mean is .*1000"),
+        ({"image_processor_type": "ViTImageProcessor", "rescale_factor": 10**400}, "rescale_factor is 1000"),
         ({"image_processor_type": "ViTImageProcessor", "rescale_factor": "1/255"}, "rescale_factor is '1/255'"),
         ({"image_processor_type": "ViTImageProcessor", "rescale_factor": 0}, "rescale_factor is 0"),
         ({"image_processor_type": "ViTImageProcessor", "resample": [3]}, r"resample is \[3\]"),

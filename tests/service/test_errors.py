@@ -217,6 +217,18 @@ async def test_what_a_bundle_or_corpus_lacks_is_said():
     assert not engine.batch_sizes
 
 
+async def test_an_image_of_too_many_pixels_is_never_told_to_try_again():
+    # More of them than there is room for over all images, and one is in hand.
+    async with serving(settings=settings_with(queue={"image_pixels": 1000}, image={"limit_pixels": 500})) as running:
+        calls = await held(running, 0)
+        many_pixels = explain(image=values_pb2.ImageQuery(data=png((1, 2, 3), width=40, height=40)))
+        code, message, details = await refused(running, many_pixels)
+        assert (code, bad_field(details)) == (grpc.StatusCode.INVALID_ARGUMENT, "image.data")
+        assert "PHOSPHENE_IMAGE_LIMIT_PIXELS" in message
+        running.engine.gate.set()
+        assert (await calls[0]).neurons
+
+
 async def held(running, count):
     """Hold the engine with one request, and let `count` more wait for it."""
     running.engine.gate.clear()

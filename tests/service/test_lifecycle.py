@@ -17,7 +17,7 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from phosphene.errors import SettingError
+from phosphene.errors import DeviceFailed, SettingError
 from phosphene.v1 import explain_pb2, models_pb2, service_pb2_grpc, values_pb2
 from service.__main__ import main
 from service.observing.metric_events import Metrics
@@ -25,8 +25,8 @@ from service.observing.metric_labels import CODES, REFUSALS, STAGES
 from service.observing.metrics_server import MetricsServer
 from service.server import METHODS, SERVICE
 from service.settings import ListenAddress
-from tests.fakes import CORPUS
-from tests.service.conftest import ANY_PORT, serving, settings_with
+from tests.fakes import CORPUS, FakeEngine, fake_entry
+from tests.service.conftest import ANY_PORT, always, serving, settings_with
 
 VARIABLES = {
     "PHOSPHENE_BUNDLES": "colours=unused",
@@ -234,6 +234,21 @@ def test_bad_settings_exit_with_two_before_anything_is_opened(environment, capsy
     errors = capsys.readouterr().err
     assert "PHOSPHENE_BATCH_IMAGES is '0'" in errors
     assert "PHOSPHENE_TYPO" in errors
+
+
+class LostEngine(FakeEngine):
+    """Its device is lost before it answers anything."""
+
+    def run(self, pixels, want):
+        raise DeviceFailed("the device is lost to this process")
+
+
+def test_a_device_that_fails_before_anything_is_served_exits_with_one(environment, capsys):
+    environment.setenv("PHOSPHENE_DECODE_WORKERS", "1")
+    engine = LostEngine()
+    assert main(always([fake_entry(engine)], engine)) == 1
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["event"], last["reason"]) == ("device failed", "the device is lost to this process")
 
 
 def test_the_service_runs_on_uvloop(environment):

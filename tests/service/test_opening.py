@@ -4,7 +4,8 @@ import asyncio
 import os
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -12,13 +13,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from index.build import BuildJob, build_index
 from index.plan import IndexConfig
 from phosphene.encoder import Family, Tokens
-from phosphene.errors import ArtefactDamaged, ArtefactMismatch, ArtefactMissing, SettingError
+from phosphene.errors import ArtefactDamaged, ArtefactError, ArtefactMismatch, ArtefactMissing, SettingError
 from phosphene.v1 import explain_pb2, images_pb2, models_pb2, neurons_pb2, values_pb2
+from service.catalogue import Catalogue
 from service.opening import CatalogueOpener
 from service.settings import ArtefactSettings, EngineSettings, NamedPath
+from tests.fakes import FakeEngine, fake_entry
 from tests.index.quiet import Notes
 from tests.index.small_world import NEURON_COUNT, write_bundle, write_corpus
-from tests.service.conftest import serving_artefacts
+from tests.service.conftest import logged, serving, serving_artefacts
 
 ENGINE = EngineSettings(device="cpu", thread_count=1)
 ALL_PARTS = [number for number in explain_pb2.ExplainPart.values() if number]
@@ -196,6 +199,38 @@ def test_a_loop_ends_while_artefacts_are_being_opened(tmp_path):
     is_over = not running.is_alive()
     os.close(writing[0])
     assert is_over
+
+
+class Panic(BaseException):
+    """What a library in Rust raises where it gives up: no `Exception`."""
+
+
+class PanickingPath(type(Path())):
+    """A file over which a library gives up."""
+
+    def read_text(self, *args, **options):
+        raise Panic("called `Option::unwrap()` on a `None` value")
+
+
+async def test_a_reload_over_which_a_library_panics_changes_nothing():
+    engine = FakeEngine()
+    broken = CatalogueOpener(ArtefactSettings(current=PanickingPath("CURRENT")), ENGINE)
+
+    @asynccontextmanager
+    async def open_entries(before):
+        if before is None:
+            yield Catalogue([fake_entry(engine)])
+        else:
+            async with broken(before) as catalogue:
+                yield catalogue
+
+    with logged() as lines:
+        async with serving(engine=engine, make_opener=lambda settings, on_stage: open_entries) as running:
+            with pytest.raises(ArtefactError, match="nothing was switched"):
+                await running.replica.reload()
+            assert (await running.stub.GetModel(models_pb2.GetModelRequest())).model.bundle == "colours"
+        (refused,) = [line for line in lines() if line["event"] == "reload refused"]
+    assert "Option::unwrap()" in refused["traceback"]
 
 
 async def test_an_index_of_another_bundle_is_refused_with_both_ids_and_the_remedy(world):

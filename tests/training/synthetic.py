@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from phosphene.manifest import seal
+from phosphene.artefact_writing import seal
 from training.shards import ShardArrays, mark_artefact_tokens, shard_name, write_shard
 
 WIDTH = 16

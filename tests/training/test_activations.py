@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from phosphene.artefact_writing import seal
 from phosphene.errors import ArtefactDamaged, ArtefactMismatch, CorpusError, SchemaUnknown
-from phosphene.manifest import seal
 from tests.training.synthetic import mixtures, write_activations
 from training.activations import Activations, held_out_count
 from training.shards import ShardArrays, mark_artefact_tokens, write_shard

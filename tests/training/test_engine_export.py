@@ -92,6 +92,24 @@ def test_a_graph_with_other_codes_is_not_published() -> None:
             _tolerance(bad, EngineName.ONNXRUNTIME)
 
 
+def test_8_bit_weights_that_keep_next_to_nothing_are_not_published() -> None:
+    def kept(overlap: float) -> Likeness:
+        return Likeness(image_difference=1.0, token_difference=1.0, differing_tokens=9, top10_overlap=overlap)
+
+    assert _tolerance(kept(0.35), EngineName.ONNXRUNTIME_INT8) == {"top10_overlap": 0.25}
+    for overlap in (0.0, 0.1):
+        with pytest.raises(NumericError, match="more than 0.1; nothing is published"):
+            _tolerance(kept(overlap), EngineName.ONNXRUNTIME_INT8)
+
+
+def test_an_engine_that_golden_codes_cannot_check_is_not_published(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder", Family.VIT)
+    bundle = make_bundle(tmp_path / "bundle", encoder, Site(block=0, tokens=Tokens.CLS), jump=True, scale=1e-9)
+    with pytest.raises(NumericError, match="no neuron fires on the golden images"):
+        export_engine(bundle.path, tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
 def test_golden_images_are_the_same_everywhere_and_differ_from_each_other() -> None:
     preprocessing = Preprocessing(
         resize=ExactSize(height=20, width=12),

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -313,6 +314,20 @@ def test_streamed_residuals_of_one_site_go_before_those_of_the_next_come(
     results = fit_many(requests, progress)
     assert all(isinstance(result, FitResult) for result in results)
     assert progress.source_counts == [3, 2, 1]
+
+
+def test_a_stream_whose_held_out_half_does_not_decode_says_so(encoder_folder: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", 20)
+    for position in np.random.default_rng([0, 0]).permutation(20)[:4:2]:  # Held out by seed 0: every other one.
+        corrupt(corpus, position)
+    sources = Sources(corpus=str(corpus), encoder=str(encoder_folder), reading=ReadingSettings(is_streamed=True))
+    training = TrainingRequest(step_count=2)
+    for variant in (VariantName.TOPK, VariantName.BATCHTOPK):
+        out, sae = tmp_path / variant, SaeRequest(k=4, neuron_count=48, variant=variant)
+        request = make_request(corpus, encoder_folder, out, sources=sources, sae=sae, training=training)
+        with pytest.raises(CorpusError, match="not one of the images of a held-out half, 2 of 20, can be used"):
+            fit(request, SilentProgress())
+        assert not out.exists()
 
 
 def test_another_seed_in_one_pass_shares_the_data_and_no_weights(

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from phosphene.artefact_writing import publish
 from phosphene.encoder import Site, Tokens
 from phosphene.errors import ArtefactMismatch, SettingError
-from phosphene.manifest import publish
 from training.engine_export import export_engine
 from training.importing import ImportRequest, import_sae
 from training.places import bytes_below, refuse_nameless, refuse_taken, refuse_too_full, refuse_unwritable

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from phosphene.artefact_writing import publish
 from phosphene.encoder import Family, Site, Tokens
 from phosphene.errors import (
     ArtefactError,
@@ -17,7 +18,7 @@ from phosphene.errors import (
     SettingError,
     SiteError,
 )
-from phosphene.manifest import MANIFEST_NAME, partial_path, publish
+from phosphene.manifest import MANIFEST_NAME, partial_path
 from phosphene.sae import SparseAutoencoder, save_sae
 from phosphene.selection import TopK
 from tests.families import write_encoder

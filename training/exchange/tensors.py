@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,10 @@ def read_positive(value: object, *, name: str, can_be_zero: bool = False) -> flo
     Raises:
         ArtefactDamaged: something else.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    # JSON has whole numbers that no float holds.
+    if isinstance(value, int | float) and not isinstance(value, bool) and value <= sys.float_info.max:
         number = float(value)
-        if 0 < number < math.inf or (can_be_zero and number == 0):
+        if number > 0 or (can_be_zero and number == 0):
             return number
     raise ArtefactDamaged(
         f"{name} is {value!r}; it must be a number {'of at least' if can_be_zero else 'greater than'} 0"

@@ -2,10 +2,14 @@
 
 import asyncio
 import os
+import select
 import signal
+import socket
+import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from phosphene.images import ImageLimits, PreparedImage
 from service.decoding.process import Death, WorkerEnded, WorkerGone, open_decode_process
@@ -70,3 +74,28 @@ async def test_an_image_that_is_due_is_given_up_whatever_came_before_it():
         worker.begin(picture(2), SMALL, second.set_result)
         assert isinstance(await second, TimeoutError)
         assert loop.time() - begun_s >= 2.99
+
+
+def test_an_image_that_was_decoded_in_time_is_not_given_up_by_a_loop_that_was_held_up():
+    """On the loop of the service, which looks at its timers behind what it reads."""
+
+    async def hold_up():
+        async with open_decode_process(ImageLimits(), 0.5) as worker:
+            loop = asyncio.get_running_loop()
+            told = loop.create_future()
+            ours, theirs = socket.socketpair()
+
+            def hold():
+                loop.remove_reader(ours)
+                due_s = time.monotonic() + 0.5
+                select.select([worker._channel], [], [], 30)
+                time.sleep(max(due_s - time.monotonic(), 0) + 0.05)
+
+            with ours, theirs:
+                loop.add_reader(ours, hold)
+                worker.begin(picture(1), SMALL, told.set_result)
+                theirs.send(b"held up from here on")
+                return await told
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert isinstance(runner.run(hold_up()), PreparedImage)

@@ -250,7 +250,7 @@ def test_an_saelens_configuration(
         read(folder)
 
 
-@pytest.mark.parametrize("factor", [None, 0, -1.0, "0.5", float("inf"), float("nan")])
+@pytest.mark.parametrize("factor", [None, 0, -1.0, "0.5", float("inf"), float("nan"), 10**400])
 def test_a_scaling_factor_that_is_none(tmp_path: Path, factor: object) -> None:
     folder = copy("saelens/standard_scaled", tmp_path)
     change_json(folder / "activation_scaler.json", scaling_factor=factor)
