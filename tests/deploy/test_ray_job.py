@@ -145,6 +145,11 @@ def test_the_image_installs_our_pins_into_the_environment_of_the_service(root):
     assert "!requirements" in (root / ".dockerignore").read_text().splitlines()
 
 
+def test_the_image_of_a_job_is_not_asked_whether_it_serves(root):
+    assert re.findall(r"^HEALTHCHECK (\S+)", (root / "Dockerfile").read_text(), flags=re.M)
+    assert re.findall(r"^HEALTHCHECK (.*)$", (root / "deploy/ray/Dockerfile").read_text(), flags=re.M) == ["NONE"]
+
+
 def test_a_login_shell_finds_ray(root, tmp_path):
     (command,) = re.findall(r"^RUN (echo .*)$", (root / "deploy/ray/Dockerfile").read_text(), flags=re.M)
     profile = tmp_path / "phosphene.sh"
