@@ -11,6 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -21,11 +22,11 @@ _BROKEN_LINK = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Faults of this process or machine: they say nothing of a file, which must not be taken for a bad one."""
 # The last is what s3fs makes of SlowDown and ServiceUnavailable.
-_NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EBUSY})
-_TOO_LONG, _TOO_OFTEN, _SERVER_AT_FAULT = 408, 429, 500
+_UNANSWERED_ERRNOS = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EBUSY})
+_COME_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 # What storages raise that cannot be reached, or break off: Python and its sockets, requests, aiohttp (http, gcs),
 # botocore (s3), azure. Told by name: of their packages those alone are installed whose storages are used.
-_NO_ANSWER = frozenset(
+_UNANSWERED_KINDS = frozenset(
     {
         *("ConnectionError", "TimeoutError", "Timeout", "gaierror"),
         *("ClientConnectionError", "ClientPayloadError", "HTTPClientError"),
@@ -305,10 +306,10 @@ def _unreachable(shown: str, error: Exception) -> CorpusError:
 def _is_unanswered(error: Exception) -> bool:
     """Whether a storage gave no answer, or said to come again, which tells nothing of the file that was asked for."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    if not names.isdisjoint(_NO_ANSWER) or (isinstance(error, OSError) and error.errno in _NO_WAY):
+    if not names.isdisjoint(_UNANSWERED_KINDS) or (isinstance(error, OSError) and error.errno in _UNANSWERED_ERRNOS):
         return True
     status = getattr(error, "status", None)  # Of aiohttp's errors: what HTTP answered.
-    return isinstance(status, int) and (status in (_TOO_LONG, _TOO_OFTEN) or status >= _SERVER_AT_FAULT)
+    return isinstance(status, int) and (status in _COME_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _is_hidden(name: str) -> bool:
